@@ -1,0 +1,168 @@
+"""The run's configuration: frozen sections, one a concern, each field with its docstring.
+
+`config_io` reads them from strict TOML and writes the resolved JSON. A field holds what was given; what
+follows from it is a property or a function, never another field. The model's architecture is not here:
+it comes from the Hugging Face config.json in `model.hf`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model is trained."""
+
+    hf: Path
+    """Folder in Hugging Face format: its config.json gives the architecture, its tokenizer the vocabulary."""
+    init: Literal["checkpoint", "random"] = "checkpoint"
+    """Weights at step 0: from `checkpoint.load`, or drawn at random (to train a model from scratch)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeConfig:
+    """How positions are scaled to the new length (see model/rope.py)."""
+
+    kind: Literal["keep", "linear", "ntk", "llama3", "yarn"] = "keep"
+    """"keep" leaves the model's own rope; any other replaces it."""
+    form: Literal["paper", "coded"] = "paper"
+    """Of yarn: the paper's ramp in rotations, or the ramp in dimension index that serving stacks call yarn."""
+    target_length: int = 0
+    """Tokens of context to reach; 0: data.sequence_length."""
+    original_length: int = 0
+    """Tokens of context the frequencies are relative to; 0: the model's own original length."""
+    alpha: float = 1.0
+    """Rotations at or below which a dimension is fully scaled."""
+    beta: float = 4.0
+    """Rotations at or above which a dimension is kept."""
+    temperature: bool = False
+    """Scale the logits by YaRN's (0.1 ln s + 1) squared. Only the coded form can be exported with it."""
+    angles: Literal["fp32", "fp64"] = "fp32"
+    """Precision of position x frequency: fp32 as serving stacks compute it, or fp64."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """One packed index in the blend."""
+
+    index: Path
+    """Folder written by tools/pack_corpus.py."""
+    weight: float = 1.0
+    """Share of the samples, relative to the other sources' weights."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What the model is trained on."""
+
+    sources: tuple[DataSource, ...]
+    """The packed indexes, all of the same sequence length."""
+    sequence_length: int
+    """Tokens a sample; every source must be packed for it."""
+    document_mask: bool = False
+    """True: tokens attend only within their document. False, the paper's way: to the whole packed sequence."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the model and the sequence are spread over processes; data parallelism is what remains."""
+
+    tensor: int = 1
+    """Tensor parallel size (TP)."""
+    pipeline: int = 1
+    """Pipeline parallel size (PP)."""
+    context: int = 1
+    """Context parallel size (CP): each rank holds sequence_length / CP tokens."""
+    sequence_parallel: bool = False
+    """Split norms and dropouts along the sequence within the TP group; needs tensor > 1."""
+    distributed_optimizer: bool = False
+    """Spread optimizer state over the data-parallel ranks (ZeRO-1)."""
+    attention: Literal["torch", "te"] = "torch"
+    """Ring attention over PyTorch's own flash kernels, or Transformer Engine's context parallelism."""
+    recompute: Literal["none", "full"] = "none"
+    """Keep every activation, or only each layer's input and compute the rest again in backward."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """"auto": GPU where there is one."""
+    timeout: int = 600
+    """Seconds after which a collective that a rank never joined is an error."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, how wide, how precise."""
+
+    steps: int
+    """Optimizer steps in all, those before a resume included."""
+    global_batch_size: int
+    """Samples an optimizer step, over all data-parallel ranks and microbatches."""
+    micro_batch_size: int = 1
+    """Samples a forward pass on one data-parallel rank."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Of weights and activations; bf16 keeps fp32 main weights and reduces gradients in fp32."""
+    seed: int = 1234
+    """Of initial weights and of the order of samples."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam and its schedule; the defaults are the paper's for continued pretraining."""
+
+    learning_rate: float = 3e-5
+    """Peak learning rate."""
+    min_learning_rate: float = 0.0
+    """Where the decay ends."""
+    warmup_steps: int = 0
+    """Steps of linear warmup from 0."""
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape of the decay from the end of the warmup to the last step."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, not applied to norms and biases."""
+    beta1: float = 0.9
+    """Adam's first decay rate."""
+    beta2: float = 0.95
+    """Adam's second decay rate."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    clip_grad: float = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Where weights come from and go to."""
+
+    load: Path | None = None
+    """Checkpoint folder to start from (weights only): tools/convert_hf_to_megatron.py's, or a run's step_N."""
+    save: Path | None = None
+    """Folder of this run's checkpoints (step_N below it). A run that finds one there resumes from the newest."""
+    interval: int = 0
+    """Steps between checkpoints; 0: only the last step."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is recorded."""
+
+    metrics: Path | None = None
+    """JSON Lines file, one line a step; default: metrics.jsonl in checkpoint.save."""
+    tensorboard: Path | None = None
+    """Folder of TensorBoard event files, if any."""
+    interval: int = 10
+    """Steps between lines on the terminal."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run: python -m megatron_ultralong.train --config run.toml."""
+
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    rope: RopeConfig = RopeConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()

@@ -1,0 +1,66 @@
+"""Process groups: torch.distributed from torchrun's environment, and megatron-core's grid over it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.engine import device as engine_device
+
+
+def world_size_from_environment() -> int:
+    """Processes that torchrun (or srun with the same variables) started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def initialize(parallel: ParallelConfig, seed: int = 1234) -> torch.device:
+    """Join the job's processes, lay megatron-core's TP, CP, DP, PP grid over them, and seed its generators.
+
+    Returns:
+        The device of this process.
+    """
+    device = engine_device.use(parallel.device)
+    from megatron_ultralong.engine import mcore
+
+    timeout = datetime.timedelta(seconds=parallel.timeout)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    mcore.parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        context_parallel_size=parallel.context,
+        distributed_timeout_minutes=max(1, parallel.timeout // 60),
+    )
+    mcore.model_parallel_cuda_manual_seed(seed)
+    return device
+
+
+def finalize() -> None:
+    """Leave the job: every group is destroyed, so the process can exit or start another grid."""
+    from megatron_ultralong.engine import mcore
+
+    mcore.parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def single_process(parallel: ParallelConfig | None = None) -> Iterator[torch.device]:
+    """A grid of this one process, for converters and tests; does nothing where one is already laid."""
+    if dist.is_initialized():
+        yield engine_device.use((parallel or ParallelConfig()).device)
+        return
+    device = initialize(parallel or ParallelConfig(device="cpu"))
+    try:
+        yield device
+    finally:
+        finalize()

@@ -6,12 +6,18 @@ signature and docstring. A `UserError` becomes one sentence on stderr and exit s
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from megatron_ultralong import config, config_io
 from megatron_ultralong.errors import UserError
+
+_PROGRAM = "python -m megatron_ultralong.train"
+_FIELDS = "The fields of the configuration, one TOML table a section; a flag here wins over the file."
 
 
 def run(function: Callable[..., Any], arguments: Sequence[str] | None = None) -> None:
@@ -21,12 +27,80 @@ def run(function: Callable[..., Any], arguments: Sequence[str] | None = None) ->
     """
     import tyro
 
+    with exit_status():
+        tyro.cli(function, args=arguments)
+
+
+@contextlib.contextmanager
+def exit_status() -> Iterator[None]:
+    """Log to stderr, and turn a `UserError` into one message and status 2, Ctrl-C into status 130."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        tyro.cli(function, args=arguments)
+        yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
+
+
+def parse_command_line(arguments: Sequence[str] | None = None) -> config.RunConfig:
+    """The configuration that `--config run.toml --section.field value ...` states.
+
+    `--help` prints every field with its docstring, type and default (the file's values where one is given)
+    and exits.
+
+    Args:
+        arguments: the words after the program's name; None: this process's.
+
+    Raises:
+        UserError: no --config, or what `config_io.load_config` finds.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    path, words = _take_config(words)
+    if "--help" in words or "-h" in words:
+        words = [word for word in words if word not in ("--help", "-h")]
+        _print_help(config_io.load_config(path, words) if path is not None else None)
+    if path is None:
+        raise UserError(f"--config is missing; give a TOML file: {_PROGRAM} --config RUN.toml.")
+    return config_io.load_config(path, words)
+
+
+def _take_config(words: list[str]) -> tuple[Path | None, list[str]]:
+    """The value of --config (the last one, if there are several), and the other words."""
+    path, rest = None, []
+    left = iter(words)
+    for word in left:
+        if word == "--config":
+            value = next(left, "")
+            if not value or value.startswith("--"):
+                raise UserError("--config has no value; give a TOML file.")
+            path = Path(value)
+        elif word.startswith("--config="):
+            path = Path(word.removeprefix("--config="))
+        else:
+            rest.append(word)
+    return path, rest
+
+
+def _print_help(values: config.RunConfig | None) -> None:
+    """Print every field of the configuration with its docstring, type and default, and exit with 0."""
+    import tyro
+
+    required: Any = tyro.MISSING
+    if values is None:
+        values = config.RunConfig(
+            model=config.ModelConfig(hf=required),
+            data=config.DataConfig(sources=(config.DataSource(index=required),), sequence_length=required),
+            train=config.TrainConfig(steps=required, global_batch_size=required),
+        )
+    tyro.cli(
+        config.RunConfig,
+        args=["--help"],
+        default=values,
+        prog=f"{_PROGRAM} --config RUN.toml",
+        description=_FIELDS,
+        config=(tyro.conf.FlagConversionOff,),
+        use_underscores=True,
+    )

@@ -4,6 +4,19 @@ Command lines (`megatron_ultralong.cli`) print a `UserError` as one sentence and
 anything else is a bug of ours and keeps its traceback.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
 
 class UserError(ValueError):
     """A bad input. The message is one sentence: the file, line or field, its value, and the mend."""
+
+
+def raise_problems(subject: Path | str, problems: Sequence[str]) -> None:
+    """Raise one UserError that holds every problem found in `subject`, one a line; none found: return."""
+    if len(problems) == 1:
+        raise UserError(problems[0])
+    if problems:
+        raise UserError(f"{subject} has {len(problems)} mistakes:\n  " + "\n  ".join(problems))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ class Progress:
 
 def track(items: Iterable[T], description: str, unit: str, total: int | None = None) -> Iterator[T]:
     """Yield from `items` and show progress; `total` is taken from `len` where there is one."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with Progress(description, total, unit) as progress:
         for item in items:

@@ -1,0 +1,186 @@
+"""What fits field by field but cannot run together: found before any model is built, and all of it at once.
+
+Each rule is a line of arithmetic over the configuration, the model's config.json, the number of processes
+and the manifests of the packed indexes; nothing else is read and torch is not imported. Costs milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from megatron_ultralong.config import DataConfig, ParallelConfig, RunConfig
+from megatron_ultralong.errors import UserError, raise_problems
+from megatron_ultralong.files import read_json
+
+_AT_LEAST_ONE = (
+    "data.sequence_length train.steps train.global_batch_size train.micro_batch_size "
+    "parallel.tensor parallel.pipeline parallel.context parallel.timeout log.interval"
+).split()
+_AT_LEAST_ZERO = (
+    "rope.target_length rope.original_length optimizer.learning_rate optimizer.min_learning_rate "
+    "optimizer.warmup_steps optimizer.weight_decay optimizer.clip_grad checkpoint.interval"
+).split()
+
+
+def check_config(config: RunConfig, *, hf_config: dict[str, Any], world_size: int) -> None:
+    """Raise if the run cannot work as configured.
+
+    Args:
+        config: the run.
+        hf_config: the model's config.json.
+        world_size: processes that torchrun started.
+
+    Raises:
+        UserError: every mistake, one a line, with its field, value and mend.
+    """
+    problems = list(_ranges(config))
+    if not problems:  # the rules divide by sizes and so need them positive
+        problems += _layout(config, world_size)
+        problems += _sharding(config.parallel, config.data.sequence_length, hf_config)
+        problems += _rope(config, hf_config)
+        problems += _data(config.data, hf_config)
+        problems += _checkpoint(config)
+    raise_problems("the configuration", problems)
+
+
+def _ranges(config: RunConfig) -> Iterator[str]:
+    """Numbers that are too small, whatever the other fields say."""
+    for names, least in ((_AT_LEAST_ONE, 1), (_AT_LEAST_ZERO, 0)):
+        for name in names:
+            section, _, field = name.partition(".")
+            value = getattr(getattr(config, section), field)
+            if value < least:
+                yield f"{name} is {value}; give {least} or more."
+    for place, source in enumerate(config.data.sources):
+        if source.weight <= 0:
+            yield f"data.sources.{place}.weight is {source.weight}; give a weight above 0 or remove the source."
+
+
+def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
+    """Processes, batches and the zig-zag cut."""
+    parallel, train, length = config.parallel, config.train, config.data.sequence_length
+    model_size = parallel.tensor * parallel.pipeline * parallel.context
+    if world_size % model_size:
+        yield (
+            f"{world_size} processes are no multiple of parallel.tensor {parallel.tensor} x parallel.pipeline "
+            f"{parallel.pipeline} x parallel.context {parallel.context} = {model_size}; "
+            "start another number (torchrun --nproc-per-node) or mend the sizes."
+        )
+    else:
+        data_parallel = world_size // model_size
+        together = train.micro_batch_size * data_parallel
+        if train.global_batch_size % together:
+            yield (
+                f"train.global_batch_size is {train.global_batch_size}, not a multiple of train.micro_batch_size "
+                f"{train.micro_batch_size} x data-parallel size {data_parallel}; give a multiple of {together}."
+            )
+    if parallel.context > 1 and length % (2 * parallel.context):
+        yield (
+            f"data.sequence_length is {length}, not divisible by 2 x parallel.context = {2 * parallel.context}, "
+            "the chunks of the zig-zag cut; pack the data for another length or change parallel.context."
+        )
+    if config.data.document_mask and parallel.attention == "te":
+        yield 'data.document_mask is true with parallel.attention "te"; use "torch", which takes any document lengths.'
+
+
+def _sharding(parallel: ParallelConfig, length: int, hf_config: dict[str, Any]) -> Iterator[str]:
+    """What tensor and pipeline parallelism must divide."""
+    heads = hf_config["num_attention_heads"]
+    kv_heads = hf_config.get("num_key_value_heads") or heads
+    for value, what in ((heads, "attention heads"), (kv_heads, "key-value heads")):
+        if value % parallel.tensor:
+            yield (
+                f"parallel.tensor is {parallel.tensor}, which does not divide the model's {value} {what}; "
+                f"give a divisor of {value}."
+            )
+    layers = hf_config["num_hidden_layers"]
+    if layers % parallel.pipeline:
+        yield (
+            f"parallel.pipeline is {parallel.pipeline}, which does not divide the model's {layers} layers; "
+            f"give a divisor of {layers}."
+        )
+    if parallel.sequence_parallel and parallel.tensor == 1:
+        yield "parallel.sequence_parallel is true with parallel.tensor 1; set it to false or raise parallel.tensor."
+    elif parallel.sequence_parallel and length // parallel.context % parallel.tensor:
+        yield (
+            f"data.sequence_length / parallel.context is {length // parallel.context} tokens, not divisible by "
+            f"parallel.tensor {parallel.tensor} as parallel.sequence_parallel needs; change one of them."
+        )
+
+
+def _rope(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
+    """Scalings that do not reach the data's length, or that no config.json could state."""
+    rope, length = config.rope, config.data.sequence_length
+    if rope.kind == "keep":
+        return
+    if rope.kind == "yarn" and rope.form == "paper" and rope.temperature:
+        yield (
+            'rope.temperature is true with rope.form "paper", which no config.json can state, so the model could '
+            'not be exported; set rope.temperature to false or rope.form to "coded".'
+        )
+    if 0 < rope.target_length < length:
+        yield (
+            f"rope.target_length is {rope.target_length}, below data.sequence_length {length}; "
+            "raise it, or set it to 0 for data.sequence_length."
+        )
+
+
+def _data(data: DataConfig, hf_config: dict[str, Any]) -> Iterator[str]:
+    """Indexes packed for another length, or tokenized for another vocabulary or by different tokenizers."""
+    tokenizers: dict[str, Path] = {}
+    for source in data.sources:
+        try:
+            manifest = read_manifest(source.index)
+        except UserError as error:
+            yield str(error)
+            continue
+        where = source.index / "manifest.json"
+        if manifest["sequence_length"] != data.sequence_length:
+            yield (
+                f"{where}: packed for sequence_length {manifest['sequence_length']}, but data.sequence_length is "
+                f"{data.sequence_length}; pack again with tools/pack_corpus.py or change data.sequence_length."
+            )
+        if manifest["vocab_size"] > hf_config["vocab_size"]:
+            yield (
+                f"{where}: tokens of a vocabulary of {manifest['vocab_size']}, but the model has "
+                f"{hf_config['vocab_size']}; tokenize with the model's own tokenizer."
+            )
+        tokenizers.setdefault(manifest["tokenizer_fingerprint"], source.index)
+    if len(tokenizers) > 1:
+        first, second, *_ = tokenizers.values()
+        yield f"{first} and {second} come from different tokenizers; tokenize all sources with the model's own."
+
+
+def read_manifest(index: Path) -> dict[str, Any]:
+    """The manifest of a packed index, with the entries that this file compares.
+
+    Raises:
+        UserError: missing, not JSON, or without one of them.
+    """
+    path = index / "manifest.json"
+    mend = "pack the data with tools/pack_corpus.py"
+    manifest: dict[str, Any] = read_json(path, "the manifest of the packed index", mend)
+    for key in ("sequence_length", "vocab_size", "tokenizer_fingerprint"):
+        if key not in manifest:
+            raise UserError(f"{path}: no entry {key!r}; {mend}.")
+    return manifest
+
+
+def _checkpoint(config: RunConfig) -> Iterator[str]:
+    """Weights from nowhere, or from two places."""
+    load, save = config.checkpoint.load, config.checkpoint.save
+    resumable = save is not None and any(save.glob("step_*"))
+    if config.model.init == "random" and load is not None:
+        yield (
+            f'model.init is "random" and checkpoint.load is {load}; '
+            'remove checkpoint.load, or set model.init to "checkpoint".'
+        )
+    elif config.model.init == "checkpoint" and load is None and not resumable:
+        yield (
+            'model.init is "checkpoint", but checkpoint.load is not given and checkpoint.save holds no step_N to '
+            "resume from; give checkpoint.load a folder written by tools/convert_hf_to_megatron.py."
+        )
+    elif config.model.init == "checkpoint" and load is not None and not resumable and not load.is_dir():
+        yield f"checkpoint.load is {load}, which is no folder; convert the model with tools/convert_hf_to_megatron.py."

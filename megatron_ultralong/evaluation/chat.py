@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Protocol
 
 from megatron_ultralong.errors import UserError
 
 
-class Message(TypedDict):
-    """One turn of a chat."""
-
-    role: str
-    content: str
+Message = dict[str, str]
+"""One turn of a chat: `role` and `content`."""
 
 
 class Encoder(Protocol):
@@ -29,7 +26,9 @@ class Encoder(Protocol):
 
 
 class Renderer(Encoder, Protocol):
-    """An encoder that also knows the model's chat template."""
+    """An encoder that also knows the model's chat template. Hashable: costs of turns are remembered by it."""
+
+    def __hash__(self) -> int: ...
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
         """The chat as text; with `generation_prompt` it ends where the assistant is to go on."""
@@ -53,7 +52,7 @@ class ChatTokenizer:
             raise UserError(f"{folder}: there is no tokenizer.json; copy the model's tokenizer files into the folder.")
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # tokenizers raises plain Exception
+        except Exception as error:  # noqa: BLE001, tokenizers raises plain Exception
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
                 f"{folder}: its tokenizer cannot be loaded ({first}); copy the model's files anew."

@@ -15,12 +15,12 @@ from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.chat import Message, Renderer
 from megatron_ultralong.evaluation.haystack import Haystack
 
-NAMES: tuple[str, ...] = tuple(
-    (
-        "red blue green gold silver black white pink north south east west spring summer winter autumn "
-        "apple lemon cherry peach tiger horse eagle whale river stone cloud storm paper glass iron copper"
-    ).split()
-)
+_NAMES = """
+red blue green gold silver black white pink north south east west spring summer winter autumn
+apple lemon cherry peach tiger horse eagle whale river stone cloud storm paper glass iron copper
+"""
+NAMES: tuple[str, ...] = tuple(_NAMES.split())
+"""What a key may be called."""
 DIGITS = 5
 """Digits of a key."""
 

@@ -106,7 +106,7 @@ class _Reader:
                 continue
             name = flag[2:].replace("-", "_")
             if not _exists(name):
-                self.problems.append(f"{flag} is not a field{_nearest(name, _all_names(), '--')}; see --help.")
+                self.problems.append(f"{flag} is not a field{_nearest(name, field_names(), '--')}; see --help.")
                 separator = separator or (rest.pop(0) if rest and not rest[0].startswith("--") else "=")
             elif not separator and (not rest or rest[0].startswith("--")):
                 self.problems.append(f"{flag} has no value; give {flag} VALUE.")
@@ -219,7 +219,7 @@ def _show(value: Any) -> str:
 
 
 def _nearest(name: str, known: Iterable[str], prefix: str) -> str:
-    """ ", nearest is X" when something is near enough to be a typo of it, else what there is, else nothing."""
+    """A guess at what `name` is a typo of; without one, what there is, if that is short; else nothing."""
     known = list(known)
     matches = difflib.get_close_matches(name, known, n=1)
     if matches:
@@ -227,14 +227,14 @@ def _nearest(name: str, known: Iterable[str], prefix: str) -> str:
     return f" (known: {', '.join(known)})" if len(known) <= 12 else ""
 
 
-def _all_names(kind: type = RunConfig, prefix: str = "") -> list[str]:
+def field_names(kind: type = RunConfig, prefix: str = "") -> list[str]:
     """Every dotted field name, the first data source standing for all."""
     names = []
     for name, hint in typing.get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint):
-            names += _all_names(typing.cast(type, hint), f"{prefix}{name}.")
+            names += field_names(typing.cast(type, hint), f"{prefix}{name}.")
         elif typing.get_origin(hint) is tuple:
-            names += _all_names(typing.get_args(hint)[0], f"{prefix}{name}.0.")
+            names += field_names(typing.get_args(hint)[0], f"{prefix}{name}.0.")
         else:
             names.append(prefix + name)
     return names
@@ -242,7 +242,7 @@ def _all_names(kind: type = RunConfig, prefix: str = "") -> list[str]:
 
 def _exists(name: str) -> bool:
     """Whether a dotted name is a field, whatever the number of its data source."""
-    return re.sub(r"\.\d+\.", ".0.", name) in _all_names()
+    return re.sub(r"\.\d+\.", ".0.", name) in field_names()
 
 
 def _line_numbers(text: str) -> dict[str, int]:

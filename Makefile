@@ -1,0 +1,48 @@
+# Each target sets up $(VENV) first, once: again only after pyproject.toml, setup.py or csrc/ change.
+#
+#   PYTHON=python3.12    the interpreter that makes the environment (3.10 or newer)
+#   VENV=.venv           where it goes; an existing environment is used as it is, its torch included
+#   TORCH=torch==2.13.0  what is installed when there is no torch yet. From PyPI on Linux x86-64 that is a CUDA
+#                        build of several GB; for a small CPU build:
+#                        make TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu" quickstart
+#   QUICK=1              shortens quickstart: every stage, few steps
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.megatron_ultralong
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test checks format clean
+
+help:  ## say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: $(READY)  ## the whole way on this machine: prepare, extend, tune, convert, evaluate, report
+	bash examples/tiny_cpu/run.sh
+
+test: $(READY)  ## the whole test suite
+	python -m pytest -m "not slow"
+
+checks: $(READY)  ## lint, formatting and types
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: $(READY)  ## mend what ruff can
+	ruff check --fix-only .
+	ruff format .
+
+clean:  ## remove what was built and cached, but neither $(VENV) nor the quickstart's results
+	rm -rf build/temp* build/lib* build/bdist* dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml $(wildcard setup.py csrc/*)
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed: make PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip install -e ".[dev]"
+	@touch $@

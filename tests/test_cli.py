@@ -1,0 +1,112 @@
+import subprocess
+import sys
+
+import pytest
+
+from megatron_ultralong import cli
+from megatron_ultralong.config import RunConfig
+from megatron_ultralong.config_io import field_names, load_config
+from megatron_ultralong.errors import UserError
+
+RUN = '[model]\nhf = "m"\n[data]\nsequence_length = 64\nsources = [{index = "a"}]\n[train]\nsteps = 3\n'
+
+
+@pytest.fixture
+def toml(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(RUN + "global_batch_size = 4\n")
+    return path
+
+
+def greet(*, name: str, times: int = 1) -> None:
+    """Greet somebody.
+
+    Args:
+        name: whom to greet.
+        times: how often.
+    """
+    if times < 0:
+        raise UserError(f"--times is {times}; give 0 or more.")
+    if times == 0:
+        raise KeyboardInterrupt
+    print(f"hello {name} " * times)
+
+
+def test_a_tool_gets_its_flags_from_the_signature(capsys):
+    cli.run(greet, ["--name", "you", "--times", "2"])
+    assert capsys.readouterr().out == "hello you hello you \n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "said"),
+    [
+        (["--name", "you", "--times", "-1"], 2, "error: --times is -1; give 0 or more.\n"),
+        (["--name", "you", "--times", "0"], 130, "stopped by Ctrl-C\n"),
+    ],
+)
+def test_a_tools_exit_status(capsys, flags, status, said):
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(greet, flags)
+    assert stopped.value.code == status
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("flags", [["--nmae", "you"], [], ["--name", "you", "--times", "often"]])
+def test_a_bad_flag_exits_with_2(capsys, flags):
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(greet, flags)
+    assert stopped.value.code == 2
+
+
+def test_a_bug_keeps_its_traceback():
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cli.run(broken, [])
+
+
+@pytest.mark.parametrize("spelling", [["--config", "{}"], ["--config={}"]])
+def test_the_configuration_comes_from_the_file_and_the_flags(toml, spelling):
+    words = [word.format(toml) for word in spelling]
+    assert cli.parse_command_line([*words, "--train.seed", "5"]) == load_config(toml, ["--train.seed", "5"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "--config is missing; give a TOML file: python -m megatron_ultralong.train --config RUN.toml."),
+        (["--config"], "--config has no value; give a TOML file."),
+        (["--config", "--train.seed", "5"], "--config has no value; give a TOML file."),
+    ],
+)
+def test_a_run_needs_a_file(words, said):
+    with pytest.raises(UserError) as caught:
+        cli.parse_command_line(words)
+    assert str(caught.value) == said
+
+
+def help_text(capsys, *words: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        cli.parse_command_line([*words, "--help"])
+    assert stopped.value.code == 0
+    return " ".join(capsys.readouterr().out.replace("\u2502", " ").split())  # the box's rules and line breaks
+
+
+def test_help_lists_every_field_with_its_docstring_type_and_default(capsys):
+    text = help_text(capsys)
+    for name in field_names(RunConfig):
+        assert f"--{name} " in text
+    assert "--train.steps INT Optimizer steps in all, those before a resume included. (required)" in text
+    assert "--rope.kind {keep,linear,ntk,llama3,yarn}" in text
+    assert "--optimizer.learning_rate FLOAT Peak learning rate. (default: 3e-05)" in text
+
+
+def test_help_shows_the_files_values_as_defaults(capsys, toml):
+    text = help_text(capsys, "--config", str(toml), "--train.seed", "77")
+    assert "(default: 77)" in text and "--train.steps INT" in text and "(required)" not in text
+
+
+def test_only_a_command_line_imports_tyro():
+    code = "import sys; import megatron_ultralong.cli; sys.exit('tyro' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

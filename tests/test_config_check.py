@@ -1,0 +1,127 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from megatron_ultralong.config_io import check_config, load_config
+from megatron_ultralong.errors import UserError
+
+HF = {"num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 6, "vocab_size": 1024}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Check a valid run with some flags changed; returns the problems, one an entry."""
+    monkeypatch.chdir(tmp_path)
+    Path("run.toml").write_text(
+        '[model]\nhf = "m"\n[data]\nsequence_length = 2048\n[[data.sources]]\nindex = "a"\n'
+        '[train]\nsteps = 3\nglobal_batch_size = 4\n[checkpoint]\nload = "start"\n'
+    )
+    Path("start").mkdir()
+    pack("a")
+
+    def check(flags: str = "", world_size: int = 1, hf: dict = HF) -> list[str]:
+        config = load_config(Path("run.toml"), flags.split())
+        try:
+            check_config(config, hf_config=hf, world_size=world_size)
+        except UserError as error:
+            lines = str(error).splitlines()
+            return lines if len(lines) == 1 else [line.strip() for line in lines[1:]]
+        return []
+
+    return check
+
+
+def pack(folder: str, **changes: object) -> None:
+    """A packed index's manifest, as far as the check reads it."""
+    Path(folder).mkdir()
+    manifest = {"sequence_length": 2048, "vocab_size": 1024, "tokenizer_fingerprint": "t1"} | changes
+    Path(folder, "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("flags", "world_size"),
+    [
+        ("", 1),
+        ("", 4),
+        ("--parallel.context 2", 2),
+        ("--parallel.context 2 --parallel.tensor 2 --parallel.sequence_parallel true --parallel.pipeline 3", 12),
+        ("--train.micro_batch_size 2", 2),
+        ("--rope.kind yarn --rope.target_length 4096", 1),
+        ("--rope.kind yarn --rope.form coded --rope.temperature true", 1),
+        ("--checkpoint.load none --model.init random", 1),
+    ],
+)
+def test_runs_that_work(run, flags, world_size):
+    assert run(flags, world_size) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "world_size", "said"),
+    [
+        ("--train.steps 0", 1, "train.steps is 0; give 1 or more."),
+        ("--checkpoint.interval -1", 1, "checkpoint.interval is -1; give 0 or more."),
+        ("--log.interval 0", 1, "log.interval is 0; give 1 or more."),
+        ("--data.sources.0.weight 0", 1, "data.sources.0.weight is 0.0; give a weight above 0 or remove the source."),
+        ("--parallel.context 2 --parallel.tensor 2", 6, "6 processes are no multiple of parallel.tensor 2 x "),
+        ("", 3, "train.global_batch_size is 4, not a multiple of train.micro_batch_size 1 x data-parallel size 3; "),
+        ("--parallel.context 3", 3, "data.sequence_length is 2048, not divisible by 2 x parallel.context = 6, "),
+        ("--data.document_mask true --parallel.attention te", 1, "data.document_mask is true with parallel.attention "),
+        ("--parallel.tensor 8", 8, "parallel.tensor is 8, which does not divide the model's 4 key-value heads; "),
+        ("--parallel.pipeline 4", 4, "parallel.pipeline is 4, which does not divide the model's 6 layers; "),
+        ("--parallel.sequence_parallel true", 1, "parallel.sequence_parallel is true with parallel.tensor 1; "),
+        (
+            "--rope.kind yarn --rope.temperature true",
+            1,
+            'rope.temperature is true with rope.form "paper", which no config.json can state, ',
+        ),
+        ("--rope.kind yarn --rope.target_length 1024", 1, "rope.target_length is 1024, below data.sequence_length "),
+        ("--model.init random", 1, 'model.init is "random" and checkpoint.load is start; remove checkpoint.load, '),
+        ("--checkpoint.load none", 1, 'model.init is "checkpoint", but checkpoint.load is not given and '),
+        ("--checkpoint.load nowhere", 1, "checkpoint.load is nowhere, which is no folder; "),
+        ("--data.sources.0.index b", 1, "b/manifest.json: the manifest of the packed index is missing; pack "),
+    ],
+)
+def test_a_combination_that_cannot_run_is_named(run, flags, world_size, said):
+    (problem,) = run(flags, world_size)
+    assert problem.startswith(said) and problem.endswith(".")
+
+
+def test_sequence_parallel_divides_each_ranks_tokens(run):
+    pack("odd", sequence_length=2052)
+    flags = "--parallel.context 2 --parallel.tensor 4 --parallel.sequence_parallel true --data.sequence_length 2052"
+    (problem,) = run(flags + " --data.sources.0.index odd", 8)
+    assert problem.startswith("data.sequence_length / parallel.context is 1026 tokens, not divisible by parallel.ten")
+
+
+def test_without_kv_heads_in_config_json_the_heads_count(run):
+    hf = {name: value for name, value in HF.items() if name != "num_key_value_heads"}
+    assert run("--parallel.tensor 8", 8, hf) == []
+
+
+def test_data_of_another_length_vocabulary_or_tokenizer(run):
+    pack("short", sequence_length=1024)
+    pack("wide", vocab_size=2000)
+    pack("other", tokenizer_fingerprint="t2")
+    flags = "--data.sources.1.index short --data.sources.2.index wide --data.sources.3.index other"
+    short, wide, other = run(flags)
+    assert short.startswith("short/manifest.json: packed for sequence_length 1024, but data.sequence_length is 2048; ")
+    assert wide.startswith("wide/manifest.json: tokens of a vocabulary of 2000, but the model has 1024; ")
+    assert other.startswith("a and other come from different tokenizers; ")
+
+
+def test_a_manifest_without_an_entry(run):
+    Path("half").mkdir()
+    Path("half/manifest.json").write_text('{"sequence_length": 2048}')
+    assert run("--data.sources.0.index half") == [
+        "half/manifest.json: no entry 'vocab_size'; pack the data with tools/pack_corpus.py."
+    ]
+
+
+def test_a_run_that_can_resume_needs_no_start(run):
+    Path("save/step_000002").mkdir(parents=True)
+    assert run("--checkpoint.load none --checkpoint.save save") == []
+
+
+def test_all_problems_come_at_once(run):
+    assert len(run("--parallel.pipeline 4 --parallel.sequence_parallel true --model.init random", 3)) == 4

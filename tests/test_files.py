@@ -1,0 +1,125 @@
+import hashlib
+
+import pytest
+
+from megatron_ultralong.errors import UserError, raise_problems
+from megatron_ultralong.files import (
+    atomic_directory,
+    atomic_file,
+    fingerprint,
+    read_json,
+    replace_directory,
+    write_json,
+)
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_whole(tmp_path):
+    with atomic_file(tmp_path / "deep" / "a.txt") as temporary:
+        temporary.write_text("new")
+        assert names(tmp_path / "deep") == [temporary.name]
+    assert names(tmp_path / "deep") == ["a.txt"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), atomic_file(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old" and names(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_replaces_the_one_before(tmp_path):
+    target = tmp_path / "out"
+    for text in ("old", "new"):
+        with atomic_directory(target) as temporary:
+            (temporary / text).write_text(text)
+    assert names(tmp_path) == ["out"] and names(target) == ["new"]
+
+
+def test_a_failed_folder_leaves_the_old_one(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("")
+    with pytest.raises(RuntimeError), atomic_directory(target) as temporary:
+        (temporary / "half").write_text("")
+        raise RuntimeError
+    assert names(tmp_path) == ["out"] and names(target) == ["old"]
+
+
+def test_a_killed_writers_leftovers_do_not_get_in(tmp_path):
+    target = tmp_path / "out"
+    with atomic_directory(target) as temporary:
+        leftover = temporary.name
+    (tmp_path / leftover).mkdir()
+    (tmp_path / leftover / "half").write_text("")
+    with atomic_directory(target) as temporary:
+        (temporary / "new").write_text("")
+    assert names(target) == ["new"] and names(tmp_path) == ["out"]
+
+
+def test_replace_directory_without_a_target(tmp_path):
+    (tmp_path / "a").mkdir()
+    replace_directory(tmp_path / "a", tmp_path / "b")
+    assert names(tmp_path) == ["b"]
+
+
+def test_json_comes_back(tmp_path):
+    write_json(tmp_path / "a.json", {"key": ["\u00e9", 1, None]})
+    assert read_json(tmp_path / "a.json", "the list", "write it") == {"key": ["\u00e9", 1, None]}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "{path}: the list is missing; write it."),
+        (b'{"a": 1,\n "b": }', "{path}, line 2: the list is not JSON (Expecting value); write it."),
+        (b"\xff\xff", "{path}: the list cannot be read ("),
+    ],
+)
+def test_bad_json_is_named(tmp_path, content, said):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_json(path, "the list", "write it")
+    assert str(caught.value).startswith(said.format(path=path))
+
+
+def test_a_small_files_fingerprint_is_over_size_and_content(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"hello")
+    assert fingerprint(path) == hashlib.sha256(b"5hello").hexdigest()
+
+
+@pytest.mark.parametrize("at", [0, 8 * 2**20 - 1])
+def test_a_large_files_fingerprint_sees_both_ends(tmp_path, at):
+    content = bytearray(8 * 2**20)
+    path = tmp_path / "a"
+    path.write_bytes(content)
+    before = fingerprint(path)
+    content[at] = 1
+    path.write_bytes(content)
+    assert fingerprint(path) != before
+
+
+def test_a_large_files_fingerprint_sees_its_length(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(bytes(8 * 2**20))
+    before = fingerprint(path)
+    path.write_bytes(bytes(8 * 2**20 + 1))
+    assert fingerprint(path) != before
+
+
+def test_no_problem_raises_nothing_and_one_stands_alone():
+    raise_problems("run.toml", [])
+    with pytest.raises(UserError) as caught:
+        raise_problems("run.toml", ["a is 1; give 2."])
+    assert str(caught.value) == "a is 1; give 2."
+    with pytest.raises(UserError) as caught:
+        raise_problems("run.toml", ["a is 1; give 2.", "b is 2; give 3."])
+    assert str(caught.value) == "run.toml has 2 mistakes:\n  a is 1; give 2.\n  b is 2; give 3."

@@ -1,0 +1,1 @@
+"""Weights both ways: Hugging Face folders and megatron-core's dist_checkpointing directories."""

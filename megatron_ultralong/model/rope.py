@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_ultralong.config import RopeConfig
 from megatron_ultralong.errors import UserError
 
 Kind = Literal["none", "linear", "ntk", "llama3", "yarn"]
@@ -178,3 +179,41 @@ class RopeScaling:
 def temperature(factor: float) -> float:
     """YaRN's attention factor m = 0.1 ln s + 1 (arXiv 2309.00071, equation 22)."""
     return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def scaled(own: RopeScaling, section: RopeConfig, sequence_length: int) -> RopeScaling:
+    """The rope that a run trains with.
+
+    Args:
+        own: the starting model's rope; "keep" keeps it, any other kind replaces it, with the factor counted
+            from the model's original length: 1,048,576 over Llama-3.1's 8,192 gives s = 128.
+        section: the run's [rope].
+        sequence_length: tokens a sample, the target unless `section.target_length` says another.
+
+    Raises:
+        UserError: the samples are longer than the resulting context, or the target shorter than the original.
+    """
+    if section.kind == "keep":
+        rope = own
+    else:
+        original = section.original_length or own.original_length
+        target = section.target_length or sequence_length
+        if target < original:
+            raise UserError(f"rope.target_length {target} is below the original length {original}; give a longer one.")
+        factor = target / original
+        rope = RopeScaling(
+            base=own.base,
+            kind=section.kind,
+            factor=factor,
+            original_length=original,
+            form=section.form,
+            alpha=section.alpha,
+            beta=section.beta,
+            attention_factor=temperature(factor) if section.temperature else 1.0,
+        )
+    if sequence_length > rope.length:
+        raise UserError(
+            f"data.sequence_length {sequence_length} is longer than the model's context of {rope.length} tokens; "
+            'scale it with [rope] kind = "yarn".'
+        )
+    return rope

@@ -1,0 +1,174 @@
+"""megatron-core's GPTModel from a Hugging Face config.json.
+
+The architecture is read from the config.json and nowhere else; parallelism and precision come from the run.
+The layer is megatron-core's TransformerLayer with two modules of our own: a norm that allows sequence
+parallelism without Transformer Engine, and ring attention as the core attention.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, Literal
+
+import torch
+
+from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.context_parallel.core_attention import RingCoreAttention
+from megatron_ultralong.engine import cpu, mcore
+from megatron_ultralong.errors import UserError
+from megatron_ultralong.model.rope import RopeScaling
+from megatron_ultralong.model.rotary import Rotary
+
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch.nn.RMSNorm with megatron-core's constructor; its weight is marked for sequence parallelism."""
+
+    def __init__(self, config: mcore.TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+def head_dim(hf_config: dict[str, Any]) -> int:
+    """Channels of one attention head."""
+    return int(hf_config.get("head_dim") or hf_config["hidden_size"] // hf_config["num_attention_heads"])
+
+
+def transformer_config(
+    hf_config: dict[str, Any], rope: RopeScaling, parallel: ParallelConfig, precision: Literal["fp32", "bf16"]
+) -> mcore.TransformerConfig:
+    """megatron-core's configuration of the model in `hf_config` under `parallel`.
+
+    Raises:
+        UserError: an architecture or activation this project does not build.
+    """
+    architecture = (hf_config.get("architectures") or ["none"])[0]
+    if architecture not in ARCHITECTURES:
+        raise UserError(f"config.json: architecture {architecture!r} is not supported; known: {', '.join(ARCHITECTURES)}.")
+    if hf_config.get("hidden_act", "silu") != "silu":
+        raise UserError(f"config.json: hidden_act {hf_config['hidden_act']!r} is not supported; known: silu.")
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    heads = hf_config["num_attention_heads"]
+    config = mcore.TransformerConfig(
+        num_layers=hf_config["num_hidden_layers"],
+        hidden_size=hf_config["hidden_size"],
+        ffn_hidden_size=hf_config["intermediate_size"],
+        num_attention_heads=heads,
+        num_query_groups=hf_config.get("num_key_value_heads") or heads,
+        kv_channels=head_dim(hf_config),
+        layernorm_epsilon=hf_config.get("rms_norm_eps", 1e-6),
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        add_qkv_bias=architecture == "Qwen2ForCausalLM" or bool(hf_config.get("attention_bias")),
+        qk_layernorm=architecture == "Qwen3ForCausalLM",
+        init_method_std=hf_config.get("initializer_range", 0.02),
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=precision == "bf16",
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        context_parallel_size=parallel.context,
+        cp_comm_type="p2p",
+        sequence_parallel=parallel.sequence_parallel,
+        calculate_per_token_loss=True,
+        recompute_granularity="full" if parallel.recompute == "full" else None,
+        recompute_method="uniform" if parallel.recompute == "full" else None,
+        recompute_num_layers=1 if parallel.recompute == "full" else None,
+        deallocate_pipeline_outputs=not cpu.is_active(),
+        gradient_accumulation_fusion=False,
+        bias_activation_fusion=False,
+        masked_softmax_fusion=False,
+    )
+    if rope.attention_factor != 1.0:
+        # megatron-core multiplies cos and sin by mscale(factor, mscale) = 0.1 mscale ln(factor) + 1, and reads
+        # these attributes without declaring them; factor e makes it 0.1 mscale + 1, so any m can be said.
+        config.yarn_rotary_scaling_factor = 2.718281828459045
+        config.yarn_mscale = (rope.attention_factor - 1.0) * 10.0
+        config.yarn_mscale_all_dim = None
+    return config
+
+
+def _layer_spec(config: mcore.TransformerConfig, attention: Literal["torch", "te"]) -> Any:
+    """The transformer block's submodules: megatron-core's layers around this project's norm and attention."""
+    if attention == "te":
+        if importlib.util.find_spec("transformer_engine") is None:
+            raise UserError(
+                'parallel.attention is "te", but Transformer Engine is not installed; '
+                'run pip install "megatron-ultralong[te]" on a machine with CUDA, or set it to "torch".'
+            )
+        return mcore.get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+    qk_norm = RMSNorm if config.qk_layernorm else mcore.IdentityOp
+    layer = mcore.ModuleSpec(
+        module=mcore.TransformerLayer,
+        submodules=mcore.TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=mcore.ModuleSpec(
+                module=mcore.SelfAttention,
+                params={"attn_mask_type": mcore.AttnMaskType.causal},
+                submodules=mcore.SelfAttentionSubmodules(
+                    linear_qkv=mcore.ColumnParallelLinear,
+                    core_attention=RingCoreAttention,
+                    linear_proj=mcore.RowParallelLinear,
+                    q_layernorm=qk_norm,
+                    k_layernorm=qk_norm,
+                ),
+            ),
+            self_attn_bda=mcore.get_bias_dropout_add,
+            pre_mlp_layernorm=RMSNorm,
+            mlp=mcore.ModuleSpec(
+                module=mcore.MLP,
+                submodules=mcore.MLPSubmodules(
+                    linear_fc1=mcore.ColumnParallelLinear, linear_fc2=mcore.RowParallelLinear
+                ),
+            ),
+            mlp_bda=mcore.get_bias_dropout_add,
+            # The names under which a Transformer Engine layer saves the same weights.
+            sharded_state_dict_keys_map={
+                "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+                "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+            },
+        ),
+    )
+    return mcore.TransformerBlockSubmodules(
+        layer_specs=[layer] * mcore.get_num_layers_to_build(config), layer_norm=RMSNorm
+    )
+
+
+def build_model(
+    hf_config: dict[str, Any],
+    rope: RopeScaling,
+    parallel: ParallelConfig,
+    precision: Literal["fp32", "bf16"],
+    angles: Literal["fp32", "fp64"] = "fp32",
+) -> mcore.GPTModel:
+    """This rank's part of the model, with random weights, on the current device.
+
+    Needs the process grid (engine.groups). Call it as
+    `model(input_ids=, position_ids=, attention_mask=None, labels=, packed_seq_params=SequenceLayout(...))`.
+
+    Raises:
+        UserError: the architecture is not supported, or the vocabulary does not divide over tensor parallelism.
+    """
+    if hf_config["vocab_size"] % parallel.tensor:
+        raise UserError(
+            f"config.json: vocab_size {hf_config['vocab_size']} is not divisible by parallel.tensor {parallel.tensor}."
+        )
+    config = transformer_config(hf_config, rope, parallel, precision)
+    model = mcore.GPTModel(
+        config=config,
+        transformer_layer_spec=_layer_spec(config, parallel.attention),
+        vocab_size=hf_config["vocab_size"],
+        max_sequence_length=rope.length,
+        pre_process=mcore.parallel_state.is_pipeline_first_stage(),
+        post_process=mcore.parallel_state.is_pipeline_last_stage(),
+        share_embeddings_and_output_weights=bool(hf_config.get("tie_word_embeddings")),
+        position_embedding_type="rope",
+        rotary_base=int(rope.base),
+    )
+    model.rotary_pos_emb = Rotary(rope, head_dim(hf_config), angles)
+    return model

@@ -1,0 +1,55 @@
+"""What a checkpoint folder says of itself, in `ultralong.json` beside megatron-core's files.
+
+Conversion writes it, training reads it at step 0 and writes it with every checkpoint, export reads it: so the
+rope that was trained, and nothing else, is the rope that is exported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from megatron_ultralong.errors import UserError
+from megatron_ultralong.files import read_json, write_json
+from megatron_ultralong.model.rope import RopeScaling
+
+DESCRIPTION = "ultralong.json"
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        hf_config: the model's Hugging Face config.json.
+        rope: the scaling that the weights were trained with.
+        tokenizer_fingerprint: of the tokenizer whose ids the model takes, or "".
+        step: optimizer steps done; 0 for converted weights.
+        run: the resolved configuration with versions, or what converted the weights.
+    """
+
+    hf_config: dict[str, Any]
+    rope: RopeScaling
+    tokenizer_fingerprint: str
+    step: int
+    run: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Write ultralong.json into a checkpoint folder."""
+        write_json(folder / DESCRIPTION, {"format": FORMAT, **dataclasses.asdict(self)})
+
+    @classmethod
+    def read(cls, folder: Path) -> Description:
+        """Read ultralong.json of a checkpoint folder.
+
+        Raises:
+            UserError: it is missing, broken, or of a later format.
+        """
+        mend = "give a folder written by tools/convert_hf_to_megatron.py or a run's step_N"
+        value = read_json(folder / DESCRIPTION, "the checkpoint's description", mend)
+        if value.get("format") != FORMAT:
+            raise UserError(f"{folder / DESCRIPTION}: format {value.get('format')} is not {FORMAT}; {mend}.")
+        fields = {field.name: value[field.name] for field in dataclasses.fields(cls)}
+        return cls(**{**fields, "rope": RopeScaling(**value["rope"])})

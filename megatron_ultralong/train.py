@@ -1,0 +1,29 @@
+"""Train: continued pretraining to a longer context, then instruction tuning, with the same loop.
+
+    torchrun --nproc-per-node 2 -m megatron_ultralong.train --config run.toml [--section.field value ...]
+
+A run that finds a checkpoint in its `checkpoint.save` resumes from the newest.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+
+def main() -> None:
+    """Parse the command line and train; exit status 2 for what the user can mend."""
+    rank = int(os.environ.get("RANK", "0"))
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s", stream=sys.stderr)
+    from megatron_ultralong.cli import exit_status, parse_command_line
+
+    with exit_status():
+        config = parse_command_line()
+        from megatron_ultralong.training.loop import train
+
+        train(config)
+
+
+if __name__ == "__main__":  # megatron-core's checkpoint writer spawns processes that import this module
+    main()

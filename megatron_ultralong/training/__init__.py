@@ -1,0 +1,1 @@
+"""The training loop: continued pretraining and instruction tuning are the same loop on different data."""

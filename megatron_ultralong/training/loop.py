@@ -1,0 +1,92 @@
+"""The loop: step, record, save. Continued pretraining and instruction tuning differ only in their data."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megatron_ultralong.config import RunConfig
+from megatron_ultralong.engine import groups
+from megatron_ultralong.errors import UserError
+from megatron_ultralong.training import checkpoint
+from megatron_ultralong.training.metrics import Recorder, StepMetrics
+from megatron_ultralong.training.setup import Run, prepare
+from megatron_ultralong.training.step import StepResult, train_step
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: RunConfig) -> Path | None:
+    """Run `config` to its last step, resuming from its newest checkpoint if it has one.
+
+    Returns:
+        The folder of the last checkpoint, or None if the run saves none.
+
+    Raises:
+        UserError: anything in the configuration, the data or the checkpoint that cannot work, or a loss that
+            is not finite (the checkpoints before it stay).
+    """
+    run = prepare(config)
+    try:
+        return _train(run)
+    finally:
+        groups.finalize()
+
+
+def _train(run: Run) -> Path | None:
+    config = run.config
+    recorder = _recorder(run)
+    saved = checkpoint.newest(config.checkpoint.save)
+    for step in range(run.step, config.train.steps):
+        started = time.monotonic()
+        result = train_step(run, step)
+        if not math.isfinite(result.loss) or not math.isfinite(result.grad_norm):
+            raise UserError(
+                f"step {step + 1}: the loss is {result.loss} and the gradient norm {result.grad_norm}; "
+                "lower optimizer.learning_rate, or look at the data of this step."
+            )
+        if recorder is not None:
+            recorder.record(_metrics(run, step, result, time.monotonic() - started))
+        if _is_due(config, step + 1):
+            description = dataclasses.replace(run.description, step=step + 1)
+            saved = checkpoint.save_run(
+                config.checkpoint.save or Path(), run.weights, run.optimizer, run.scheduler, description
+            )
+            logger.info("saved %s", saved)
+    if recorder is not None:
+        recorder.close()
+    return saved
+
+
+def _is_due(config: RunConfig, done: int) -> bool:
+    """Whether a checkpoint is saved after `done` steps."""
+    if config.checkpoint.save is None:
+        return False
+    return done == config.train.steps or (config.checkpoint.interval > 0 and done % config.checkpoint.interval == 0)
+
+
+def _recorder(run: Run) -> Recorder | None:
+    """The record keeper, on rank 0."""
+    if dist.get_rank() != 0:
+        return None
+    save = run.config.checkpoint.save
+    default = save / "metrics.jsonl" if save is not None else None
+    return Recorder(run.config.log, default, run.step + 1, run.config.train.steps)
+
+
+def _metrics(run: Run, step: int, result: StepResult, seconds: float) -> StepMetrics:
+    tokens = run.config.train.global_batch_size * run.config.data.sequence_length
+    return StepMetrics(
+        step=step + 1,
+        loss=result.loss,
+        grad_norm=result.grad_norm,
+        learning_rate=result.learning_rate,
+        tokens=result.labels,
+        seconds=seconds,
+        tokens_per_second=tokens / seconds,
+    )

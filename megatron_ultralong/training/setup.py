@@ -1,0 +1,176 @@
+"""From a configuration to everything a run needs: processes, data, model, optimizer, schedule.
+
+What can be wrong in the configuration is found before a model is built: see `config_io.check_config`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import torch
+
+from megatron_ultralong import config_io
+from megatron_ultralong.config import RunConfig
+from megatron_ultralong.data.blend import BlendedDataset
+from megatron_ultralong.data.dataset import PackedDataset
+from megatron_ultralong.data.tokenizer import load_tokenizer
+from megatron_ultralong.engine import cpu, groups, mcore
+from megatron_ultralong.errors import UserError
+from megatron_ultralong.files import read_json
+from megatron_ultralong.model import build, rope
+from megatron_ultralong.model.description import Description
+from megatron_ultralong.training import checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Run:
+    """A run ready to train.
+
+    Attributes:
+        config: as given.
+        model: this rank's GPTModel inside megatron-core's DDP (and Float16Module for bf16).
+        weights: the GPTModel itself, whose names are the checkpoint's.
+        optimizer: megatron-core's.
+        scheduler: megatron-core's OptimizerParamScheduler.
+        data: the blend of packed samples.
+        description: what this run's checkpoints say of the model, at step 0.
+        step: optimizer steps already done.
+        device: where batches go.
+    """
+
+    config: RunConfig
+    model: torch.nn.Module
+    weights: torch.nn.Module
+    optimizer: Any
+    scheduler: Any
+    data: BlendedDataset
+    description: Description
+    step: int
+    device: torch.device
+
+
+def prepare(config: RunConfig) -> Run:
+    """Check the configuration, join the processes, and build or load everything.
+
+    Raises:
+        UserError: anything in the configuration, the data or the checkpoint that cannot work.
+    """
+    hf_config = read_hf_config(config)
+    config_io.check_config(config, hf_config=hf_config, world_size=groups.world_size_from_environment())
+    description = _describe(config, hf_config)
+    data = BlendedDataset(
+        [PackedDataset(source.index, document_mask=config.data.document_mask) for source in config.data.sources],
+        weights=[source.weight for source in config.data.sources],
+        seed=config.train.seed,
+    )
+    device = groups.initialize(config.parallel, config.train.seed)
+    weights = build.build_model(
+        hf_config, description.rope, config.parallel, config.train.precision, config.rope.angles
+    ).to(device)
+    resume_from = checkpoint.newest(config.checkpoint.save)
+    if resume_from is None and config.checkpoint.load is not None:
+        checkpoint.load_weights(weights, config.checkpoint.load)
+    model, optimizer = _optimize(weights, config)
+    scheduler = _schedule(optimizer, config)
+    step = 0
+    if resume_from is not None:
+        step = checkpoint.load_run(resume_from, weights, optimizer, scheduler)
+        logger.info("resuming from %s", resume_from)
+    return Run(config, model, weights, optimizer, scheduler, data, description, step, device)
+
+
+def read_hf_config(config: RunConfig) -> dict[str, Any]:
+    """The config.json of `model.hf`."""
+    mend = "set model.hf to a folder in Hugging Face format"
+    value = read_json(config.model.hf / "config.json", "the model's configuration", mend)
+    if not isinstance(value, dict):
+        raise UserError(f"{config.model.hf / 'config.json'}: the model's configuration is no JSON object; {mend}.")
+    return value
+
+
+def _describe(config: RunConfig, hf_config: dict[str, Any]) -> Description:
+    """The model of this run: the rope continues from the checkpoint's own, where there is one."""
+    start = checkpoint.newest(config.checkpoint.save) or config.checkpoint.load
+    own = rope.RopeScaling.from_hf(hf_config)
+    if start is not None:
+        loaded = Description.read(start)
+        for key in ("architectures", "hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size"):
+            if loaded.hf_config.get(key) != hf_config.get(key):
+                raise UserError(
+                    f"{start}: the checkpoint's {key} is {loaded.hf_config.get(key)}, that of model.hf "
+                    f"{config.model.hf} is {hf_config.get(key)}; give the model that the checkpoint was made from."
+                )
+        own = loaded.rope
+    return Description(
+        hf_config=hf_config,
+        rope=rope.scaled(own, config.rope, config.data.sequence_length),
+        tokenizer_fingerprint=load_tokenizer(config.model.hf).fingerprint,
+        step=0,
+        run=config_io.resolved(config),
+    )
+
+
+def _optimize(weights: torch.nn.Module, config: RunConfig) -> tuple[torch.nn.Module, Any]:
+    """megatron-core's DDP around the model, and its Adam."""
+    half = config.train.precision == "bf16"
+    transformer_config = weights.config
+    model = mcore.DistributedDataParallel(
+        config=transformer_config,
+        ddp_config=mcore.DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            use_distributed_optimizer=config.parallel.distributed_optimizer,
+            overlap_grad_reduce=False,
+        ),
+        module=mcore.Float16Module(transformer_config, weights) if half else weights,
+    )
+    section = config.optimizer
+    optimizer = mcore.get_megatron_optimizer(
+        mcore.OptimizerConfig(
+            optimizer="adam",
+            lr=section.learning_rate,
+            min_lr=section.min_learning_rate,
+            weight_decay=section.weight_decay,
+            adam_beta1=section.beta1,
+            adam_beta2=section.beta2,
+            adam_eps=section.eps,
+            clip_grad=section.clip_grad,
+            bf16=half,
+            params_dtype=torch.bfloat16 if half else torch.float32,
+            use_distributed_optimizer=config.parallel.distributed_optimizer,
+        ),
+        [model],
+    )
+    transformer_config.finalize_model_grads_func = mcore.finalize_model_grads
+    transformer_config.grad_scale_func = optimizer.scale_loss
+    transformer_config.no_sync_func = model.no_sync
+    return model, optimizer
+
+
+def _schedule(optimizer: Any, config: RunConfig) -> Any:
+    section = config.optimizer
+    return mcore.OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=section.learning_rate,
+        min_lr=section.min_learning_rate,
+        lr_warmup_steps=section.warmup_steps,
+        lr_decay_steps=max(config.train.steps, section.warmup_steps + 1),
+        lr_decay_style=section.decay,
+        start_wd=section.weight_decay,
+        end_wd=section.weight_decay,
+        wd_incr_steps=config.train.steps,
+        wd_incr_style="constant",
+    )
+
+
+def cpu_threads() -> None:
+    """Share the machine's cores among this machine's processes; torchrun leaves each one a single thread."""
+    import os
+
+    if cpu.is_active():
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))

@@ -1,0 +1,135 @@
+"""One optimizer step: microbatches through megatron-core's schedule, and the numbers that come out.
+
+The loss is a sum over all labels of the step divided once by their count, over data- and context-parallel
+ranks and microbatches alike: megatron-core's `calculate_per_token_loss`. A rank whose labels are all masked
+adds nothing and breaks nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_ultralong.context_parallel import zigzag
+from megatron_ultralong.context_parallel.core_attention import SequenceLayout
+from megatron_ultralong.data.blend import BlendedDataset
+from megatron_ultralong.engine import mcore
+from megatron_ultralong.training.setup import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One microbatch on this rank: its share of the sequence.
+
+    Attributes:
+        tokens, labels, position_ids: int64 [B, L].
+        loss_mask: float32 [B, L].
+        documents: bounds over the whole sequence for document masks, or None.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    loss_mask: Tensor
+    position_ids: Tensor
+    documents: tuple[int, ...] | None
+
+
+def microbatches(run: Run, step: int) -> Iterator[Batch]:
+    """This rank's microbatches of optimizer step `step` (0 for the first).
+
+    Sample k of the run is the k-th of the blend, whatever the layout: microbatch m on data-parallel rank d
+    takes the samples from step x global + (m x dp + d) x micro on. Only this rank's positions are read.
+    """
+    state, config = mcore.parallel_state, run.config
+    spans = zigzag.spans(
+        config.data.sequence_length, state.get_context_parallel_rank(), state.get_context_parallel_world_size()
+    )
+    dp_rank, dp_size = state.get_data_parallel_rank(), state.get_data_parallel_world_size()
+    micro = config.train.micro_batch_size
+    for m in range(config.train.global_batch_size // (micro * dp_size)):
+        first = step * config.train.global_batch_size + (m * dp_size + dp_rank) * micro
+        yield _read(run.data, range(first, first + micro), spans, config.data.document_mask, run.device)
+
+
+def _read(
+    data: BlendedDataset, samples: range, spans: tuple[tuple[int, int], ...], masked: bool, device: torch.device
+) -> Batch:
+    rows = [data.read(sample, spans) for sample in samples]
+
+    def stack(name: str) -> Tensor:
+        return torch.from_numpy(np.stack([getattr(row, name) for row in rows])).to(device)
+
+    return Batch(
+        tokens=stack("tokens"),
+        labels=stack("labels"),
+        loss_mask=stack("loss_mask"),
+        position_ids=stack("position_ids"),
+        documents=tuple(rows[0].cu_seqlens.tolist()) if masked else None,
+    )
+
+
+def _forward(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Any]:
+    """What megatron-core's schedule calls for each microbatch."""
+    batch = next(batches)
+    losses = model(
+        input_ids=batch.tokens,
+        position_ids=batch.position_ids,
+        attention_mask=None,
+        labels=batch.labels,
+        packed_seq_params=SequenceLayout(position_ids=batch.position_ids, documents=batch.documents),
+    )
+    return losses, functools.partial(_sum, batch.loss_mask)
+
+
+def _sum(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Sum of the losses that count, their number, and both again for the report."""
+    total = (losses.float() * loss_mask).sum()
+    count = loss_mask.sum()
+    return total, count.int(), (total.detach().double(), count.double())
+
+
+@dataclasses.dataclass(frozen=True)
+class StepResult:
+    """loss: mean over labels, nats a token; labels: how many; grad_norm: global, before clipping."""
+
+    loss: float
+    labels: int
+    grad_norm: float
+    learning_rate: float
+
+
+def train_step(run: Run, step: int) -> StepResult:
+    """Forward, backward and update for optimizer step `step` (0 for the first)."""
+    config, dp_size = run.config, mcore.parallel_state.get_data_parallel_world_size()
+    run.model.zero_grad_buffer()  # type: ignore[operator]
+    run.optimizer.zero_grad()
+    reports = mcore.get_forward_backward_func()(
+        forward_step_func=_forward,
+        data_iterator=microbatches(run, step),
+        model=[run.model],
+        num_microbatches=config.train.global_batch_size // (config.train.micro_batch_size * dp_size),
+        seq_length=config.data.sequence_length,
+        micro_batch_size=config.train.micro_batch_size,
+        forward_only=False,
+    )
+    _, grad_norm, _ = run.optimizer.step()
+    learning_rate = max(group["lr"] for group in run.optimizer.param_groups)
+    run.scheduler.step(increment=1)
+    loss, labels = _reduce(reports, run.device)
+    return StepResult(loss, labels, float(grad_norm or 0.0), learning_rate)
+
+
+def _reduce(reports: list[tuple[Tensor, Tensor]], device: torch.device) -> tuple[float, int]:
+    """Loss and count over the whole job: only the last pipeline stage has any, and its TP ranks have the same."""
+    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    if reports and mcore.parallel_state.get_tensor_model_parallel_rank() == 0:
+        totals = torch.stack([torch.stack(report) for report in reports]).sum(0)
+    dist.all_reduce(totals)
+    return float(totals[0] / totals[1].clamp(min=1)), int(totals[1])

@@ -1,0 +1,220 @@
+"""What packing means: the slow, plain specification that the C++ kernels (csrc/) must equal.
+
+Nothing but the tests calls these functions; the package calls `megatron_ultralong.data._packing`, which has the
+same names, arguments and results, and additionally refuses indices outside the arrays. They build whole
+streams as Python lists, so their cost is that of the data, token by token.
+
+Vocabulary: a *stream* is the documents `document_ids[0], document_ids[1], ...` one after the other with the
+separator between two of them. A *unit* is a document with the separator behind it; the last unit of a stream is
+the bare document. A token of the stream is addressed as (position, offset): unit `document_ids[position]`, its
+token `offset`. M documents are listed, S is the sequence length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+UNLIMITED = np.iinfo(np.int64).max
+"""`longest` where no document is cut."""
+_MASK = (1 << 64) - 1
+
+
+def build_sample_index(
+    lengths: npt.NDArray[np.int32], document_ids: Ints, separator_length: int, sequence_length: int
+) -> tuple[Ints, int]:
+    """Cut the stream into samples of S + 1 tokens, the last of each being the first of the next.
+
+    Args:
+        lengths: int32, tokens of each document of the corpus.
+        document_ids: int64 [M], the stream's documents.
+        separator_length: tokens of the separator, 0 for none.
+        sequence_length: S.
+
+    Returns:
+        int64 [samples + 1, 2]: (position, offset) of token i S of the stream for i = 0 .. samples, so that
+        samples = (tokens - 1) // S; and the tokens of the stream. Tokens after the last border are in no sample.
+        Without any token there is no row.
+    """
+    rows: list[tuple[int, int]] = []
+    token = 0
+    for position, document in enumerate(document_ids.tolist()):
+        unit = int(lengths[document]) + (separator_length if position + 1 < len(document_ids) else 0)
+        for offset in range(-token % sequence_length, unit, sequence_length):
+            rows.append((position, offset))
+        token += unit
+    return np.array(rows, dtype=np.int64).reshape(-1, 2), token
+
+
+def best_fit(lengths: npt.NDArray[np.int32], document_ids: Ints, capacity: int, longest: int) -> tuple[Ints, Ints]:
+    """Put whole documents into bins, longest first, each into the fullest bin that still has room.
+
+    Args:
+        lengths: int32, tokens of each document of the corpus.
+        document_ids: int64 [M], the documents to pack.
+        capacity: tokens a bin holds.
+        longest: tokens at which a document is cut; `UNLIMITED` cuts none, and then those longer than
+            `capacity` are left out.
+
+    Returns:
+        int64 [kept]: positions in `document_ids`, bin after bin, ascending within a bin; and int64 [bins + 1]:
+        where each bin begins in it. Of equally long documents the one listed first is placed first; of equally
+        full bins the one opened first is taken.
+    """
+    sizes = [min(int(lengths[document]), longest) for document in document_ids.tolist()]
+    bins: list[list[int]] = []
+    room: list[int] = []
+    for position in sorted(range(len(sizes)), key=lambda p: -sizes[p]):
+        if sizes[position] > capacity:
+            continue
+        fitting = [(free, index) for index, free in enumerate(room) if free >= sizes[position]]
+        if fitting:
+            index = min(fitting)[1]
+        else:
+            index = len(bins)
+            bins.append([])
+            room.append(capacity)
+        bins[index].append(position)
+        room[index] -= sizes[position]
+    order = [position for members in bins for position in sorted(members)]
+    offsets = np.cumsum([0] + [len(members) for members in bins])
+    return np.array(order, dtype=np.int64), offsets.astype(np.int64)
+
+
+def _stream(
+    lengths: npt.NDArray[np.int32], document_ids: Ints, separator_length: int, last: int, longest: int
+) -> list[tuple[int, int]]:
+    """Every token of the stream as (position, offset)."""
+    tokens: list[tuple[int, int]] = []
+    for position in range(last):
+        unit = min(int(lengths[document_ids[position]]), longest)
+        unit += separator_length if position + 1 < last else 0
+        tokens.extend((position, offset) for offset in range(unit))
+    return tokens
+
+
+def _rest(stream: list[tuple[int, int]], position: int, offset: int) -> list[tuple[int, int]]:
+    """The stream from `offset` tokens after the start of unit `position`."""
+    before = sum(1 for token in stream if token[0] < position)
+    return stream[before + offset :]
+
+
+def gather(
+    tokens: npt.NDArray[Any],
+    offsets: Ints,
+    lengths: npt.NDArray[np.int32],
+    document_ids: Ints,
+    separator: Ints,
+    fill: int,
+    position: int,
+    offset: int,
+    last: int,
+    longest: int,
+    spans: Sequence[tuple[int, int]],
+) -> Ints:
+    """Read parts of a sample.
+
+    Args:
+        tokens: uint8, uint16, int32 or int64: every token on disk.
+        offsets: int64, byte at which each document begins in `tokens`.
+        lengths: int32, tokens of each document.
+        document_ids: int64 [M], the stream's documents.
+        separator: int64, ids between two documents.
+        fill: id of the tokens after the stream's end.
+        position: unit in which the sample begins.
+        offset: tokens of that unit before the sample.
+        last: the stream ends before unit `last`.
+        longest: tokens at which a document is cut.
+        spans: half-open ranges of tokens, counted from the sample's first.
+
+    Returns:
+        int64 [n]: the spans' tokens, one span after the other.
+
+    Raises:
+        ValueError: (C++ only) an index outside its array, an array of another dtype, a span that runs backwards.
+    """
+    rest = _rest(_stream(lengths, document_ids, len(separator), last, longest), position, offset)
+    values: list[int] = []
+    for begin, end in spans:
+        for index in range(begin, end):
+            if index >= len(rest):
+                values.append(fill)
+                continue
+            at, within = rest[index]
+            document = document_ids[at]
+            size = min(int(lengths[document]), longest)
+            start = int(offsets[document]) // tokens.itemsize
+            values.append(int(tokens[start + within] if within < size else separator[within - size]))
+    return np.array(values, dtype=np.int64)
+
+
+def document_starts(
+    lengths: npt.NDArray[np.int32],
+    document_ids: Ints,
+    separator_length: int,
+    position: int,
+    offset: int,
+    last: int,
+    longest: int,
+    count: int,
+) -> Ints:
+    """Where units begin within a sample; a separator belongs to the document before it.
+
+    Args:
+        lengths, document_ids, position, offset, last, longest: as in `gather`.
+        separator_length: tokens of the separator.
+        count: tokens of the sample.
+
+    Returns:
+        int64 [units]: indices in 0 .. count - 1, the first is 0 even where the sample begins within a unit. If the
+        stream ends before `count`, the last entry is where the filling begins.
+    """
+    rest = _rest(_stream(lengths, document_ids, separator_length, last, longest), position, offset)
+    units = [token[0] for token in rest[:count]] + [-1] * (count - len(rest))
+    return np.array([i for i in range(count) if i == 0 or units[i] != units[i - 1]], dtype=np.int64)
+
+
+def permutation(count: int, key: int) -> Ints:
+    """Shuffle 0 .. count - 1: Fisher-Yates over SplitMix64, the same in every version of every library.
+
+    Args:
+        count: how many.
+        key: 64 bits (`order.key` makes them from a seed).
+
+    Returns:
+        int64 [count].
+    """
+    values = list(range(count))
+    state = key
+    for i in range(count - 1, 0, -1):
+        state = (state + 0x9E3779B97F4A7C15) & _MASK
+        z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+        j = ((z ^ (z >> 31)) * (i + 1)) >> 64
+        values[i], values[j] = values[j], values[i]
+    return np.array(values, dtype=np.int64)
+
+
+def blend(weights: Sequence[float], drawn: Sequence[int], count: int) -> tuple[npt.NDArray[np.int32], list[int]]:
+    """Choose sources so that each one's share so far is as near its weight as can be.
+
+    Args:
+        weights: share of each source; they sum to 1.
+        drawn: samples drawn from each source so far.
+        count: how many to choose.
+
+    Returns:
+        int32 [count]: the source of each next sample, namely the one furthest below weight x samples so far
+        (ties: the first); and `drawn` after them.
+    """
+    after = list(drawn)
+    choices: list[int] = []
+    for total in range(sum(after) + 1, sum(after) + count + 1):
+        errors = [weight * total - have for weight, have in zip(weights, after, strict=True)]
+        choices.append(errors.index(max(errors)))
+        after[choices[-1]] += 1
+    return np.array(choices, dtype=np.int32), after

@@ -1,0 +1,56 @@
+"""Pack tokenized documents into samples of one length: writes an index, never copies tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from megatron_ultralong.cli import run
+
+
+def pack(
+    *,
+    tokens: Path,
+    output: Path,
+    sequence_length: int,
+    tokenizer_model: Path,
+    separator: str = "<s>",
+    documents: Path | None = None,
+    packing: Literal["concatenate", "best-fit"] = "concatenate",
+    shuffle_seed: int | None = 1234,
+    overlong: Literal["drop", "cut"] = "drop",
+) -> None:
+    """Write a packed index.
+
+    Args:
+        tokens: PREFIX written by tools/preprocess_data.py.
+        output: Folder to write; an existing index there is replaced.
+        sequence_length: Tokens a sample.
+        tokenizer_model: Folder of the tokenizer that made the tokens.
+        separator: Text between two documents, encoded by the tokenizer; "" for none. best-fit has none.
+        documents: Folder written by tools/resample_corpus.py; by default every document once.
+        packing: Join documents and cut (pretraining), or keep documents whole and pad (SFT).
+        shuffle_seed: Seed of the order of documents; None keeps the order.
+        overlong: For best-fit: drop documents that are longer than a sample, or cut them.
+    """
+    from megatron_ultralong.data.corpus import open_corpus
+    from megatron_ultralong.data.packed_index import PackOptions, write_packed_index
+    from megatron_ultralong.data.resample import read_document_ids
+    from megatron_ultralong.data.tokenizer import check_tokenizer, load_tokenizer
+
+    corpus = open_corpus(tokens)
+    check_tokenizer(tokenizer_model, corpus.tokenizer_fingerprint, corpus.prefix)
+    joined = packing == "concatenate"
+    options = PackOptions(
+        sequence_length=sequence_length,
+        packing="concatenate" if joined else "best_fit",
+        separator=load_tokenizer(tokenizer_model).encode(separator) if joined and separator else (),
+        shuffle_seed=shuffle_seed,
+        overlong=overlong,
+    )
+    document_ids = None if documents is None else read_document_ids(documents, corpus)
+    write_packed_index(corpus, output, options, document_ids)
+
+
+if __name__ == "__main__":
+    run(pack)

@@ -12,7 +12,6 @@ from typing import Protocol
 
 from megatron_ultralong.errors import UserError
 
-
 Message = dict[str, str]
 """One turn of a chat: `role` and `content`."""
 
@@ -52,7 +51,7 @@ class ChatTokenizer:
             raise UserError(f"{folder}: there is no tokenizer.json; copy the model's tokenizer files into the folder.")
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # noqa: BLE001, tokenizers raises plain Exception
+        except Exception as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
                 f"{folder}: its tokenizer cannot be loaded ({first}); copy the model's files anew."

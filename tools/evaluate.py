@@ -1,0 +1,89 @@
+"""Evaluate models: passkey heatmap, short task, perplexity by position, one report.
+
+    python tools/evaluate.py --base DIR --extended DIR --haystack text.jsonl --documents held_out.jsonl --output DIR
+
+Models are folders in Hugging Face format. The output folder gets results.json, report.html and heatmap.png.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from megatron_ultralong.cli import run
+from megatron_ultralong.evaluation import inputs
+from megatron_ultralong.evaluation.evaluate import Settings, evaluate
+from megatron_ultralong.evaluation.models import Dtype
+from megatron_ultralong.evaluation.report import write_report
+from megatron_ultralong.files import write_json
+
+logger = logging.getLogger(__name__)
+
+
+def main(
+    *,
+    haystack: Path,
+    documents: Path,
+    output: Path,
+    base: Path | None = None,
+    extended: Path | None = None,
+    model: tuple[str, ...] = (),
+    lengths: tuple[int, ...] = (),
+    depths: int = 11,
+    samples_per_cell: int = 4,
+    recall_samples: int = 200,
+    perplexity_windows: int = 32,
+    seed: int = 0,
+    dtype: Dtype = "fp32",
+    extra: Path | None = None,
+    metrics: tuple[str, ...] = (),
+) -> None:
+    """Evaluate two or more models on the same prompts and write results.json, report.html and heatmap.png.
+
+    Args:
+        haystack: JSON Lines with a `text` field: real text that needles are hidden in.
+        documents: JSON Lines with a `text` field: held-out documents of at least the target length, for perplexity.
+        output: folder for the results.
+        base: the reference model's folder; it is also asked past its own context.
+        extended: the extended model's folder.
+        model: instead of base and extended: NAME=DIR of each model, the reference first.
+        lengths: prompt lengths in tokens; by default the base's context, doubled up to the extended model's.
+        depths: depths of the needle, evenly spread from 0 to 100 %.
+        samples_per_cell: prompts for each length and depth.
+        recall_samples: conversations of the short task, at the base's context length.
+        perplexity_windows: windows of held-out text at most.
+        seed: seed of all prompts.
+        dtype: precision of weights and activations.
+        extra: JSON file whose keys are merged into results.json and shown in the report.
+        metrics: NAME=metrics.jsonl of training stages whose curves the report shows.
+    """
+    folders = inputs.model_folders(base, extended, model)
+    extras: dict[str, Any] = inputs.read_extra(extra, folders) if extra else {}
+    curves = inputs.read_curves(metrics)
+    settings = Settings(
+        lengths=lengths,
+        depths=depths,
+        samples_per_cell=samples_per_cell,
+        recall_samples=recall_samples,
+        perplexity_windows=perplexity_windows,
+        seed=seed,
+        dtype=dtype,
+    )
+    results = evaluate(folders, inputs.read_texts(haystack), inputs.read_texts(documents), settings)
+    results = inputs.merge(results, extras)
+    write_json(output / "results.json", results)
+    write_report(results, output, curves)
+    for name in folders:
+        logger.info(
+            "%s: passkey at %s tokens %.1f %%, short task %.1f %%",
+            name,
+            f"{results['target_length']:,}",
+            100 * results[name]["passkey_at_target"],
+            100 * results[name]["short_task"],
+        )
+    logger.info("wrote %s", ", ".join(str(output / name) for name in ("results.json", "report.html", "heatmap.png")))
+
+
+if __name__ == "__main__":
+    run(main)

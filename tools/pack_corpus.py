@@ -35,7 +35,7 @@ def pack(
     """
     from megatron_ultralong.data.corpus import open_corpus
     from megatron_ultralong.data.packed_index import PackOptions, write_packed_index
-    from megatron_ultralong.data.resample import read_document_ids
+    from megatron_ultralong.data.resampled import read_document_ids
     from megatron_ultralong.data.tokenizer import check_tokenizer, load_tokenizer
 
     corpus = open_corpus(tokens)

@@ -1,0 +1,149 @@
+"""The resampled list on disk: `document_ids.npy`, `manifest.json` (the report) and `histogram.png` (the picture).
+
+The report says, source by source, what was there, what is listed, how many documents were dropped or repeated,
+the lengths before and after in powers of two, and which budgets could not be met.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_ultralong.data.corpus import Corpus
+from megatron_ultralong.data.resample import LengthPolicy, SourceResult, resample
+from megatron_ultralong.errors import UserError
+from megatron_ultralong.files import atomic_directory, read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+Ints = npt.NDArray[np.int64]
+
+
+def write_resampled(corpus: Corpus, folder: Path, policy: LengthPolicy, total: int | None, seed: int) -> dict[str, Any]:
+    """Resample a corpus (see `resample`), write the list with its report, and return the report.
+
+    Raises:
+        UserError: an option is out of its range, or no document is left.
+    """
+    lengths = corpus.tokens.lengths.astype(np.int64)
+    ids, results = resample(lengths, corpus.source_ids().astype(np.int64), corpus.sources, policy, total, seed)
+    if not len(ids):
+        raise UserError(
+            f"{corpus.prefix}: none of its {len(lengths)} documents is left by the length policy; "
+            "lower --short-below or raise --keep-short or --total-tokens."
+        )
+    report = {
+        "version": VERSION,
+        "tokens": os.path.relpath(Path(corpus.prefix).resolve(), Path(folder).resolve()),
+        "tokens_fingerprint": corpus.tokens_fingerprint,
+        "policy": dataclasses.asdict(policy),
+        "total_tokens": total,
+        "seed": seed,
+        "documents_before": len(lengths),
+        "documents_after": len(ids),
+        "tokens_before": int(lengths.sum()),
+        "tokens_after": sum(result.tokens for result in results),
+        "unmet": [result.unmet for result in results if result.unmet],
+        "sources": [_describe(result) for result in results],
+    }
+    with atomic_directory(folder) as temporary:
+        np.save(temporary / "document_ids.npy", ids, allow_pickle=False)
+        write_json(temporary / "manifest.json", report)
+        _plot(results, temporary / "histogram.png")
+    for sentence in report["unmet"]:
+        logger.warning("%s.", sentence)
+    logger.info(
+        "%s: %s tokens before, %s after, %s budgets unmet.",
+        folder,
+        f"{report['tokens_before']:,}",
+        f"{report['tokens_after']:,}",
+        len(report["unmet"]),
+    )
+    return report
+
+
+def read_document_ids(folder: Path, corpus: Corpus) -> Ints:
+    """The resampled list, int64 [listed].
+
+    Raises:
+        UserError: it is missing, or was made for other tokens than `corpus`.
+    """
+    again = "resample again with tools/resample_corpus.py"
+    manifest = read_json(Path(folder) / "manifest.json", "the resampled list's manifest", again)
+    if manifest.get("tokens_fingerprint") != corpus.tokens_fingerprint:
+        raise UserError(f"{folder}: was resampled from other tokens than those in {corpus.prefix}.bin; {again}.")
+    try:
+        ids: Ints = np.load(Path(folder) / "document_ids.npy", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}/document_ids.npy: cannot be read ({error}); {again}.") from None
+    return ids
+
+
+def _describe(result: SourceResult) -> dict[str, Any]:
+    lengths, counts = result.lengths, result.counts
+    ones = np.ones_like(counts)
+    return {
+        "name": result.name,
+        "budget": result.budget,
+        "documents_before": len(lengths),
+        "documents_after": int(counts.sum()),
+        "tokens_before": int(lengths.sum()),
+        "tokens_after": result.tokens,
+        "dropped_documents": int((counts == 0).sum()),
+        "dropped_tokens": int(lengths[counts == 0].sum()),
+        "repeated_documents": int((counts > 1).sum()),
+        "most_repeats": int(counts.max(initial=0)),
+        "histogram": [
+            {"from": 1 << power, "below": 2 << power, **before, **{f"{name}_after": n for name, n in after.items()}}
+            for power, (before, after) in enumerate(
+                zip(_histogram(lengths, ones), _histogram(lengths, counts), strict=True)
+            )
+            if before["documents"]
+        ],
+    }
+
+
+def _histogram(lengths: Ints, counts: Ints) -> list[dict[str, int]]:
+    """Documents and tokens by floor(log2(length))."""
+    powers = np.frexp(lengths.astype(np.float64))[1] - 1  # exact, unlike log2
+    rows = []
+    for power in range(int(powers.max(initial=0)) + 1):
+        here = powers == power
+        rows.append({"documents": int(counts[here].sum()), "tokens": int((counts[here] * lengths[here]).sum())})
+    return rows
+
+
+def _plot(results: list[SourceResult], path: Path) -> None:
+    """Tokens by document length, before and after; the largest sources, one panel each."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = sorted(results, key=lambda result: -int(result.lengths.sum()))[:12]
+    columns = min(len(shown), 3)
+    rows = -(-len(shown) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(4.5 * columns, 3 * rows), squeeze=False)
+    for axis, result in zip(axes.flat, shown, strict=False):
+        before = [row["tokens"] for row in _histogram(result.lengths, np.ones_like(result.counts))]
+        after = [row["tokens"] for row in _histogram(result.lengths, result.counts)]
+        powers = np.arange(len(before))
+        axis.bar(powers - 0.2, before, width=0.4, label="before")
+        axis.bar(powers + 0.2, after, width=0.4, label="after")
+        axis.set_xticks(powers[::2], [f"{1 << int(power):,}" for power in powers[::2]], rotation=45, fontsize=7)
+        axis.set_title(result.name, fontsize=9)
+        axis.set_xlabel("document length from (tokens)", fontsize=8)
+        axis.set_ylabel("tokens", fontsize=8)
+    for axis in axes.flat[len(shown) :]:
+        axis.axis("off")
+    axes.flat[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

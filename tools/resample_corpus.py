@@ -1,0 +1,44 @@
+"""Choose documents by length, source by source: short ones down, long ones up, the mix of sources kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_ultralong.cli import run
+
+
+def resample(
+    *,
+    tokens: Path,
+    output: Path,
+    short_below: int = 4096,
+    keep_short: float = 0.1,
+    long_above: int = 8192,
+    max_repeats: int | None = None,
+    total_tokens: int | None = None,
+    seed: int = 1234,
+) -> None:
+    """Write a list of document ids, a report (manifest.json) and its picture (histogram.png).
+
+    Args:
+        tokens: PREFIX written by tools/preprocess_data.py.
+        output: Folder to write; an existing list there is replaced.
+        short_below: Documents of fewer tokens are thinned out.
+        keep_short: Share of a source's short documents that is kept.
+        long_above: Documents of more tokens are repeated until their source has its share of the total again.
+        max_repeats: Most times a document may be listed; None for no limit.
+        total_tokens: Tokens of the list; None for as many as the corpus has.
+        seed: Of every choice.
+    """
+    from megatron_ultralong.data.corpus import open_corpus
+    from megatron_ultralong.data.resample import LengthPolicy
+    from megatron_ultralong.data.resampled import write_resampled
+
+    policy = LengthPolicy(
+        short_below=short_below, keep_short=keep_short, long_above=long_above, max_repeats=max_repeats
+    )
+    write_resampled(open_corpus(tokens), output, policy, total_tokens, seed)
+
+
+if __name__ == "__main__":
+    run(resample)

@@ -13,6 +13,7 @@ from typing import Any
 from megatron_ultralong.config import DataConfig, ParallelConfig, RunConfig
 from megatron_ultralong.errors import UserError, raise_problems
 from megatron_ultralong.files import read_json
+from megatron_ultralong.model.rope import RopeScaling, scaled
 
 _AT_LEAST_ONE = (
     "data.sequence_length train.steps train.global_batch_size train.micro_batch_size "
@@ -113,18 +114,15 @@ def _sharding(parallel: ParallelConfig, length: int, hf_config: dict[str, Any]) 
 def _rope(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
     """Scalings that do not reach the data's length, or that no config.json could state."""
     rope, length = config.rope, config.data.sequence_length
-    if rope.kind == "keep":
-        return
     if rope.kind == "yarn" and rope.form == "paper" and rope.temperature:
         yield (
             'rope.temperature is true with rope.form "paper", which no config.json can state, so the model could '
             'not be exported; set rope.temperature to false or rope.form to "coded".'
         )
-    if 0 < rope.target_length < length:
-        yield (
-            f"rope.target_length is {rope.target_length}, below data.sequence_length {length}; "
-            "raise it, or set it to 0 for data.sequence_length."
-        )
+    try:
+        scaled(RopeScaling.from_hf(hf_config), rope, length)
+    except UserError as error:
+        yield str(error)
 
 
 def _data(data: DataConfig, hf_config: dict[str, Any]) -> Iterator[str]:

@@ -19,6 +19,7 @@ def run(tmp_path, monkeypatch):
     )
     Path("start").mkdir()
     pack("a")
+    pack("long", sequence_length=4096)
 
     def check(flags: str = "", world_size: int = 1, hf: dict = HF) -> list[str]:
         config = load_config(Path("run.toml"), flags.split())
@@ -66,6 +67,11 @@ def test_runs_that_work(run, flags, world_size):
         ("--parallel.context 2 --parallel.tensor 2", 6, "6 processes are no multiple of parallel.tensor 2 x "),
         ("", 3, "train.global_batch_size is 4, not a multiple of train.micro_batch_size 1 x data-parallel size 3; "),
         ("--parallel.context 3", 3, "data.sequence_length is 2048, not divisible by 2 x parallel.context = 6, "),
+        (
+            "--data.sequence_length 4096 --data.sources.0.index long",
+            1,
+            "data.sequence_length 4096 is longer than the model's context ",
+        ),
         ("--data.document_mask true --parallel.attention te", 1, "data.document_mask is true with parallel.attention "),
         ("--parallel.tensor 8", 8, "parallel.tensor is 8, which does not divide the model's 4 key-value heads; "),
         ("--parallel.pipeline 4", 4, "parallel.pipeline is 4, which does not divide the model's 6 layers; "),
@@ -75,7 +81,16 @@ def test_runs_that_work(run, flags, world_size):
             1,
             'rope.temperature is true with rope.form "paper", which no config.json can state, ',
         ),
-        ("--rope.kind yarn --rope.target_length 1024", 1, "rope.target_length is 1024, below data.sequence_length "),
+        (
+            "--rope.kind yarn --rope.target_length 1024",
+            1,
+            "rope.target_length 1024 is below the original length 2048; ",
+        ),
+        (
+            "--rope.kind yarn --rope.original_length 4096",
+            1,
+            "rope.target_length 2048 is below the original length 4096",
+        ),
         ("--model.init random", 1, 'model.init is "random" and checkpoint.load is start; remove checkpoint.load, '),
         ("--checkpoint.load none", 1, 'model.init is "checkpoint", but checkpoint.load is not given and '),
         ("--checkpoint.load nowhere", 1, "checkpoint.load is nowhere, which is no folder; "),
@@ -88,10 +103,10 @@ def test_a_combination_that_cannot_run_is_named(run, flags, world_size, said):
 
 
 def test_sequence_parallel_divides_each_ranks_tokens(run):
-    pack("odd", sequence_length=2052)
-    flags = "--parallel.context 2 --parallel.tensor 4 --parallel.sequence_parallel true --data.sequence_length 2052"
+    pack("odd", sequence_length=1028)
+    flags = "--parallel.context 2 --parallel.tensor 4 --parallel.sequence_parallel true --data.sequence_length 1028"
     (problem,) = run(flags + " --data.sources.0.index odd", 8)
-    assert problem.startswith("data.sequence_length / parallel.context is 1026 tokens, not divisible by parallel.ten")
+    assert problem.startswith("data.sequence_length / parallel.context is 514 tokens, not divisible by parallel.ten")
 
 
 def test_without_kv_heads_in_config_json_the_heads_count(run):

@@ -41,6 +41,8 @@ class RopeScaling:
         beta: rotations at or above which a dimension is kept (beta_fast, high_freq_factor).
         truncate: of the coded form: round the ramp's ends to whole dimension indices, as transformers does.
         attention_factor: m; cos and sin are each multiplied by it, so logits by m squared.
+        declared_length: tokens a published model states where they exceed s x L, as Llama-3.1's 131,072 exceed
+            8 x 8,192; it changes no frequency.
     """
 
     base: float
@@ -52,6 +54,7 @@ class RopeScaling:
     beta: float = 4.0
     truncate: bool = True
     attention_factor: float = 1.0
+    declared_length: int = 0
 
     def __post_init__(self) -> None:
         if not self.factor >= 1:
@@ -63,8 +66,8 @@ class RopeScaling:
 
     @property
     def length(self) -> int:
-        """Tokens of context after scaling: factor x original_length."""
-        return round(self.factor * self.original_length)
+        """Tokens of context after scaling: factor x original_length, or the more that the model declares."""
+        return max(round(self.factor * self.original_length), self.declared_length)
 
     def inverse_frequencies(self, rotary_dim: int) -> NDArray[np.float64]:
         """theta'_i for i in [0, rotary_dim / 2), float64 [rotary_dim / 2], radians a token."""
@@ -102,50 +105,37 @@ class RopeScaling:
         """Read the rope of a Hugging Face config.json, in transformers 4's or 5's spelling.
 
         Raises:
-            UserError: a kind, or a per-layer dictionary, that this project does not compute.
+            UserError: a kind, or a per-layer dictionary, that this project does not compute, or a part missing.
         """
         entry = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if any(isinstance(value, dict) for value in entry.values()):
             raise UserError("config.json: rope_parameters differ by layer type, which is not supported.")
-        base = entry.get("rope_theta") or config.get("rope_theta") or 10000.0
+        base = float(entry.get("rope_theta") or config.get("rope_theta") or 10000.0)
         kind = entry.get("rope_type") or entry.get("type") or "default"
         maximum = config.get("max_position_embeddings", 2048)
         factor = float(entry.get("factor") or 1.0)
-        if kind == "default":
-            return cls(base=float(base), original_length=maximum)
-        if kind == "linear":
-            original = entry.get("original_max_position_embeddings") or max(1, round(maximum / factor))
-            return cls(base=float(base), kind="linear", factor=factor, original_length=original)
         original = entry.get("original_max_position_embeddings") or maximum
-        if kind == "llama3":
-            return cls(
-                base=float(base),
-                kind="llama3",
-                factor=factor,
-                original_length=original,
-                alpha=float(entry["low_freq_factor"]),
-                beta=float(entry["high_freq_factor"]),
-            )
-        if kind == "yarn":
-            attention = entry.get("attention_factor")
-            return cls(
-                base=float(base),
-                kind="yarn",
-                factor=factor,
-                original_length=original,
-                form="coded",
-                alpha=float(entry.get("beta_slow") or 1),
-                beta=float(entry.get("beta_fast") or 32),
-                truncate=bool(entry.get("truncate", True)),
-                attention_factor=float(attention) if attention is not None else temperature(factor),
-            )
-        raise UserError(f"config.json: rope_type {kind!r} is not supported; known: default, linear, llama3, yarn.")
+        if kind == "default":
+            rope = cls(base=base, original_length=maximum)
+        elif kind == "linear":
+            original = entry.get("original_max_position_embeddings") or max(1, round(maximum / factor))
+            rope = cls(base=base, kind="linear", factor=factor, original_length=original)
+        elif kind == "llama3":
+            ramp = _llama3_ramp(entry)
+            rope = cls(base=base, kind="llama3", factor=factor, original_length=original, **ramp)
+        elif kind == "yarn":
+            ramp = {"form": "coded", **_yarn_ramp(entry, factor)}
+            rope = cls(base=base, kind="yarn", factor=factor, original_length=original, **ramp)
+        else:
+            raise UserError(f"config.json: rope_type {kind!r} is not supported; known: default, linear, llama3, yarn.")
+        declared = config.get("max_position_embeddings", 0)
+        return dataclasses.replace(rope, declared_length=declared) if declared > rope.length else rope
 
     def to_hf(self) -> dict[str, Any]:
         """The config.json entries that serve this rope: rope_theta, rope_scaling, max_position_embeddings.
 
-        max_position_embeddings is factor x original, so that stacks that read the ratio agree with those
-        that read the factor.
+        max_position_embeddings is factor x original, unless the model declared more, so that stacks that
+        read the ratio agree with those that read the factor.
 
         Raises:
             UserError: Hugging Face has no form for it (the paper's ramp with a temperature).
@@ -174,6 +164,27 @@ class RopeScaling:
                 "attention_factor": self.attention_factor,
             }
         return out | {"rope_scaling": scaling}
+
+
+def _llama3_ramp(entry: dict[str, Any]) -> dict[str, Any]:
+    """alpha and beta of a llama3 entry, which has no defaults for them."""
+    missing = [name for name in ("factor", "low_freq_factor", "high_freq_factor") if name not in entry]
+    if missing:
+        raise UserError(f"config.json: the llama3 rope entry has no {' and no '.join(missing)}; add what is missing.")
+    return {"alpha": float(entry["low_freq_factor"]), "beta": float(entry["high_freq_factor"])}
+
+
+def _yarn_ramp(entry: dict[str, Any], factor: float) -> dict[str, Any]:
+    """alpha, beta, truncate and attention_factor of a yarn entry, with transformers' defaults."""
+    attention = entry.get("attention_factor")
+    if attention is None and entry.get("mscale") and entry.get("mscale_all_dim"):
+        raise UserError("config.json: rope mscale and mscale_all_dim are not supported; state attention_factor.")
+    return {
+        "alpha": float(entry.get("beta_slow") or 1),
+        "beta": float(entry.get("beta_fast") or 32),
+        "truncate": bool(entry.get("truncate", True)),
+        "attention_factor": float(attention) if attention is not None else temperature(factor),
+    }
 
 
 def temperature(factor: float) -> float:

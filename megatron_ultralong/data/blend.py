@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from megatron_ultralong.data import _packing
 from megatron_ultralong.data.dataset import PackedDataset, Sample, Spans
@@ -40,19 +41,21 @@ class BlendedDataset:
         self.weights = [weight / sum(weights) for weight in weights]
         self.sequence_length = datasets[0].sequence_length
         self._seed = seed
-        self._shuffles: dict[int, tuple[int, np.ndarray]] = {}
-        self._rewind()
+        self._shuffles: dict[int, tuple[int, npt.NDArray[np.int64]]] = {}
+        self._start = 0  # of the block of choices at hand
+        self._before = self._after = [0] * len(datasets)  # samples drawn from each source before and after it
+        self._choices = np.zeros(0, dtype=np.int32)
+        self._next_block()
 
     def locate(self, k: int) -> tuple[int, int]:
         """The source of sample k, k >= 0, and the index of the sample in that source."""
         if k < 0:
             raise IndexError(f"sample {k}")
         if k < self._start:
-            self._rewind()
+            self._after = [0] * len(self.datasets)
+            self._next_block()
         while k >= self._start + _BLOCK:
-            self._start += _BLOCK
-            self._before = self._after
-            self._choices, self._after = _packing.blend(self.weights, self._before, _BLOCK)
+            self._next_block()
         source = int(self._choices[k - self._start])
         drawn = self._before[source] + int(np.count_nonzero(self._choices[: k - self._start] == source))
         epoch, within = divmod(drawn, len(self.datasets[source]))
@@ -63,12 +66,12 @@ class BlendedDataset:
         source, i = self.locate(k)
         return self.datasets[source].read(i, spans)
 
-    def _rewind(self) -> None:
-        self._start = 0
-        self._before = [0] * len(self.datasets)
+    def _next_block(self) -> None:
+        self._start = sum(self._after)
+        self._before = self._after
         self._choices, self._after = _packing.blend(self.weights, self._before, _BLOCK)
 
-    def _shuffle(self, source: int, epoch: int) -> np.ndarray:
+    def _shuffle(self, source: int, epoch: int) -> npt.NDArray[np.int64]:
         known = self._shuffles.get(source)
         if known is None or known[0] != epoch:
             order = _packing.permutation(len(self.datasets[source]), key(self._seed, "epoch", source, epoch))

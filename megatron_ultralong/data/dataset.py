@@ -98,9 +98,8 @@ class PackedDataset:
             raise ValueError(f"spans: {spans} do not lie in 0..{self.sequence_length}")
         place = self._place(i)
         starts, padding = self._starts(place)
-        bounds = np.append(starts[starts < self.sequence_length], self.sequence_length)
-        if not self._document_mask:
-            bounds = np.array([0, self.sequence_length])
+        inner = starts[starts < self.sequence_length] if self._document_mask else starts[:1]
+        bounds = np.append(inner, np.int64(self.sequence_length))
         tokens, labels = self._gather(place, spans)
         return Sample(
             tokens=tokens,
@@ -180,6 +179,7 @@ def _positions(bounds: npt.NDArray[np.int64], spans: Spans) -> npt.NDArray[np.in
     """Positions that restart at each bound, of the spans only."""
     pieces = []
     for begin, end in spans:
-        sizes = np.diff(np.clip(bounds, begin, end))
-        pieces.append(np.arange(begin, end, dtype=np.int64) - np.repeat(bounds[:-1], sizes))
+        clipped = np.clip(bounds, begin, end)
+        starts = np.repeat(bounds[:-1], clipped[1:] - clipped[:-1])
+        pieces.append(np.arange(begin, end, dtype=np.int64) - starts)
     return _join(pieces)

@@ -1,9 +1,9 @@
 """Reading and writing megatron-core's IndexedDataset (.bin and .idx) without importing megatron.core.
 
-Why not megatron.core's own: its writer appends Python-side and its reader imports the whole of megatron.core and
-copies nothing less; this is the same format (little-endian: magic, u64 version 1, u8 dtype code, u64 sequences,
-u64 documents + 1, i32 lengths, i64 byte offsets, i64 document bounds) in a page, and tests/data/test_indexed.py
-reads our files with theirs and theirs with ours. Here every sequence is one document.
+megatron.core's own module imports the whole of megatron.core, which preprocessing has no use for. The format, little-
+endian, .idx: magic, u64 version 1, u8 dtype code, u64 sequences, u64 documents + 1, i32 lengths, i64 byte offsets,
+i64 document bounds; .bin: the tokens. Here every sequence is one document. tests/data/test_indexed.py reads our
+files with their reader and their files with ours.
 
 Cost: writing keeps 4 bytes a document in memory; reading maps both files and copies nothing.
 """

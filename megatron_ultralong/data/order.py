@@ -11,7 +11,7 @@ from megatron_ultralong.data import _packing
 
 
 def key(seed: int, *use: str | int) -> int:
-    """64 bits from SHA-256 of the seed and what it is used for, e.g. key(1, "epoch", 3)."""
+    """Hash the seed and what it is used for, such as ("epoch", 3), into 64 bits (SHA-256)."""
     return int.from_bytes(hashlib.sha256(repr((seed, *use)).encode()).digest()[:8], "little")
 
 

@@ -102,7 +102,7 @@ def _check(corpus: Corpus, options: PackOptions) -> None:
         raise UserError(f"sequence_length: {options.sequence_length} is no length; give a positive number of tokens.")
     if options.packing == "best_fit" and len(options.separator):
         raise UserError(
-            f"separator: {list(options.separator)} has no place between the whole documents of best_fit; leave it empty."
+            f"separator: {list(options.separator)} has no place between best_fit's whole documents; leave it empty."
         )
     for token in options.separator:
         if not 0 <= token < corpus.vocab_size:

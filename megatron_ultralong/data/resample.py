@@ -1,10 +1,10 @@
 """Which documents to train on, and how often: short ones down, long ones up, every source keeping its share.
 
 The policy is the paper's (arXiv 2504.06214, after Fu et al. 2024, arXiv 2402.10171): documents under 4,096 tokens
-are kept with probability 0.1 (here: exactly a tenth, chosen at random); the tokens so lost are refilled from the source's
-documents over 8,192 tokens, so that each source ends with total x its share of the tokens before, to within one
-long document. Documents in between are kept once. A budget
-that cannot be met is an entry in the report and a warning, never silently missed.
+are kept with probability 0.1 (here: exactly a tenth, chosen at random); the tokens so lost are refilled from the
+source's documents over 8,192 tokens, so that each source ends with total x its share of the tokens before, to
+within one long document. Documents in between are kept once. A budget that cannot be met is an entry in the report
+and a warning, never silently missed.
 
 Pure: no files, no process groups; the same seed gives the same list. Cost: a few passes over the lengths and one
 shuffle a source and round of repetition, in numpy.

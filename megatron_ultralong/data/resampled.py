@@ -39,7 +39,8 @@ def write_resampled(corpus: Corpus, folder: Path, policy: LengthPolicy, total: i
             f"{corpus.prefix}: none of its {len(lengths)} documents is left by the length policy; "
             "lower --short-below or raise --keep-short or --total-tokens."
         )
-    report = {
+    unmet = [result.unmet for result in results if result.unmet]
+    report: dict[str, Any] = {
         "version": VERSION,
         "tokens": os.path.relpath(Path(corpus.prefix).resolve(), Path(folder).resolve()),
         "tokens_fingerprint": corpus.tokens_fingerprint,
@@ -50,21 +51,21 @@ def write_resampled(corpus: Corpus, folder: Path, policy: LengthPolicy, total: i
         "documents_after": len(ids),
         "tokens_before": int(lengths.sum()),
         "tokens_after": sum(result.tokens for result in results),
-        "unmet": [result.unmet for result in results if result.unmet],
+        "unmet": unmet,
         "sources": [_describe(result) for result in results],
     }
     with atomic_directory(folder) as temporary:
         np.save(temporary / "document_ids.npy", ids, allow_pickle=False)
         write_json(temporary / "manifest.json", report)
         _plot(results, temporary / "histogram.png")
-    for sentence in report["unmet"]:
+    for sentence in unmet:
         logger.warning("%s.", sentence)
     logger.info(
         "%s: %s tokens before, %s after, %s budgets unmet.",
         folder,
         f"{report['tokens_before']:,}",
         f"{report['tokens_after']:,}",
-        len(report["unmet"]),
+        len(unmet),
     )
     return report
 

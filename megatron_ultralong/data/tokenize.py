@@ -20,7 +20,7 @@ import numpy as np
 
 from megatron_ultralong.data import corpus
 from megatron_ultralong.data.documents import Document, Fields, read_documents
-from megatron_ultralong.data.indexed import IndexedWriter, bin_path, idx_path, token_dtype
+from megatron_ultralong.data.indexed import IndexedWriter, token_dtype
 from megatron_ultralong.data.tokenizer import Tokenizer
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import atomic_file, fingerprint

@@ -1,7 +1,8 @@
 """What fits field by field but cannot run together: found before any model is built, and all of it at once.
 
-Each rule is a line of arithmetic over the configuration, the model's config.json, the number of processes
-and the manifests of the packed indexes; nothing else is read and torch is not imported. Costs milliseconds.
+Each rule is a line of arithmetic over the configuration, the model's config.json and tokenizer.json, the number of
+processes and the manifests of the packed indexes; nothing else is read and torch is not imported. Costs
+milliseconds. Whether the samples fit the rope is `model.rope.scaled`'s to say, which knows the checkpoint's.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.config import DataConfig, ParallelConfig, RunConfig
+from megatron_ultralong.config import ParallelConfig, RunConfig
+from megatron_ultralong.data.tokenizer import tokenizer_fingerprint
 from megatron_ultralong.errors import UserError, raise_problems
 from megatron_ultralong.files import read_json
-from megatron_ultralong.model.rope import RopeScaling, scaled
 
 _AT_LEAST_ONE = (
     "data.sequence_length train.steps train.global_batch_size train.micro_batch_size "
@@ -40,8 +41,8 @@ def check_config(config: RunConfig, *, hf_config: dict[str, Any], world_size: in
     if not problems:  # the rules divide by sizes and so need them positive
         problems += _layout(config, world_size)
         problems += _sharding(config.parallel, config.data.sequence_length, hf_config)
-        problems += _rope(config, hf_config)
-        problems += _data(config.data, hf_config)
+        problems += _rope(config)
+        problems += _data(config, hf_config)
         problems += _checkpoint(config)
     raise_problems("the configuration", problems)
 
@@ -111,44 +112,52 @@ def _sharding(parallel: ParallelConfig, length: int, hf_config: dict[str, Any]) 
         )
 
 
-def _rope(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
-    """Scalings that do not reach the data's length, or that no config.json could state."""
+def _rope(config: RunConfig) -> Iterator[str]:
+    """Scalings that no config.json could state, or that do not reach the data's length."""
     rope, length = config.rope, config.data.sequence_length
+    if rope.kind == "keep":
+        return
     if rope.kind == "yarn" and rope.form == "paper" and rope.temperature:
         yield (
             'rope.temperature is true with rope.form "paper", which no config.json can state, so the model could '
             'not be exported; set rope.temperature to false or rope.form to "coded".'
         )
+    if 0 < rope.target_length < length:
+        yield (
+            f"rope.target_length is {rope.target_length}, below data.sequence_length {length}; "
+            "raise it, or set it to 0 for data.sequence_length."
+        )
+
+
+def _data(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
+    """Indexes packed for another length, or of another vocabulary or tokenizer than the model's."""
+    length, tokenizer = config.data.sequence_length, None
     try:
-        scaled(RopeScaling.from_hf(hf_config), rope, length)
+        tokenizer = tokenizer_fingerprint(config.model.hf)
     except UserError as error:
         yield str(error)
-
-
-def _data(data: DataConfig, hf_config: dict[str, Any]) -> Iterator[str]:
-    """Indexes packed for another length, or tokenized for another vocabulary or by different tokenizers."""
-    tokenizers: dict[str, Path] = {}
-    for source in data.sources:
+    for source in config.data.sources:
         try:
             manifest = read_manifest(source.index)
         except UserError as error:
             yield str(error)
             continue
         where = source.index / "manifest.json"
-        if manifest["sequence_length"] != data.sequence_length:
+        if manifest["sequence_length"] != length:
             yield (
                 f"{where}: packed for sequence_length {manifest['sequence_length']}, but data.sequence_length is "
-                f"{data.sequence_length}; pack again with tools/pack_corpus.py or change data.sequence_length."
+                f"{length}; pack again with tools/pack_corpus.py or change data.sequence_length."
             )
         if manifest["vocab_size"] > hf_config["vocab_size"]:
             yield (
                 f"{where}: tokens of a vocabulary of {manifest['vocab_size']}, but the model has "
                 f"{hf_config['vocab_size']}; tokenize with the model's own tokenizer."
             )
-        tokenizers.setdefault(manifest["tokenizer_fingerprint"], source.index)
-    if len(tokenizers) > 1:
-        first, second, *_ = tokenizers.values()
-        yield f"{first} and {second} come from different tokenizers; tokenize all sources with the model's own."
+        if tokenizer is not None and manifest["tokenizer_fingerprint"] != tokenizer:
+            yield (
+                f"{where}: tokens of another tokenizer than {config.model.hf / 'tokenizer.json'}; "
+                "tokenize with the model's own, or set model.hf to the model that the data was made for."
+            )
 
 
 def read_manifest(index: Path) -> dict[str, Any]:

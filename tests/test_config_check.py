@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -18,8 +19,9 @@ def run(tmp_path, monkeypatch):
         '[train]\nsteps = 3\nglobal_batch_size = 4\n[checkpoint]\nload = "start"\n'
     )
     Path("start").mkdir()
+    Path("m").mkdir()
+    Path("m/tokenizer.json").write_text("{}")
     pack("a")
-    pack("long", sequence_length=4096)
 
     def check(flags: str = "", world_size: int = 1, hf: dict = HF) -> list[str]:
         config = load_config(Path("run.toml"), flags.split())
@@ -36,7 +38,11 @@ def run(tmp_path, monkeypatch):
 def pack(folder: str, **changes: object) -> None:
     """A packed index's manifest, as far as the check reads it."""
     Path(folder).mkdir()
-    manifest = {"sequence_length": 2048, "vocab_size": 1024, "tokenizer_fingerprint": "t1"} | changes
+    manifest = {
+        "sequence_length": 2048,
+        "vocab_size": 1024,
+        "tokenizer_fingerprint": hashlib.sha256(b"{}").hexdigest(),
+    } | changes
     Path(folder, "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -67,11 +73,6 @@ def test_runs_that_work(run, flags, world_size):
         ("--parallel.context 2 --parallel.tensor 2", 6, "6 processes are no multiple of parallel.tensor 2 x "),
         ("", 3, "train.global_batch_size is 4, not a multiple of train.micro_batch_size 1 x data-parallel size 3; "),
         ("--parallel.context 3", 3, "data.sequence_length is 2048, not divisible by 2 x parallel.context = 6, "),
-        (
-            "--data.sequence_length 4096 --data.sources.0.index long",
-            1,
-            "data.sequence_length 4096 is longer than the model's context ",
-        ),
         ("--data.document_mask true --parallel.attention te", 1, "data.document_mask is true with parallel.attention "),
         ("--parallel.tensor 8", 8, "parallel.tensor is 8, which does not divide the model's 4 key-value heads; "),
         ("--parallel.pipeline 4", 4, "parallel.pipeline is 4, which does not divide the model's 6 layers; "),
@@ -84,12 +85,7 @@ def test_runs_that_work(run, flags, world_size):
         (
             "--rope.kind yarn --rope.target_length 1024",
             1,
-            "rope.target_length 1024 is below the original length 2048; ",
-        ),
-        (
-            "--rope.kind yarn --rope.original_length 4096",
-            1,
-            "rope.target_length 2048 is below the original length 4096",
+            "rope.target_length is 1024, below data.sequence_length 2048; ",
         ),
         ("--model.init random", 1, 'model.init is "random" and checkpoint.load is start; remove checkpoint.load, '),
         ("--checkpoint.load none", 1, 'model.init is "checkpoint", but checkpoint.load is not given and '),
@@ -122,7 +118,13 @@ def test_data_of_another_length_vocabulary_or_tokenizer(run):
     short, wide, other = run(flags)
     assert short.startswith("short/manifest.json: packed for sequence_length 1024, but data.sequence_length is 2048; ")
     assert wide.startswith("wide/manifest.json: tokens of a vocabulary of 2000, but the model has 1024; ")
-    assert other.startswith("a and other come from different tokenizers; ")
+    assert other.startswith("other/manifest.json: tokens of another tokenizer than m/tokenizer.json; tokenize with ")
+
+
+def test_a_model_without_a_tokenizer(run):
+    Path("m/tokenizer.json").unlink()
+    (problem,) = run()
+    assert problem.startswith("m/tokenizer.json: the tokenizer is missing; ")
 
 
 def test_a_manifest_without_an_entry(run):

@@ -27,7 +27,7 @@ def resolved(config: RunConfig, **extra: Any) -> dict[str, Any]:
         The sections, `versions` (of python and the packages whose numerics matter; None: not installed)
         and `git_commit` (with "-dirty" when tracked files differ from it; None: not run from a clone).
     """
-    return {**_plain(dataclasses.asdict(config)), "versions": _versions(), "git_commit": _git_commit(), **extra}
+    return {**_plain(dataclasses.asdict(config)), "versions": versions(), "git_commit": _git_commit(), **extra}
 
 
 def _plain(value: Any) -> Any:
@@ -39,18 +39,18 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _versions() -> dict[str, str | None]:
+def versions() -> dict[str, str | None]:
     """Versions from the installed packages' metadata: none of them is imported."""
-    versions: dict[str, str | None] = {
+    found: dict[str, str | None] = {
         "python": platform.python_version(),
         "megatron-ultralong": megatron_ultralong.__version__,
     }
     for package in ("torch", "megatron-core", "transformers"):
         try:
-            versions[package] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
+            found[package] = None
+    return found
 
 
 def _git_commit() -> str | None:

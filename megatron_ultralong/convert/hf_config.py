@@ -16,16 +16,6 @@ _ROPE_ENTRIES = ("rope_parameters", "rope_scaling", "rope_theta")
 _DTYPE_ENTRIES = ("torch_dtype", "dtype")
 
 
-def context_length(config: dict[str, Any], rope: RopeScaling) -> int:
-    """Tokens of context of a model with this rope.
-
-    Raises nothing: a rope that is still config.json's own keeps its max_position_embeddings, which need not be
-    factor x original (Llama-3.1 says 131,072 with 8 x 8,192).
-    """
-    unchanged = rope == RopeScaling.from_hf(config)
-    return int(config.get("max_position_embeddings", rope.length)) if unchanged else rope.length
-
-
 def with_rope(config: dict[str, Any], rope: RopeScaling, head_dim: int) -> dict[str, Any]:
     """`config` with the entries that serve `rope`, and no others about it.
 
@@ -37,12 +27,11 @@ def with_rope(config: dict[str, Any], rope: RopeScaling, head_dim: int) -> dict[
     Raises:
         UserError: Hugging Face has no form for this rope.
     """
-    length = context_length(config, rope)
     if rope.kind == "ntk":  # base * s^(d / (d - 2)) is a plain rope, and Hugging Face has no other form of it
         base = rope.base * rope.factor ** (head_dim / (head_dim - 2))
         rope = RopeScaling(base=base, original_length=rope.length)
     kept = {name: value for name, value in config.items() if name not in _ROPE_ENTRIES}
-    return kept | rope.to_hf() | {"max_position_embeddings": length}
+    return kept | rope.to_hf()
 
 
 def with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

@@ -17,15 +17,16 @@ from typing import Literal
 
 import torch
 
-from megatron_ultralong.convert import verify
-from megatron_ultralong.convert.card import CheckpointCard
+from megatron_ultralong import provenance
 from megatron_ultralong.convert.families import EMBEDDING, OUTPUT
-from megatron_ultralong.convert.huggingface import HfFolder, tokenizer_fingerprint
+from megatron_ultralong.convert.huggingface import HfFolder, own_tokenizer_fingerprint
 from megatron_ultralong.convert.rules import Rule
 from megatron_ultralong.convert.table import Table, listing
 from megatron_ultralong.convert.torch_dist import Piece, Reader, write
+from megatron_ultralong.convert.verify import check_megatron, checksum
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import atomic_directory
+from megatron_ultralong.model.description import Description
 from megatron_ultralong.model.rope import RopeScaling
 from megatron_ultralong.progress import Progress
 
@@ -41,7 +42,7 @@ def convert_hf_to_megatron(
     output: Path,
     dtype: Dtype = "keep",
     overwrite: bool = False,
-    check: Literal["checksums", "none"] = "checksums",
+    verify: Literal["checksums", "none"] = "checksums",
 ) -> None:
     """Convert a model in Hugging Face format into a Megatron checkpoint (step 0).
 
@@ -50,7 +51,7 @@ def convert_hf_to_megatron(
         output: folder to write; it appears whole or not at all.
         dtype: of the stored weights; "keep" as they are in the file.
         overwrite: replace OUTPUT if it exists.
-        check: read the result back and compare every tensor's checksum with the source's.
+        verify: read the result back and compare every tensor's checksum with the source's.
 
     Raises:
         UserError: anything wrong with the input, or OUTPUT exists.
@@ -65,17 +66,17 @@ def convert_hf_to_megatron(
         intake = _Intake(source, table, TORCH_DTYPES.get(dtype))
         write(folder, intake.groups())
         intake.warn()
-        card = CheckpointCard(
+        precision = precision_name(intake.dtypes.values())
+        Description(
             hf_config=source.config,
             rope=rope,
-            tokenizer_fingerprint=tokenizer_fingerprint(hf),
-            precision=precision_name(intake.dtypes.values()),
-            source=str(Path(hf).resolve()),
-        )
-        card.write(folder)
-        if check == "checksums":
-            verify.check_megatron(Reader(folder), table, intake.checksums)
-    logger.info("%s: %d tensors, %s, %s", output, len(table.hf_shapes), card.precision, f"rope {rope.kind}")
+            tokenizer_fingerprint=own_tokenizer_fingerprint(hf),
+            step=0,
+            run={"source": str(Path(hf).resolve()), "precision": precision, "versions": provenance.versions()},
+        ).write(folder)
+        if verify == "checksums":
+            check_megatron(Reader(folder), table, intake.checksums)
+    logger.info("%s: %d tensors, %s, rope %s", output, len(table.hf_shapes), precision, rope.kind)
 
 
 def refuse_existing(output: Path, overwrite: bool) -> None:
@@ -125,7 +126,7 @@ class _Intake:
         tensor = self.source.read(name).to(dtype)
         if not torch.isfinite(tensor).all():
             self.not_finite.append(name)
-        self.checksums[name] = verify.checksum(tensor)
+        self.checksums[name] = checksum(tensor)
         self.progress.advance()
         return tensor
 

@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 
 from megatron_ultralong.convert.rules import Shape
 from megatron_ultralong.convert.table import listing
+from megatron_ultralong.data.tokenizer import tokenizer_fingerprint
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import fingerprint, read_json
+from megatron_ultralong.files import read_json
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -67,6 +68,8 @@ class HfFolder:
         """
         path = Path(path)
         config = read_json(path / "config.json", "the model's configuration", "give a folder in Hugging Face format")
+        if not isinstance(config, dict):
+            raise UserError(f"{path / 'config.json'}: no JSON object; give a folder in Hugging Face format.")
         index = _read_index(path)
         files: dict[str, Path] = {}
         shapes: dict[str, Shape] = {}
@@ -178,7 +181,6 @@ def copy_files(source: Path, target: Path, patterns: Iterable[str]) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def tokenizer_fingerprint(path: Path) -> str:
-    """SHA-256 of the folder's tokenizer.json, or "" where there is none."""
-    file = Path(path) / "tokenizer.json"
-    return fingerprint(file) if file.exists() else ""
+def own_tokenizer_fingerprint(path: Path) -> str:
+    """Fingerprint of the tokenizer in this folder, or "" where there is none."""
+    return tokenizer_fingerprint(path) if (Path(path) / "tokenizer.json").is_file() else ""

@@ -28,7 +28,8 @@ class Table:
         """The table of config.json's architecture.
 
         Raises:
-            UserError: an architecture or an activation that no table describes, or a bad size.
+            UserError: an architecture that no table describes, an activation or a sliding window that is not
+                computed here, or a bad size.
         """
         architecture = (config.get("architectures") or ["(none)"])[0]
         if architecture not in FAMILIES:
@@ -38,6 +39,12 @@ class Table:
             )
         if config.get("hidden_act", "silu") != "silu":
             raise UserError(f"config.json: hidden_act {config['hidden_act']!r} is not supported; known: 'silu'.")
+        window = config.get("sliding_window")
+        if window is not None and config.get("use_sliding_window", True):
+            raise UserError(
+                f"config.json: sliding_window {window} is not supported; set it to null for a model that is to attend "
+                "to the whole sequence."
+            )
         tied = bool(config.get("tie_word_embeddings", False))
         rules = tuple(rule for rule in FAMILIES[architecture] if not (tied and rule is OUTPUT))
         return cls(rules, Dimensions.from_hf(config), tied)

@@ -187,7 +187,7 @@ class Reader(FileSystemReader):
             A tensor of the stored dtype on the CPU.
 
         Raises:
-            UserError: the pieces don't cover it.
+            UserError: the pieces don't cover it, or can't be read.
         """
         description = self.tensors[key]
         shape = tuple(description.size) if rows is None else (rows, *description.size[1:])
@@ -196,7 +196,11 @@ class Reader(FileSystemReader):
         items = create_read_items_for_chunk_list(key, description, [block])
         if sum(math.prod(item.lengths) for item in items) != target.numel():
             raise UserError(f"{self.folder}: the pieces of {key} don't cover it; copy the checkpoint again.")
-        self.read_data(LoadPlan(items), _TargetPlanner(target)).wait()
+        try:
+            self.read_data(LoadPlan(items), _TargetPlanner(target)).wait()
+        except (OSError, RuntimeError, pickle.UnpicklingError, AssertionError) as error:
+            reason = str(error).split("\n")[0]
+            raise UserError(f"{self.folder}: {key} is damaged ({reason}); copy the checkpoint again.") from None
         return target if layer is None else target[0]
 
 

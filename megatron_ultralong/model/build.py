@@ -89,7 +89,7 @@ def transformer_config(
         # these attributes without declaring them; factor e makes it 0.1 mscale + 1, so any m can be said.
         config.yarn_rotary_scaling_factor = 2.718281828459045
         config.yarn_mscale = (rope.attention_factor - 1.0) * 10.0
-        config.yarn_mscale_all_dim = None
+        config.yarn_mscale_all_dim = 0.0  # None would make megatron-core ignore yarn_mscale
     return config
 
 

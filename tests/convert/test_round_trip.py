@@ -11,11 +11,11 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from megatron_ultralong.convert.card import CheckpointCard
 from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
 from megatron_ultralong.convert.megatron_to_hf import convert_megatron_to_hf
 from megatron_ultralong.convert.table import Table
 from megatron_ultralong.engine import groups
+from megatron_ultralong.model.description import Description
 from tests.convert.tiny_models import FAMILIES, Build
 
 
@@ -82,7 +82,7 @@ def test_a_padded_vocabulary_loads_and_is_cut_on_export(build: Build, tmp_path: 
         saved.mkdir()
         optimizer = mcore.ShardedTensor.from_rank_offsets("optimizer.state.exp_avg.x", torch.ones(4))
         mcore.dist_checkpointing.save({**sharded, "optimizer": optimizer, "iteration": 3}, str(saved))
-    CheckpointCard.read(tmp_path / "megatron").write(saved)
+    Description.read(tmp_path / "megatron").write(saved)
     convert_megatron_to_hf(load=saved, output=tmp_path / "hf")
     assert_same(weights(source), weights(tmp_path / "hf"))
 
@@ -99,10 +99,10 @@ def test_dtype_is_a_choice_both_ways(build: Build, tmp_path: Path, dtype: Any) -
     assert json.loads((tmp_path / "b" / "config.json").read_text())["torch_dtype"] == str(torch_dtype)[6:]
 
 
-def test_card_says_where_it_came_from(build: Build, tmp_path: Path) -> None:
+def test_description_says_where_it_came_from(build: Build, tmp_path: Path) -> None:
     source = build("llama", torch.bfloat16)
     convert_hf_to_megatron(hf=source, output=tmp_path / "megatron")
-    card = CheckpointCard.read(tmp_path / "megatron")
-    assert (card.step, card.precision, card.source) == (0, "bf16", str(source))
-    assert card.hf_config["architectures"] == ["LlamaForCausalLM"]
-    assert card.rope.original_length == 64
+    description = Description.read(tmp_path / "megatron")
+    assert (description.step, description.run["precision"], description.run["source"]) == (0, "bf16", str(source))
+    assert description.hf_config["architectures"] == ["LlamaForCausalLM"]
+    assert description.rope.original_length == 64

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from megatron_ultralong.data.tokenizer import load_tokenizer
 from megatron_ultralong.errors import UserError
 
 Message = dict[str, str]
@@ -45,32 +46,18 @@ class ChatTokenizer:
     """
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
-
-        if not (Path(folder) / "tokenizer.json").is_file():
-            raise UserError(f"{folder}: there is no tokenizer.json; copy the model's tokenizer files into the folder.")
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"{folder}: its tokenizer cannot be loaded ({first}); copy the model's files anew."
-            ) from None
-        if not self._tokenizer.chat_template:
-            raise UserError(f"{folder}: its tokenizer has no chat_template; use the instruct model's tokenizer files.")
-
-    def __len__(self) -> int:
-        """Ids in all, added tokens included."""
-        return len(self._tokenizer)
+        self._tokenizer = load_tokenizer(folder)
+        self.vocab_size = self._tokenizer.vocab_size
+        if not self._tokenizer.hf.chat_template:
+            raise UserError(f"{folder}: its tokenizer has no chat template; use the instruct model's tokenizer files.")
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without a leading or closing token."""
-        return list(self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+        return self._tokenizer.encode(text)
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
         """The chat as the model's template writes it."""
-        text = self._tokenizer.apply_chat_template(
+        text: str = self._tokenizer.hf.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=generation_prompt
         )
-        assert isinstance(text, str)
         return text

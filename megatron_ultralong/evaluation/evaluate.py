@@ -54,6 +54,16 @@ class Settings:
     dtype: Dtype = "fp32"
     """Precision of weights and activations."""
 
+    def __post_init__(self) -> None:
+        """Refuse counts that ask nothing.
+
+        Raises:
+            UserError: one of the counts is below 1.
+        """
+        for name in ("depths", "samples_per_cell", "recall_samples", "perplexity_windows"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)} is too small; give at least 1.")
+
 
 @dataclasses.dataclass(frozen=True)
 class _Tasks:
@@ -187,13 +197,13 @@ def _check_vocabularies(infos: Mapping[str, ModelInfo], tokenizer: ChatTokenizer
     expected = tokenizer.encode(tokenizer.render(chat))
     for info in infos.values():
         own = ChatTokenizer(info.folder)
-        if own.encode(own.render(chat)) != expected or len(own) != len(tokenizer):
+        if own.encode(own.render(chat)) != expected or own.vocab_size != tokenizer.vocab_size:
             raise UserError(
                 f"{info.folder}: its tokenizer or chat template differs from the first model's; "
                 "compare models that share them."
             )
-        if len(own) > info.vocab_size:
+        if own.vocab_size > info.vocab_size:
             raise UserError(
-                f"{info.folder}: the tokenizer has {len(own)} ids and config.json's vocab_size is {info.vocab_size}; "
-                "copy the model's own tokenizer files."
+                f"{info.folder}: the tokenizer has {own.vocab_size} ids and config.json's vocab_size is "
+                f"{info.vocab_size}; copy the model's own tokenizer files."
             )

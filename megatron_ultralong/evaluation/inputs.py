@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_ultralong.data.documents import Fields, read_documents
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import read_json
 
@@ -36,18 +37,14 @@ def model_folders(base: Path | None, extended: Path | None, named: Iterable[str]
 
 
 def read_texts(path: Path) -> list[str]:
-    """The `text` fields of a JSON Lines file; blank lines are passed over.
+    """The texts of a JSON Lines file (`text` fields, .gz allowed).
 
     Raises:
-        UserError: the file is missing or holds no text, or a line is not an object with a string `text`.
+        UserError: the file is missing or holds no text, or a line cannot be read.
     """
-    texts = []
-    for number, row in _json_lines(path):
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-            raise UserError(f'{path}, line {number}: there is no string "text"; give one JSON object with it a line.')
-        texts.append(row["text"])
-    if not any(texts):
-        raise UserError(f'{path}: there is no text in it; give JSON Lines with a "text" field.')
+    texts = [document.text for document in read_documents(Path(path), Fields()) if document.text.strip()]
+    if not texts:
+        raise UserError(f"{path}: there is no text in it; give JSON Lines with a 'text' field.")
     return texts
 
 
@@ -61,7 +58,7 @@ def read_curves(named: Iterable[str]) -> dict[str, list[dict[str, float]]]:
     for text in named:
         name, path = _pair(text, "metrics")
         rows = []
-        for number, row in _json_lines(path):
+        for number, row in _metrics(path):
             if not isinstance(row, dict) or not {"step", "loss", "grad_norm"} <= row.keys():
                 raise UserError(
                     f"{path}, line {number}: step, loss or grad_norm is missing; give a run's metrics.jsonl."
@@ -104,7 +101,7 @@ def _pair(text: str, flag: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def _json_lines(path: Path) -> Iterable[tuple[int, Any]]:
+def _metrics(path: Path) -> Iterable[tuple[int, Any]]:
     try:
         with Path(path).open(encoding="utf-8") as stream:
             for number, line in enumerate(stream, start=1):
@@ -116,4 +113,4 @@ def _json_lines(path: Path) -> Iterable[tuple[int, Any]]:
                             f"{path}, line {number}: it is not JSON ({error.msg}); mend the line."
                         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: it cannot be read ({error}); give a JSON Lines file in UTF-8.") from None
+        raise UserError(f"{path}: it cannot be read ({error}); give a run's metrics.jsonl.") from None

@@ -89,7 +89,7 @@ class LanguageModel:
 
     @torch.inference_mode()
     def _check_head(self) -> None:
-        """Models that scale or cap their logits (Gemma 2, Cohere) would be judged wrongly: say so."""
+        """Models that scale or cap their logits (Granite, Cohere) would be judged wrongly: say so."""
         tokens_BS = torch.arange(min(8, self.info.vocab_size), device=self.device)[None]
         whole = self._model(input_ids=tokens_BS, use_cache=False).logits[0].float()
         ours = self.logits(self.hidden(tokens_BS)[0])
@@ -111,8 +111,8 @@ def _load(folder: Path, dtype: torch.dtype) -> Any:
             folder, local_files_only=True, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
         )
     except Exception as error:  # whatever safetensors and transformers raise is about the files
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{folder}: the model cannot be loaded ({first}); copy or export it anew.") from None
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{folder}: the model cannot be loaded ({reason}); copy or export it anew.") from None
     if report["missing_keys"]:
         raise UserError(f"{folder}: the weight {min(report['missing_keys'])} is missing; copy or export it anew.")
     return model

@@ -2,7 +2,8 @@
 
 One wording serves training and evaluation. A text is filler lines with facts such as "The red key is 48213."
 on lines of their own; questions follow, and the assistant answers with the fact's sentence. A rendered chat
-never exceeds the length asked for: pieces are summed to plan it, and the result is counted exactly.
+never exceeds the length asked for: the pieces' tokens are summed to plan it (they add up, but for a token where
+a line's last punctuation meets the blank line), and the result is counted exactly. About 1 ms a chat of 256 tokens.
 """
 
 from __future__ import annotations
@@ -180,7 +181,11 @@ def _nearest_line(lines: Sequence[str], haystack: Haystack, depth: float) -> flo
 
 
 def _drop(lines: list[str], haystack: Haystack, excess: int) -> None:
-    """Remove lines from the end that count at least `excess` tokens."""
+    """Remove the shortest line that makes up for the excess, or the last ones where none does."""
+    enough = [index for index, line in enumerate(lines) if haystack.count(line) >= excess]
+    if enough:
+        lines.pop(min(enough, key=lambda index: haystack.count(lines[index])))
+        return
     while excess > 0 and lines:
         excess -= haystack.count(lines.pop())
 

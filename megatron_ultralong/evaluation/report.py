@@ -82,9 +82,8 @@ def _page(
         _cards(results, first, last, target),
         _section(
             "Passkey retrieval",
-            "One sentence with a five-digit key lies somewhere in real text; the question follows at the end. A cell is "
-            "the share of keys whose five digits the model's greedy answer gives exactly, given the answer's opening "
-            "words.",
+            "A sentence with a five-digit key lies somewhere in real text; the question follows at the end. A cell is "
+            "the share of keys that the model's greedy answer gives exactly, given the answer's opening words.",
             heatmap,
             _heatmap_words(results, models),
             _passkey_table(results, models),

@@ -1,0 +1,170 @@
+"""What the house promises of itself: commands that exist, rooms that keep apart, a core that imports nothing heavy."""
+
+import ast
+import importlib.metadata
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import megatron_ultralong
+from megatron_ultralong.config_io import load_config
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "megatron_ultralong"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
+OPTIONAL = ("transformer_engine", "apex", "tensorboard", "wandb", "tyro")
+
+
+def shell_lines(page: Path) -> list[str]:
+    """Commands in a page's bash blocks, continued lines joined."""
+    blocks = re.findall(r"^```(?:bash|sh|shell)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.split(" #")[0].removeprefix("$ ") for line in lines if line and not line.startswith("#")]
+
+
+def in_python(code: str) -> None:
+    """Run a program in a fresh interpreter, which must end well."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def blocking(*names: str) -> str:
+    """The beginning of a program in which these packages cannot be imported."""
+    return f"""
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {names!r} or name in {names!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}} (blocked)", name=name)
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of everything that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{name.name}" for name in node.names}
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_in_the_docs_exist(page):
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for line in shell_lines(page):
+        words = line.split()
+        for word, following in zip(words, [*words[1:], ""], strict=True):
+            if re.match(r"(tools|examples|docs|tests|megatron_ultralong)/", word):
+                assert (ROOT / word).exists(), line
+            if word == "-m" and following.startswith("megatron_ultralong"):
+                assert (ROOT / following.replace(".", "/")).with_suffix(".py").exists(), line
+            if word == "make" and re.fullmatch("[a-z]+", following):
+                assert following in targets, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_in_the_docs_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), link
+
+
+def test_files_stay_small():
+    too_long = {str(path.relative_to(ROOT)): n for path in SOURCES if (n := len(path.read_text().splitlines())) > 300}
+    assert too_long == {}
+
+
+def test_rooms_keep_apart():
+    """megatron.core is the engine's, tyro the command line's."""
+    for path in SOURCES:
+        names = imported(path)
+        room = path.relative_to(PACKAGE).parts[0]
+        assert room == "engine" or not any(name.split(".")[0] == "megatron" for name in names), path
+        assert room == "cli.py" or not any(name.split(".")[0] == "tyro" for name in names), path
+
+
+def test_the_configuration_the_rope_and_the_data_need_no_torch():
+    blocked = ("torch", "megatron", "transformers", *OPTIONAL)
+    rooms = ["config", "config_io", "cli", "files", "progress", "model.rope"]
+    rooms += [f"data.{module.name}" for module in pkgutil.iter_modules([str(PACKAGE / "data")])]
+    in_python(blocking(*blocked) + "\n".join(f"import megatron_ultralong.{room}" for room in rooms))
+
+
+def test_the_context_parallel_plan_needs_no_process_group():
+    in_python(
+        "import megatron_ultralong.context_parallel.zigzag, sys\n"
+        "sys.exit('torch.distributed' in sys.modules and 'the cut of the sequence is pure arithmetic')"
+    )
+
+
+def test_everything_imports_without_the_optional_packages():
+    modules = [module.name for module in pkgutil.walk_packages(megatron_ultralong.__path__, "megatron_ultralong.")]
+    assert "megatron_ultralong.engine.mcore" in modules and "megatron_ultralong.train" in modules
+    in_python(blocking(*OPTIONAL) + "\n".join(f"import {module}" for module in modules))
+
+
+SNAPSHOT = """
+import torch, torch.distributed
+def snapshot():
+    places = (torch, torch.cuda, torch.Tensor, torch.distributed, torch.nn.functional)
+    return {(place.__name__, name): id(value) for place in places for name, value in vars(place).items()}
+def changed(before):
+    after = snapshot()
+    return sorted(name for name in before if after.get(name) != before[name])
+"""
+
+
+def test_importing_the_engine_leaves_torch_as_it_is():
+    modules = [module.name for module in pkgutil.iter_modules([str(PACKAGE / "engine")])]
+    assert {"cpu", "device", "groups", "mcore"} <= set(modules)
+    imports = "\n".join(f"import megatron_ultralong.engine.{name}" for name in modules)
+    in_python(f"""{SNAPSHOT}
+import megatron.core.parallel_state, megatron.core.models.gpt.gpt_model  # what these two change is not ours
+before = snapshot()
+{imports}
+assert changed(before) == [], changed(before)
+assert torch.overrides._len_torch_function_stack() == 0
+assert torch.ones(1).type() == "torch.FloatTensor"
+if not torch.cuda.is_available():
+    try:
+        torch.ones(1, device="cuda")
+    except (RuntimeError, AssertionError):
+        pass
+    else:
+        raise AssertionError("a cuda tensor without a GPU")
+""")
+
+
+def test_the_snapshot_above_sees_what_switching_the_backend_on_changes():
+    in_python(f"""{SNAPSHOT}
+from megatron_ultralong.engine import cpu
+before = snapshot()
+cpu.activate()
+assert ("torch.cuda", "current_device") in changed(before)
+assert torch.overrides._len_torch_function_stack() == 1
+""")
+
+
+CONFIGS = sorted((ROOT / "examples").rglob("*.toml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_example_configurations_load_strictly(path):
+    load_config(path)
+
+
+def test_tools_say_what_they_do():
+    for path in sorted((ROOT / "tools").glob("*.py")):
+        done = subprocess.run([sys.executable, path, "--help"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 and "usage:" in done.stdout, done.stderr
+
+
+def test_the_version_is_the_packages():
+    assert importlib.metadata.version("megatron-ultralong") == megatron_ultralong.__version__

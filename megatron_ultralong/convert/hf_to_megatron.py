@@ -64,7 +64,8 @@ def convert_hf_to_megatron(
     _check_tie(source, table)
     with atomic_directory(output) as folder:
         intake = _Intake(source, table, TORCH_DTYPES.get(dtype))
-        write(folder, intake.groups())
+        with intake.progress:
+            write(folder, intake.groups())
         intake.warn()
         precision = precision_name(intake.dtypes.values())
         Description(

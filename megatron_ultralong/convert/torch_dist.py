@@ -153,7 +153,7 @@ class Reader(FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Unpickle .metadata, letting only DCP's own plain classes be named in it."""
-        path = self.folder / ".metadata" if hasattr(self, "folder") else Path(self.path) / ".metadata"
+        path = Path(self.path) / ".metadata"
         try:
             with path.open("rb") as stream:
                 return _MetadataUnpickler(stream).load()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -249,9 +249,13 @@ def test_companion_files_come_along(hf: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tool", ["convert_hf_to_megatron.py --hf", "convert_megatron_to_hf.py --load"])
-def test_the_tools_exit_with_2_and_one_sentence(tmp_path: Path, tool: str) -> None:
-    command = [sys.executable, *f"tools/{tool} {tmp_path / 'none'} --output {tmp_path / 'out'}".split()]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"error: {tmp_path / 'none'}") and result.stderr.count("\n") == 1
+def test_the_tools_exit_with_2_and_one_sentence(
+    tmp_path: Path, tool: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, flag = tool.split()
+    monkeypatch.setattr(sys, "argv", [name, flag, str(tmp_path / "none"), "--output", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as status:
+        runpy.run_path(str(ROOT / "tools" / name), run_name="__main__")
+    assert status.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'none'}") and error.count("\n") == 1

@@ -8,6 +8,7 @@ Pure arithmetic: rank and size are arguments, no process group.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 from megatron_ultralong.errors import UserError
@@ -93,7 +94,7 @@ def _between(q_chunk: int, k_chunk: int, length: int, bounds: list[int]) -> list
     q_start, k_start = q_chunk * length, k_chunk * length
     q_stop, k_stop = q_start + length, k_start + length
     found = []
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in itertools.pairwise(bounds):
         queries = max(start, q_start), min(stop, q_stop)
         keys = max(start, k_start), min(stop, k_stop)
         if queries[0] < queries[1] and keys[0] < keys[1]:

@@ -83,6 +83,8 @@ def activate() -> None:
         setattr(torch.cuda, name, function)
     megatron_random._get_cuda_rng_state = get_rng_state
     megatron_random._set_cuda_rng_state = set_rng_state
+    # It warns whenever its CUDA generator's fork moves the CPU's; here the two are one.
+    logging.getLogger(megatron_random.__name__).addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
     _mode = _CudaMeansCpu()
     _mode.__enter__()
     logger.info("no GPU in use: megatron-core runs on the CPU, over gloo")

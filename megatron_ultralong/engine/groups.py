@@ -41,7 +41,16 @@ def initialize(parallel: ParallelConfig, seed: int = 1234) -> torch.device:
         distributed_timeout_minutes=max(1, parallel.timeout // 60),
     )
     mcore.model_parallel_cuda_manual_seed(seed)
+    if device.type == "cpu":
+        _share_cores()
     return device
+
+
+def _share_cores() -> None:
+    """Divide the machine's cores among this machine's processes; torchrun leaves each one a single thread."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if local > 1:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
 
 
 def finalize() -> None:

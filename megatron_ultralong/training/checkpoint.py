@@ -73,9 +73,7 @@ def _load(state: dict[str, Any], folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def save_run(
-    save: Path, model: torch.nn.Module, optimizer: Any, scheduler: Any, description: Description
-) -> Path:
+def save_run(save: Path, model: torch.nn.Module, optimizer: Any, scheduler: Any, description: Description) -> Path:
     """Save weights, optimizer, scheduler and description as `save`/step_N; every rank calls it.
 
     Returns:

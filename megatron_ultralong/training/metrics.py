@@ -115,5 +115,7 @@ def _tensorboard(folder: Path | None) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise UserError(f"log.tensorboard {folder}: TensorBoard is not installed; run pip install tensorboard.") from None
+        raise UserError(
+            f"log.tensorboard {folder}: TensorBoard is not installed; run pip install tensorboard."
+        ) from None
     return SummaryWriter(str(folder))

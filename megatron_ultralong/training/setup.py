@@ -16,7 +16,7 @@ from megatron_ultralong.config import RunConfig
 from megatron_ultralong.data.blend import BlendedDataset
 from megatron_ultralong.data.dataset import PackedDataset
 from megatron_ultralong.data.tokenizer import load_tokenizer
-from megatron_ultralong.engine import cpu, groups, mcore
+from megatron_ultralong.engine import groups, mcore
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import read_json
 from megatron_ultralong.model import build, rope
@@ -165,12 +165,3 @@ def _schedule(optimizer: Any, config: RunConfig) -> Any:
         wd_incr_steps=config.train.steps,
         wd_incr_style="constant",
     )
-
-
-def cpu_threads() -> None:
-    """Share the machine's cores among this machine's processes; torchrun leaves each one a single thread."""
-    import os
-
-    if cpu.is_active():
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))

@@ -1,0 +1,53 @@
+"""Every parallel layout computes the same: losses and gradient norms from one converted checkpoint, in fp32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.training.conftest import Train
+
+LAYOUTS: dict[str, tuple[int, list[str]]] = {
+    "full recompute": (1, ["--parallel.recompute", "full"]),
+    "CP 2": (2, ["--parallel.context", "2"]),
+    "CP 2, full recompute": (2, ["--parallel.context", "2", "--parallel.recompute", "full"]),
+    "TP 2, sequence parallel": (2, ["--parallel.tensor", "2", "--parallel.sequence_parallel", "true"]),
+    "PP 2": (2, ["--parallel.pipeline", "2"]),
+    "DP 2, distributed optimizer": (2, ["--parallel.distributed_optimizer", "true"]),
+    "CP 2 x TP 2": (4, ["--parallel.context", "2", "--parallel.tensor", "2"]),
+}
+DOCUMENTS = ["--data.document_mask", "true"]
+
+
+@pytest.fixture(scope="module")
+def one_process() -> dict[str, list[dict[str, Any]]]:
+    """Rows of the run on one process, by whether documents are masked; filled by the first test that asks."""
+    return {}
+
+
+def check(train: Train, known: dict[str, list[dict[str, Any]]], name: str, extra: list[str]) -> None:
+    key = " ".join(extra)
+    if key not in known:
+        known[key] = train(1, *extra)
+    processes, overrides = LAYOUTS[name]
+    rows = train(processes, *overrides, *extra)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    for row, wanted in zip(rows, known[key], strict=True):
+        assert row["tokens"] == wanted["tokens"]
+        assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
+        assert row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_equals_one_process(train: Train, one_process: dict[str, list[dict[str, Any]]], name: str) -> None:
+    check(train, one_process, name, [])
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("name", ["CP 2", "TP 2, sequence parallel"])
+def test_equals_one_process_with_masked_documents(
+    train: Train, one_process: dict[str, list[dict[str, Any]]], name: str
+) -> None:
+    check(train, one_process, name, DOCUMENTS)

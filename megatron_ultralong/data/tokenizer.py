@@ -135,6 +135,9 @@ class Tokenizer:
             UserError: no template, no assistant message, a message the template refuses, or a template that
                 renders a conversation's beginning otherwise than the whole.
         """
+        if all(message["role"] != "assistant" for message in messages):
+            roles = ", ".join(sorted({message["role"] for message in messages})) or "none"
+            raise UserError(f"messages: no message has the role 'assistant' (roles: {roles}); add a response.")
         whole = self._render(messages, prompt=False)
         spans = []
         for i, message in enumerate(messages):
@@ -148,9 +151,6 @@ class Tokenizer:
                     "beginning of the conversation, so the responses cannot be found; use a template that only appends."
                 )
             spans.append((len(before), len(after)))
-        if not spans:
-            roles = ", ".join(sorted({message["role"] for message in messages})) or "none"
-            raise UserError(f"messages: no message has the role 'assistant' (roles: {roles}); add a response.")
         encoding = self._rust.encode(whole, add_special_tokens=False)
         ids = np.array(encoding.ids, dtype=np.uint32)
         return ids, self._response_mask(ids, np.array(encoding.offsets).reshape(-1, 2)[:, 0], spans)

@@ -1,13 +1,27 @@
-"""A small tokenizer, trained here: byte-level BPE with Qwen2's split and a ChatML template."""
+"""A small tokenizer, trained here (byte-level BPE with Qwen2's split, a ChatML template), and corpora of given ids."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from megatron_ultralong.data.corpus import (
+    Corpus,
+    combined_fingerprint,
+    manifest_path,
+    mask_prefix,
+    open_corpus,
+    sources_path,
+    token_files,
+)
+from megatron_ultralong.data.indexed import IndexedWriter, bin_path, idx_path, token_dtype
+from megatron_ultralong.data.tokenizer import Tokenizer, load_tokenizer
 
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -53,3 +67,51 @@ def train_tokenizer(folder: Path, text: str) -> Path:
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the small tokenizer."""
     return train_tokenizer(tmp_path_factory.mktemp("tokenizer"), Path(__file__).read_text() * 3)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder: Path) -> Tokenizer:
+    """The small tokenizer, loaded."""
+    return load_tokenizer(tokenizer_folder)
+
+
+@pytest.fixture
+def write_corpus(tmp_path: Path) -> Callable[..., Corpus]:
+    """A function that writes documents given as ids (for chats with masks) as a corpus and opens it."""
+
+    def write(
+        documents: list[list[int]],
+        *,
+        masks: list[list[int]] | None = None,
+        sources: list[str] | None = None,
+        vocab_size: int = 1000,
+        name: str = "corpus",
+    ) -> Corpus:
+        prefix = tmp_path / name
+        kind = "text" if masks is None else "chat"
+        _write_indexed(prefix, documents, token_dtype(vocab_size))
+        if masks is not None:
+            _write_indexed(mask_prefix(prefix), masks, np.dtype("u1"))
+        labels = sources or ["web"] * len(documents)
+        names = list(dict.fromkeys(labels))
+        np.save(sources_path(prefix), np.array([names.index(label) for label in labels], dtype=np.int32))
+        manifest = {
+            "version": 1,
+            "kind": kind,
+            "sources": names,
+            "tokenizer_fingerprint": "t",
+            "vocab_size": vocab_size,
+            "tokens_fingerprint": combined_fingerprint(token_files(prefix, kind)),
+        }
+        manifest_path(prefix).write_text(json.dumps(manifest))
+        return open_corpus(prefix)
+
+    return write
+
+
+def _write_indexed(prefix: Path, documents: list[list[int]], dtype: np.dtype) -> None:
+    with bin_path(prefix).open("wb") as stream:
+        writer = IndexedWriter(stream, dtype)
+        for document in documents:
+            writer.add(np.array(document), np.array([len(document)]))
+    writer.write_index(idx_path(prefix))

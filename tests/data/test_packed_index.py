@@ -1,0 +1,88 @@
+import json
+
+import numpy as np
+import pytest
+
+from megatron_ultralong.data.packed_index import PackOptions, open_packed_index, write_packed_index
+from megatron_ultralong.errors import UserError
+
+DOCUMENTS = [[10, 11, 12, 13, 14], [20, 21, 22], [30, 31, 32, 33]]
+
+
+def test_concatenate(write_corpus, tmp_path):
+    corpus = write_corpus(DOCUMENTS)
+    options = PackOptions(sequence_length=4, separator=(7, 8))
+    manifest = write_packed_index(corpus, tmp_path / "sub" / "p", options, np.array([0, 1, 2, 0]))
+    assert (manifest["samples"], manifest["tokens_in_all"], manifest["dropped_tail_tokens"]) == (5, 23, 2)
+    assert manifest["tokens"] == "../../corpus" and manifest["separator"] == [7, 8]
+    index = open_packed_index(tmp_path / "sub" / "p")
+    assert index.document_ids.tolist() == [0, 1, 2, 0]
+    assert index.sample_index.tolist() == [[0, 0], [0, 4], [1, 1], [2, 0], [2, 4], [3, 2]]
+    assert sorted(path.name for path in index.folder.iterdir()) == [
+        "document_ids.npy",
+        "manifest.json",
+        "sample_index.npy",
+    ]
+
+
+@pytest.mark.parametrize(("overlong", "kept", "lost"), [("drop", [1, 2], 5), ("cut", [0, 1, 2], 1)])
+def test_best_fit(write_corpus, tmp_path, overlong, kept, lost):
+    options = PackOptions(sequence_length=3, packing="best_fit", overlong=overlong)
+    manifest = write_packed_index(write_corpus(DOCUMENTS), tmp_path / "p", options)
+    index = open_packed_index(tmp_path / "p")
+    assert sorted(index.document_ids.tolist()) == kept
+    assert index.sample_index.tolist() == list(range(len(kept) + 1))
+    assert (manifest["overlong_documents"], manifest["overlong_tokens"]) == (1, lost)
+    assert manifest["padding_tokens"] == 1
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_order_with_another(write_corpus, tmp_path):
+    corpus = write_corpus([[i] * (i % 5 + 1) for i in range(50)])
+    for name, seed in (("a", 1), ("b", 1), ("c", 2), ("d", None)):
+        write_packed_index(corpus, tmp_path / name, PackOptions(sequence_length=8, shuffle_seed=seed))
+    for name in ("manifest.json", "document_ids.npy", "sample_index.npy"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    a, c, d = (open_packed_index(tmp_path / name) for name in "acd")
+    assert sorted(a.document_ids) == sorted(c.document_ids) == d.document_ids.tolist() == list(range(50))
+    assert a.document_ids.tolist() != c.document_ids.tolist()
+    assert a.fingerprint != c.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"sequence_length": 0}, "sequence_length: 0 is no length"),
+        ({"sequence_length": 12}, "its 3 documents give 12 tokens, less than one sample of 13; shorten"),
+        ({"sequence_length": 4, "separator": (1000,)}, "separator: id 1000 is not in the vocabulary of 1000"),
+        ({"sequence_length": 4, "separator": (1,), "packing": "best_fit"}, "separator: .* leave it empty"),
+        ({"sequence_length": 1, "packing": "best_fit"}, "all of its 3 documents are longer than 2 tokens; raise"),
+    ],
+)
+def test_what_cannot_be_packed(write_corpus, tmp_path, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        write_packed_index(write_corpus(DOCUMENTS), tmp_path / "p", PackOptions(**options))
+    assert not (tmp_path / "p").exists()
+
+
+def test_other_tokens_than_those_packed_are_refused(write_corpus, tmp_path):
+    write_packed_index(write_corpus(DOCUMENTS), tmp_path / "p", PackOptions(sequence_length=4))
+    write_corpus([[10, 11, 12, 13, 15], *DOCUMENTS[1:]])
+    with pytest.raises(UserError, match=r"p: was packed from other tokens than those in .*corpus\.bin; pack again"):
+        open_packed_index(tmp_path / "p")
+
+
+def test_a_damaged_index_is_named(write_corpus, tmp_path):
+    folder = tmp_path / "p"
+    write_packed_index(write_corpus(DOCUMENTS), folder, PackOptions(sequence_length=4))
+    np.save(folder / "sample_index.npy", np.zeros((1, 2), dtype=np.int64))
+    with pytest.raises(UserError, match="p: its arrays are not those that its manifest describes; pack again"):
+        open_packed_index(folder)
+    (folder / "sample_index.npy").unlink()
+    with pytest.raises(UserError, match=r"sample_index\.npy: cannot be read .*; pack again"):
+        open_packed_index(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "version": 99}))
+    with pytest.raises(UserError, match="has version 99, not 1; pack again"):
+        open_packed_index(folder)
+    with pytest.raises(UserError, match="the packed index's manifest is missing; pack again"):
+        open_packed_index(tmp_path / "none")

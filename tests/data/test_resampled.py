@@ -1,0 +1,67 @@
+import json
+
+import numpy as np
+import pytest
+
+from megatron_ultralong.data.resample import LengthPolicy
+from megatron_ultralong.data.resampled import read_document_ids, write_resampled
+from megatron_ultralong.errors import UserError
+
+POLICY = LengthPolicy(short_below=4, keep_short=0.5, long_above=7)
+
+
+def test_list_report_and_picture(write_corpus, tmp_path):
+    documents = [[1] * n for n in (2, 2, 5, 8, 3, 3)]
+    corpus = write_corpus(documents, sources=["web", "web", "web", "web", "books", "books"])
+    report = write_resampled(corpus, tmp_path / "out", POLICY, None, 1)
+    assert report == json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert read_document_ids(tmp_path / "out", corpus).tolist() in (
+        [0, 2, 3, 4],
+        [0, 2, 3, 5],
+        [1, 2, 3, 4],
+        [1, 2, 3, 5],
+    )
+    assert (report["tokens_before"], report["tokens_after"]) == (23, 18)
+    assert report["unmet"] == ["source 'books' lacks 3 of 6 tokens: it has no document over 7 tokens to repeat"]
+    web, books = report["sources"]
+    assert (web["budget"], web["documents_before"], web["documents_after"]) == (17, 4, 3)
+    assert (web["dropped_documents"], web["dropped_tokens"], web["repeated_documents"]) == (1, 2, 0)
+    assert [(row["from"], row["documents"], row["documents_after"]) for row in web["histogram"]] == [
+        (2, 2, 1),
+        (4, 1, 1),
+        (8, 1, 1),
+    ]
+    assert books["tokens_after"] == 3
+    assert (tmp_path / "out" / "histogram.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_repeats_are_counted(write_corpus, tmp_path):
+    corpus = write_corpus([[1] * 2] * 16 + [[1] * 8])
+    report = write_resampled(corpus, tmp_path / "out", POLICY, None, 1)
+    assert read_document_ids(tmp_path / "out", corpus).tolist()[-3:] == [16, 16, 16]
+    assert (report["sources"][0]["repeated_documents"], report["sources"][0]["most_repeats"]) == (1, 3)
+
+
+def test_the_same_seed_gives_the_same_bytes(write_corpus, tmp_path):
+    corpus = write_corpus([[1] * (i % 13 + 1) for i in range(100)])
+    for name in ("a", "b"):
+        write_resampled(corpus, tmp_path / name, POLICY, None, 1)
+    for name in ("manifest.json", "document_ids.npy", "histogram.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_nothing_left_is_an_error(write_corpus, tmp_path):
+    corpus = write_corpus([[1, 2]])
+    with pytest.raises(UserError, match="none of its 1 documents is left by the length policy"):
+        write_resampled(corpus, tmp_path / "out", LengthPolicy(keep_short=0), None, 1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_list_for_other_tokens_is_refused(write_corpus, tmp_path):
+    write_resampled(write_corpus([[1] * 9]), tmp_path / "out", POLICY, None, 1)
+    other = write_corpus([[2] * 9], name="other")
+    with pytest.raises(UserError, match=r"out: was resampled from other tokens than those in .*other\.bin; resample"):
+        read_document_ids(tmp_path / "out", other)
+    np.save(tmp_path / "out" / "document_ids.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(UserError, match=r"document_ids\.npy: cannot be read"):
+        read_document_ids(tmp_path / "out", write_corpus([[1] * 9]))

@@ -1,0 +1,126 @@
+"""The three data tools as a user runs them: the whole way, and what they say about bad input."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_ultralong.data.dataset import PackedDataset
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def tool(monkeypatch, capfd):
+    """Run a tool in this process: its exit status and what it wrote to stderr."""
+
+    def tool(name, *arguments):
+        path = str(ROOT / "tools" / f"{name}.py")
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        monkeypatch.setenv("RAYON_NUM_THREADS", "1")
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+        capfd.readouterr()
+        try:
+            runpy.run_path(path, run_name="__main__")
+        except SystemExit as end:
+            return int(end.code or 0), capfd.readouterr().err
+        return 0, capfd.readouterr().err
+
+    return tool
+
+
+def write_lines(path, documents):
+    path.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    return path
+
+
+@pytest.fixture
+def preprocess(tool, tmp_path, tokenizer_folder):
+    def preprocess(documents, prefix="c", **options):
+        path = write_lines(tmp_path / "in.jsonl", documents) if documents is not None else tmp_path / "in.jsonl"
+        flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+        return tool(
+            "preprocess_data",
+            "--input",
+            path,
+            "--output-prefix",
+            tmp_path / "out" / prefix,
+            "--tokenizer-model",
+            tokenizer_folder,
+            *flags,
+        )
+
+    return preprocess
+
+
+def failed_with(result, sentence):
+    status, stderr = result
+    last = stderr.strip().splitlines()[-1]
+    return status == 2 and last.startswith("error: ") and sentence in last and "Traceback" not in stderr
+
+
+def test_the_whole_way(tool, preprocess, tmp_path, tokenizer, tokenizer_folder):
+    documents = [{"text": f"document {i} " * (20 * (i % 4) + 1), "source": "ab"[i % 2]} for i in range(20)]
+    assert preprocess(documents, workers=1)[0] == 0
+    corpus, resampled, packed = tmp_path / "out" / "c", tmp_path / "resampled", tmp_path / "packed"
+    result = tool(
+        "resample_corpus",
+        *("--tokens", corpus, "--output", resampled, "--short-below", 100, "--long-above", 200, "--total-tokens", 4000),
+    )
+    assert result[0] == 0 and json.loads((resampled / "manifest.json").read_text())["unmet"] == []
+    result = tool(
+        "pack_corpus",
+        *("--tokens", corpus, "--output", packed, "--documents", resampled, "--sequence-length", 128),
+        *("--tokenizer-model", tokenizer_folder, "--separator", "<s>"),
+    )
+    assert result[0] == 0
+    dataset = PackedDataset(packed)
+    listed = np.load(resampled / "document_ids.npy")
+    assert json.loads((packed / "manifest.json").read_text())["separator"] == tokenizer.encode("<s>")
+    text = tokenizer.decode(np.concatenate([dataset.read(i).tokens for i in range(len(dataset))]).tolist())
+    pieces = text.split("<s>")
+    assert 0 < len(pieces) <= len(listed)
+    assert set(pieces[:-1]) <= {document["text"] for document in documents}
+
+
+def test_a_line_that_is_not_json(tmp_path, tokenizer_folder):
+    (tmp_path / "in.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    command = [sys.executable, ROOT / "tools" / "preprocess_data.py", "--input", tmp_path / "in.jsonl"]
+    command += ["--output-prefix", tmp_path / "out" / "c", "--tokenizer-model", tokenizer_folder]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    expected = f"error: {tmp_path}/in.jsonl, line 2: is not JSON (Expecting value); mend or remove the line."
+    assert result.returncode == 2 and result.stderr.splitlines() == [expected]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_document_without_the_text_field(preprocess, tmp_path):
+    result = preprocess([{"text": "fine"}, {"body": "b"}])
+    assert failed_with(result, "line 2: the document has no field 'text' (its fields: body)")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_input(preprocess, tmp_path):
+    assert failed_with(preprocess(None), "in.jsonl: the input is missing")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_tokenizer_and_other_tokens(tool, preprocess, tmp_path, tokenizer_folder):
+    assert preprocess([{"text": "words " * 50}])[0] == 0
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in tokenizer_folder.iterdir():
+        (other / path.name).write_text(path.read_text() + " ")
+    flags = ("--tokens", tmp_path / "out" / "c", "--sequence-length", 16, "--output", tmp_path / "packed")
+    result = tool("pack_corpus", *flags, "--tokenizer-model", other)
+    assert failed_with(result, "other/tokenizer.json: is not the tokenizer that made")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "other", "out"]
+    assert preprocess([{"text": "words " * 50}], prefix="d")[0] == 0
+    (tmp_path / "out" / "d.bin").write_bytes(bytes(len((tmp_path / "out" / "d.bin").read_bytes())))
+    result = tool("pack_corpus", *flags[2:], "--tokens", tmp_path / "out" / "d", "--tokenizer-model", tokenizer_folder)
+    assert failed_with(result, "d.bin: is not the file that d.json was written for")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "other", "out"]

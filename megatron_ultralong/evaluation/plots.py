@@ -23,6 +23,7 @@ COLORS = ("#d1573a", "#0b6e69", "#3b5b92", "#8a6d1f")
 
 _SCALE = LinearSegmentedColormap.from_list("found", ["#c8452b", "#e8926a", "#f6e3bf", "#6fb7a7", "#0b5f5b"], N=256)
 _MOST_LABELLED = 12
+_HEADLINE = "A five-digit key, hidden in real text: how often is it read back?"
 
 
 def length_label(tokens: int) -> str:
@@ -56,24 +57,7 @@ def heatmaps(results: Mapping[str, Any], models: Sequence[str]) -> bytes:
     for column, name in enumerate(models):
         axes = figure.add_subplot(grid[0, column])
         image = _heatmap(axes, results[name]["passkey"], limit)
-        target = results["target_length"]
-        axes.set_title(
-            f"context {length_label(results[name]['context_length'])}; "
-            f"{results[name]['passkey_at_target']:.0%} found at {length_label(target)} tokens",
-            loc="left",
-            fontsize=10,
-            color=MUTED,
-            pad=7,
-        )
-        axes.text(
-            0,
-            1.115,
-            name.capitalize(),
-            transform=axes.transAxes,
-            fontsize=13,
-            fontweight="bold",
-            color=COLORS[column % len(COLORS)],
-        )
+        _panel_title(axes, name, results, COLORS[column % len(COLORS)])
         axes.set_xlabel("length of the prompt in tokens", color=MUTED)
         if column:
             axes.set_yticklabels([])
@@ -82,22 +66,23 @@ def heatmaps(results: Mapping[str, Any], models: Sequence[str]) -> bytes:
     bar = figure.colorbar(image, cax=figure.add_subplot(grid[0, -1]), format=PercentFormatter(1.0))
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelsize=9, labelcolor=MUTED)
-    figure.text(
-        0.08,
-        0.925,
-        "A five-digit key, hidden in real text: how often is it read back?",
-        fontsize=15,
-        fontweight="bold",
-        color=INK,
-    )
-    figure.text(
-        0.08,
-        0.868,
-        f"Exact match of the greedy answer. Dashed line: the context of {models[0]}, {length_label(limit)} tokens.",
+    figure.text(0.08, 0.925, _HEADLINE, fontsize=15, fontweight="bold", color=INK)
+    dashed = f"Dashed line: context of the {models[0]} model, {length_label(limit)} tokens."
+    figure.text(0.08, 0.868, f"Exact match of the greedy answer. {dashed}", fontsize=10, color=MUTED)
+    return _png(figure)
+
+
+def _panel_title(axes: Axes, name: str, results: Mapping[str, Any], color: str) -> None:
+    model, target = results[name], results["target_length"]
+    axes.set_title(
+        f"context {length_label(model['context_length'])}; "
+        f"{model['passkey_at_target']:.0%} found at {length_label(target)} tokens",
+        loc="left",
         fontsize=10,
         color=MUTED,
+        pad=7,
     )
-    return _png(figure)
+    axes.text(0, 1.115, name.capitalize(), transform=axes.transAxes, fontsize=13, fontweight="bold", color=color)
 
 
 def _heatmap(axes: Axes, rows: Sequence[Mapping[str, Any]], limit: int) -> Any:

@@ -103,13 +103,8 @@ def recall_conversation(
         )
     lines = haystack.take(rng, min(filler_tokens, max_tokens - bare))
     if questions is None:
-        used = bare + sum(map(haystack.count, lines))
-        while True:
-            further = rng.choice(known)
-            used += _exchange_tokens(tokenizer, further[0])
-            if used > max_tokens:
-                break
-            asked.append(further)
+        room = max_tokens - bare - sum(map(haystack.count, lines))
+        asked += _further_questions(rng, tokenizer, known, room)
     while True:
         messages = _chat(lines, known, depths, asked)
         excess = count_tokens(tokenizer, messages) - max_tokens
@@ -119,6 +114,17 @@ def recall_conversation(
             asked.pop()
         else:
             _drop(lines, haystack, excess)
+
+
+def _further_questions(rng: random.Random, tokenizer: Renderer, known: Sequence[Fact], room: int) -> list[Fact]:
+    """Draw facts to ask about until the next would take more than is left of `room` tokens."""
+    asked: list[Fact] = []
+    while True:
+        further = rng.choice(known)
+        room -= _exchange_tokens(tokenizer, further[0])
+        if room < 0:
+            return asked
+        asked.append(further)
 
 
 def passkey_conversation(

@@ -18,6 +18,9 @@ from megatron_ultralong.evaluation.plots import length_label
 from megatron_ultralong.files import atomic_file
 from megatron_ultralong.progress import duration
 
+Curves = Mapping[str, Sequence[Mapping[str, float]]]
+"""Stage -> its steps {step, loss, grad_norm}."""
+
 _STYLE = """
 :root { --ink: #1f2933; --muted: #616e7c; --line: #e4e7eb; --base: #b5432a; --extended: #0b6e69; }
 * { box-sizing: border-box; }
@@ -46,9 +49,7 @@ def model_names(results: Mapping[str, Any]) -> list[str]:
     return [name for name, value in results.items() if isinstance(value, dict) and "passkey" in value]
 
 
-def write_report(
-    results: Mapping[str, Any], folder: Path, curves: Mapping[str, Sequence[Mapping[str, float]]] | None = None
-) -> None:
+def write_report(results: Mapping[str, Any], folder: Path, curves: Curves | None = None) -> None:
     """Write `report.html` and `heatmap.png` into `folder`.
 
     Args:
@@ -66,12 +67,7 @@ def write_report(
             temporary.write_bytes(content)
 
 
-def _page(
-    results: Mapping[str, Any],
-    models: Sequence[str],
-    heatmap: bytes,
-    curves: Mapping[str, Sequence[Mapping[str, float]]],
-) -> str:
+def _page(results: Mapping[str, Any], models: Sequence[str], heatmap: bytes, curves: Curves) -> str:
     first, last = models[0], models[-1]
     target = length_label(results["target_length"])
     title = f"From {length_label(results[first]['context_length'])} to {target} tokens of context"
@@ -80,60 +76,13 @@ def _page(
         f"<p>What {_names(models)} can find, predict and remember. Every model was asked the same prompts, "
         "loaded from its folder with plain transformers.</p>",
         _cards(results, first, last, target),
-        _section(
-            "Passkey retrieval",
-            "A sentence with a five-digit key lies somewhere in real text; the question follows at the end. A cell is "
-            "the share of keys that the model's greedy answer gives exactly, given the answer's opening words.",
-            heatmap,
-            _heatmap_words(results, models),
-            _passkey_table(results, models),
-        ),
-        _section(
-            "Perplexity by position",
-            f"Held-out documents in non-overlapping windows of {target} tokens: lower is better, and a model that uses "
-            "its context predicts later tokens better.",
-            plots.perplexity_lines(results, models),
-            _perplexity_words(results, models),
-            _perplexity_table(results, models),
-        ),
-        _section(
-            "The short task",
-            f"Several facts in a text of {length_label(results[first]['context_length'])} tokens, the context that "
-            f"{escape(first)} was trained with, and a question about each: what extension must not cost.",
-            plots.short_task_bars(results, models),
-            "Share answered exactly: "
-            + "; ".join(f"{name} {results[name]['short_task']:.1%}" for name in models)
-            + ".",
-            _table(
-                ["model", "answered exactly", "questions"],
-                [
-                    [name, f"{results[name]['short_task']:.1%}", results[name]["short_task_questions"]]
-                    for name in models
-                ],
-            ),
-        ),
+        _passkey(results, models, heatmap),
+        _perplexity(results, models, target),
+        _short_task(results, models),
+        _training(curves) if curves else "",
+        _seconds(results, models),
+        _everything_else(results, models),
     ]
-    if curves:
-        parts.append(
-            _section(
-                "Training",
-                "Loss and gradient norm of each stage.",
-                plots.training_curves(curves),
-                "; ".join(
-                    f"{name}: loss {rows[0]['loss']:.3f} at first, {rows[-1]['loss']:.3f} at last"
-                    for name, rows in curves.items()
-                ),
-                _table(
-                    ["stage", "steps", "first loss", "last loss"],
-                    [
-                        [name, len(rows), f"{rows[0]['loss']:.3f}", f"{rows[-1]['loss']:.3f}"]
-                        for name, rows in curves.items()
-                    ],
-                ),
-            )
-        )
-    parts.append(_seconds(results, models))
-    parts.append(_everything_else(results, models))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8" />\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1" />\n'
@@ -165,6 +114,83 @@ def _cards(results: Mapping[str, Any], first: str, last: str, target: str) -> st
     )
 
 
+def _passkey(results: Mapping[str, Any], models: Sequence[str], heatmap: bytes) -> str:
+    limit = results[models[0]]["context_length"]
+    words = []
+    for name in models:
+        rows = results[name]["passkey"]
+        for label, part in (
+            (f"up to {length_label(limit)} tokens", [row["score"] for row in rows if row["length"] <= limit]),
+            ("beyond", [row["score"] for row in rows if row["length"] > limit]),
+        ):
+            if part:
+                words.append(f"{name} {label}: {sum(part) / len(part):.0%} found")
+    lengths = sorted({row["length"] for row in results[models[0]]["passkey"]})
+    tables = []
+    for name in models:
+        scores = {(row["depth"], row["length"]): row["score"] for row in results[name]["passkey"]}
+        cells = [
+            [f"{depth:.0%}", *(f"{scores[depth, length]:.0%}" for length in lengths)]
+            for depth in sorted({depth for depth, _ in scores})
+        ]
+        tables.append(_table([f"{name}: depth", *map(length_label, lengths)], cells))
+    return _section(
+        "Passkey retrieval",
+        "A sentence with a five-digit key lies somewhere in real text; the question follows at the end. A cell is "
+        "the share of keys that the model's greedy answer gives exactly, given the answer's opening words.",
+        heatmap,
+        "Heatmaps of passkey retrieval by depth and length. " + "; ".join(words) + ".",
+        "<br />".join(tables),
+    )
+
+
+def _perplexity(results: Mapping[str, Any], models: Sequence[str], target: str) -> str:
+    columns = {name: results["perplexity"][name] for name in models}
+    words = [f"{name}: {rows[0]['perplexity']:,.1f} to {rows[-1]['perplexity']:,.1f}" for name, rows in columns.items()]
+    cells = [
+        [f"{row['from']:,} to {row['to']:,}", *(f"{rows[index]['perplexity']:,.2f}" for rows in columns.values())]
+        + [f"{row['tokens']:,}"]
+        for index, row in enumerate(columns[models[0]])
+    ]
+    return _section(
+        "Perplexity by position",
+        f"Held-out documents in non-overlapping windows of {target} tokens: lower is better, and a model that uses "
+        "its context predicts later tokens better.",
+        plots.perplexity_lines(results, models),
+        "Perplexity from the first to the last positions. " + "; ".join(words) + ".",
+        _table(["positions", *models, "tokens"], cells),
+    )
+
+
+def _short_task(results: Mapping[str, Any], models: Sequence[str]) -> str:
+    scores = {name: f"{results[name]['short_task']:.1%}" for name in models}
+    return _section(
+        "The short task",
+        f"Several facts in a text of {length_label(results[models[0]]['context_length'])} tokens, the context of "
+        f"{escape(models[0])}, and a question about each: what extension must not cost.",
+        plots.short_task_bars(results, models),
+        "Share answered exactly: " + "; ".join(f"{name} {score}" for name, score in scores.items()) + ".",
+        _table(
+            ["model", "answered exactly", "questions"],
+            [[name, score, results[name]["short_task_questions"]] for name, score in scores.items()],
+        ),
+    )
+
+
+def _training(curves: Curves) -> str:
+    ends = {name: (f"{rows[0]['loss']:.3f}", f"{rows[-1]['loss']:.3f}") for name, rows in curves.items()}
+    return _section(
+        "Training",
+        "Loss and gradient norm of each stage.",
+        plots.training_curves(curves),
+        "; ".join(f"{name}: loss {first} at first, {last} at last" for name, (first, last) in ends.items()),
+        _table(
+            ["stage", "steps", "first loss", "last loss"],
+            [[name, len(curves[name]), first, last] for name, (first, last) in ends.items()],
+        ),
+    )
+
+
 def _section(title: str, words: str, picture: bytes, alt: str, table: str) -> str:
     data = base64.b64encode(picture).decode("ascii")
     return (
@@ -185,55 +211,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
     body = "".join(line("td", row) for row in rows)
     return f'<div class="scroll"><table><thead>{line("th", head)}</thead><tbody>{body}</tbody></table></div>'
-
-
-def _heatmap_words(results: Mapping[str, Any], models: Sequence[str]) -> str:
-    limit = results[models[0]]["context_length"]
-    words = []
-    for name in models:
-        rows = results[name]["passkey"]
-        for label, part in (
-            (f"up to {length_label(limit)} tokens", [row["score"] for row in rows if row["length"] <= limit]),
-            ("beyond", [row["score"] for row in rows if row["length"] > limit]),
-        ):
-            if part:
-                words.append(f"{name} {label}: {sum(part) / len(part):.0%} found")
-    return "Heatmaps of passkey retrieval by depth and length. " + "; ".join(words) + "."
-
-
-def _passkey_table(results: Mapping[str, Any], models: Sequence[str]) -> str:
-    lengths = sorted({row["length"] for row in results[models[0]]["passkey"]})
-    tables = []
-    for name in models:
-        scores = {(row["depth"], row["length"]): row["score"] for row in results[name]["passkey"]}
-        depths = sorted({depth for depth, _ in scores})
-        rows = [[f"{depth:.0%}", *(f"{scores[depth, length]:.0%}" for length in lengths)] for depth in depths]
-        tables.append(_table([f"{name}: depth", *map(length_label, lengths)], rows))
-    return "<br />".join(tables)
-
-
-def _perplexity_words(results: Mapping[str, Any], models: Sequence[str]) -> str:
-    ends = {name: results["perplexity"][name] for name in models}
-    return (
-        "Perplexity from the first to the last positions. "
-        + "; ".join(
-            f"{name}: {rows[0]['perplexity']:,.1f} to {rows[-1]['perplexity']:,.1f}" for name, rows in ends.items()
-        )
-        + "."
-    )
-
-
-def _perplexity_table(results: Mapping[str, Any], models: Sequence[str]) -> str:
-    columns = [results["perplexity"][name] for name in models]
-    rows = [
-        [
-            f"{row['from']:,} to {row['to']:,}",
-            *(f"{column[index]['perplexity']:,.2f}" for column in columns),
-            f"{row['tokens']:,}",
-        ]
-        for index, row in enumerate(columns[0])
-    ]
-    return _table(["positions", *models, "tokens"], rows)
 
 
 def _seconds(results: Mapping[str, Any], models: Sequence[str]) -> str:

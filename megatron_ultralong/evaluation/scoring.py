@@ -21,7 +21,7 @@ from megatron_ultralong.evaluation.models import LanguageModel
 from megatron_ultralong.evaluation.recall import DIGITS
 from megatron_ultralong.progress import Progress
 
-BATCH_TOKENS = 16_384
+BATCH_TOKENS = 8_192
 """Tokens of one forward pass, padding included, unless a single prompt is longer."""
 
 _LOGIT_ROWS = 256
@@ -83,7 +83,7 @@ def exact_matches(model: LanguageModel, prompts: Sequence[Prompt], description: 
         for batch in _batches([len(prompt.ids) for prompt in prompts]):
             for index, right in zip(batch, _judge(model, [prompts[index] for index in batch]), strict=True):
                 results[index] = right
-                progress.advance(len(prompts[index].ids))
+            progress.advance(sum(len(prompts[index].ids) for index in batch))
     return results
 
 

@@ -64,12 +64,12 @@ def failed_with(result, sentence):
 
 
 def test_the_whole_way(tool, preprocess, tmp_path, tokenizer, tokenizer_folder):
-    documents = [{"text": f"document {i} " * (20 * (i % 4) + 1), "source": "ab"[i % 2]} for i in range(20)]
+    documents = [{"text": f"document {i} " * (20 * (i % 4) + 1), "source": "ab"[i // 10]} for i in range(20)]
     assert preprocess(documents, workers=1)[0] == 0
     corpus, resampled, packed = tmp_path / "out" / "c", tmp_path / "resampled", tmp_path / "packed"
     result = tool(
         "resample_corpus",
-        *("--tokens", corpus, "--output", resampled, "--short-below", 100, "--long-above", 200, "--total-tokens", 4000),
+        *("--tokens", corpus, "--output", resampled, "--short-below", 60, "--long-above", 100, "--total-tokens", 4000),
     )
     assert result[0] == 0 and json.loads((resampled / "manifest.json").read_text())["unmet"] == []
     result = tool(

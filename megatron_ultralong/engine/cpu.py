@@ -64,7 +64,7 @@ def activate() -> None:
     global _mode
     if _mode is not None:
         return
-    import megatron.core.tensor_parallel.random as megatron_random
+    from megatron_ultralong.engine import mcore
 
     def get_rng_state(*_: Any, **__: Any) -> torch.Tensor:
         return torch.get_rng_state()
@@ -81,10 +81,12 @@ def activate() -> None:
     }
     for name, function in replacements.items():
         setattr(torch.cuda, name, function)
-    megatron_random._get_cuda_rng_state = get_rng_state
-    megatron_random._set_cuda_rng_state = set_rng_state
+    mcore.megatron_random._get_cuda_rng_state = get_rng_state
+    mcore.megatron_random._set_cuda_rng_state = set_rng_state
     # It warns whenever its CUDA generator's fork moves the CPU's; here the two are one.
-    logging.getLogger(megatron_random.__name__).addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
+    logging.getLogger(mcore.megatron_random.__name__).addFilter(
+        lambda record: "CPU RNG state changed" not in record.getMessage()
+    )
     _mode = _CudaMeansCpu()
     _mode.__enter__()
     logger.info("no GPU in use: megatron-core runs on the CPU, over gloo")

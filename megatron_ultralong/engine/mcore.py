@@ -9,16 +9,13 @@ import warnings
 
 with warnings.catch_warnings():  # on import it warns of each optional package that is missing
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
-    from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+    import megatron.core.tensor_parallel.random as megatron_random
+    from megatron.core import dist_checkpointing, parallel_state
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
     from megatron.core.models.gpt.gpt_model import GPTModel
-    from megatron.core.num_microbatches_calculator import (
-        destroy_num_microbatches_calculator,
-        init_num_microbatches_calculator,
-    )
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
     from megatron.core.packed_seq_params import PackedSeqParams
@@ -57,7 +54,6 @@ __all__ = [
     "TransformerConfig",
     "TransformerLayer",
     "TransformerLayerSubmodules",
-    "destroy_num_microbatches_calculator",
     "dist_checkpointing",
     "finalize_model_grads",
     "get_bias_dropout_add",
@@ -65,8 +61,7 @@ __all__ = [
     "get_gpt_layer_with_transformer_engine_spec",
     "get_megatron_optimizer",
     "get_num_layers_to_build",
-    "init_num_microbatches_calculator",
+    "megatron_random",
     "model_parallel_cuda_manual_seed",
     "parallel_state",
-    "tensor_parallel",
 ]

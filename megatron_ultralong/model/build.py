@@ -45,7 +45,9 @@ def transformer_config(
     """
     architecture = (hf_config.get("architectures") or ["none"])[0]
     if architecture not in ARCHITECTURES:
-        raise UserError(f"config.json: architecture {architecture!r} is not supported; known: {', '.join(ARCHITECTURES)}.")
+        raise UserError(
+            f"config.json: architecture {architecture!r} is not supported; known: {', '.join(ARCHITECTURES)}."
+        )
     if hf_config.get("hidden_act", "silu") != "silu":
         raise UserError(f"config.json: hidden_act {hf_config['hidden_act']!r} is not supported; known: silu.")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -83,6 +85,7 @@ def transformer_config(
         gradient_accumulation_fusion=False,
         bias_activation_fusion=False,
         masked_softmax_fusion=False,
+        cuda_graph_scope=[],
     )
     if rope.attention_factor != 1.0:
         # megatron-core multiplies cos and sin by mscale(factor, mscale) = 0.1 mscale ln(factor) + 1, and reads

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint import CheckpointException
 
 from megatron_ultralong.engine import mcore
 from megatron_ultralong.errors import UserError
@@ -63,12 +64,12 @@ def _load(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     """dist_checkpointing.load with its failures said in one sentence."""
     try:
         return mcore.dist_checkpointing.load(state, str(folder))
-    except UserError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+    except (Exception, CheckpointException) as error:  # the latter is a BaseException: each rank's failure
+        failures = error.failures if isinstance(error, CheckpointException) else {}
+        cause = next((failure for failure, _ in failures.values()), error)
+        reason = " ".join(str(cause).split())[:200]
         raise UserError(
-            f"{folder}: the checkpoint cannot be loaded ({type(error).__name__}: {reason}); "
+            f"{folder}: the checkpoint cannot be loaded ({type(cause).__name__}: {reason}); "
             "convert or copy it again, or give another."
         ) from error
 

@@ -117,7 +117,7 @@ def _describe(config: RunConfig, hf_config: dict[str, Any]) -> Description:
 def _optimize(weights: torch.nn.Module, config: RunConfig) -> tuple[torch.nn.Module, Any]:
     """megatron-core's DDP around the model, and its Adam."""
     half = config.train.precision == "bf16"
-    transformer_config = weights.config
+    transformer_config: Any = weights.config
     model = mcore.DistributedDataParallel(
         config=transformer_config,
         ddp_config=mcore.DistributedDataParallelConfig(

@@ -3,8 +3,7 @@
 #   PYTHON=python3.12    the interpreter that makes the environment (3.10 or newer)
 #   VENV=.venv           where it goes; an existing environment is used as it is, its torch included
 #   TORCH=torch==2.13.0  what is installed when there is no torch yet. From PyPI on Linux x86-64 that is a CUDA
-#                        build of several GB; for a small CPU build:
-#                        make TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu" quickstart
+#                        build of several GB; add the --index-url of PyTorch's CPU wheels for a small one
 #   QUICK=1              shortens quickstart: every stage, few steps
 
 PYTHON ?= python3

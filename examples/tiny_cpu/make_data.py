@@ -2,8 +2,8 @@
 
 Three commands, each writing JSON Lines (and `base` a model folder) below --output:
 
-* base: model/ (a tokenizer trained here, config.json), text.jsonl and recall.jsonl, to train a base model at a
-  short context with train_base.sh;
+* base: model/ (a tokenizer trained here, config.json), text.jsonl and notes_N.jsonl for each length N that the
+  base model is trained at in turn by train_base.sh;
 * extend: corpus.jsonl, whole documents of several sources, and heldout.jsonl, documents the model never sees;
 * chat: sft.jsonl, short conversations for the instruction-tuning stage.
 
@@ -17,15 +17,24 @@ import json
 import random
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 from megatron_ultralong.cli import run
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.evaluation.chat import ChatTokenizer
+from megatron_ultralong.evaluation.chat import ChatTokenizer, Message
 from megatron_ultralong.evaluation.haystack import Haystack
-from megatron_ultralong.evaluation.recall import NAMES, answer, question, recall_conversation
+from megatron_ultralong.evaluation.recall import (
+    NAMES,
+    Fact,
+    answer,
+    count_tokens,
+    fact,
+    question,
+    random_facts,
+    recall_conversation,
+)
 from megatron_ultralong.files import atomic_directory, atomic_file
 from megatron_ultralong.progress import track
 
@@ -41,6 +50,7 @@ CHAT_TEMPLATE = (
 )
 VOCABULARY = 1024
 CONTEXT = 256
+LESSONS = (96, 160, CONTEXT)
 MODEL = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -48,7 +58,7 @@ MODEL = {
     "intermediate_size": 704,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_key_value_heads": 4,
     "head_dim": 64,
     "hidden_act": "silu",
     "rms_norm_eps": 1e-5,
@@ -113,7 +123,7 @@ def train_tokenizer(texts: list[str], folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    wording = [f"{question(name)}\n\n{answer(name, '0')}\n" for name in NAMES] * 3000
+    wording = [f"user\n\n{question(name)}\nassistant\n\n{answer(name, '0')}\n" for name in NAMES] * 3000
     tokenizer.train_from_iterator([*texts, *wording], trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
@@ -128,32 +138,55 @@ def train_tokenizer(texts: list[str], folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def conversations(
-    tokenizer: ChatTokenizer, texts: list[str], count: int, seed: int, copies: float
+def notes(rng: random.Random, haystack: Haystack, tokenizer: ChatTokenizer, length: int) -> list[Message]:
+    """A chat of at most `length` tokens in which keys are told and asked for, again and again, with text between.
+
+    The distance from a fact to a question about it varies freely, so that it can't be found by its place.
+    """
+    facts = random_facts(rng, rng.randint(1, max(1, length // 32)))
+    told: list[Fact] = []
+    messages: list[Message] = []
+    room = length
+    while True:
+        lines = haystack.take(rng, rng.randint(0, length // 3)) if rng.random() < 0.7 else []
+        if len(told) < len(facts) and (not told or rng.random() < 0.5):
+            told.append(facts[len(told)])
+            lines.insert(rng.randint(0, len(lines)), fact(*told[-1]))
+        name, digits = rng.choice(told)
+        turn = [
+            {"role": "user", "content": "\n".join([*lines, question(name)])},
+            {"role": "assistant", "content": answer(name, digits)},
+        ]
+        room -= count_tokens(tokenizer, turn)  # counts the template's opening token every time, so a little too much
+        if room < 0:
+            if messages:
+                return messages
+            room = length
+            told.clear()
+            continue
+        messages += turn
+
+
+def recalls(rng: random.Random, haystack: Haystack, tokenizer: ChatTokenizer, length: int) -> list[Message]:
+    """A text with facts in it, then questions: the short task of the evaluation."""
+    filler = rng.randint(0, length)
+    facts = rng.choice((1, 1, 1, 2, 3, 4, 5))
+    return recall_conversation(rng, haystack, tokenizer, max_tokens=length, facts=facts, filler_tokens=filler)
+
+
+def chats(
+    make: Callable[[random.Random, Haystack, ChatTokenizer, int], list[Message]],
+    tokenizer: ChatTokenizer,
+    texts: list[str],
+    length: int,
+    count: int,
+    seed: int,
 ) -> Iterator[dict[str, object]]:
-    """Chats of at most 256 tokens: facts in real text with questions, and (a share of `copies`) words to repeat."""
+    """`count` chats of at most `length` tokens."""
     rng = random.Random(seed)
     haystack = Haystack(texts, tokenizer)
-    words = sorted({word for text in texts[:400] for word in text.split() if word.isalpha() and word.islower()})
-    for _ in track(range(count), "conversations", "conversations"):
-        if rng.random() < copies:
-            chosen = " ".join(rng.choices(words, k=rng.randint(4, 30)))
-            messages = [
-                {"role": "user", "content": f"Repeat: {chosen}"},
-                {"role": "assistant", "content": chosen},
-            ]
-            if len(tokenizer.encode(tokenizer.render(messages))) > CONTEXT:
-                continue
-        else:
-            messages = recall_conversation(
-                rng,
-                haystack,
-                tokenizer,
-                max_tokens=CONTEXT,
-                facts=rng.choice((1, 1, 1, 2, 3, 4, 5)),
-                filler_tokens=rng.randint(0, CONTEXT),
-            )
-        yield {"messages": messages, "source": "recall"}
+    for _ in track(range(count), f"chats of {length} tokens", "chats"):
+        yield {"messages": make(rng, haystack, tokenizer, length), "source": make.__name__}
 
 
 def make_data(
@@ -181,8 +214,9 @@ def make_data(
             train_tokenizer(texts, folder)
             (folder / "config.json").write_text(json.dumps(MODEL, indent=2) + "\n", encoding="utf-8")
         write_lines(output / "text.jsonl", ({"text": text, "source": source} for _, source, text in train))
-        chats = conversations(ChatTokenizer(output / "model"), texts, count, seed, copies=0.3)
-        write_lines(output / "recall.jsonl", chats)
+        own = ChatTokenizer(output / "model")
+        for length in LESSONS:
+            write_lines(output / f"notes_{length}.jsonl", chats(notes, own, texts, length, count, seed + length))
     elif part == "extend":
         write_lines(output / "corpus.jsonl", ({"text": text, "source": source} for _, source, text in train))
         heldout = [row for row in documents() if is_heldout(row[0])]
@@ -190,8 +224,8 @@ def make_data(
     else:
         if tokenizer is None:
             raise UserError("--tokenizer is missing; give the model's folder.")
-        chats = conversations(ChatTokenizer(tokenizer), texts, count, seed, copies=0.0)
-        write_lines(output / "sft.jsonl", chats)
+        rows = chats(recalls, ChatTokenizer(tokenizer), texts, CONTEXT, count, seed)
+        write_lines(output / "sft.jsonl", rows)
 
 
 if __name__ == "__main__":

@@ -41,8 +41,7 @@ class RingCoreAttention(torch.nn.Module):
         pg_collection: Any = None,
     ) -> None:
         super().__init__()
-        groups = pg_collection
-        self.group = groups.cp if config.context_parallel_size > 1 else None
+        self.group = pg_collection.cp if config.context_parallel_size > 1 else None
         self.softmax_scale = softmax_scale if softmax_scale is not None else config.softmax_scale
 
     def forward(

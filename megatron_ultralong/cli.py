@@ -36,6 +36,7 @@ def run(function: Callable[..., Any], arguments: Sequence[str] | None = None) ->
 def exit_status() -> Iterator[None]:
     """Log to stderr, and turn a `UserError` into one message and status 2, Ctrl-C into status 130."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("megatron").setLevel(logging.WARNING)  # megatron-core's own: every bucket, every import
     try:
         yield
     except UserError as error:

@@ -16,7 +16,6 @@ def main() -> None:
     """Parse the command line and train; exit status 2 for what the user can mend."""
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("megatron.core").setLevel(logging.WARNING)
     from megatron_ultralong.cli import exit_status, parse_command_line
 
     with exit_status():

@@ -28,7 +28,7 @@ stage() { # NAME COMMAND...: run one stage and note how long it took
   "$@"
   python -c "print(f'$name\t{$EPOCHREALTIME - $start:.1f}')" >>"$OUT/seconds.tsv"
 }
-train() { torchrun --nproc-per-node "$PROCESSES" -m megatron_ultralong.train "$@"; }
+train() { OMP_NUM_THREADS=1 torchrun --nproc-per-node "$PROCESSES" -m megatron_ultralong.train "$@"; }
 
 stage make_data python examples/tiny_cpu/make_data.py extend --output "$OUT/data"
 stage make_chats python examples/tiny_cpu/make_data.py chat --output "$OUT/data" --tokenizer "$BASE" --count "$CHATS"

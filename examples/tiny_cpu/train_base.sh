@@ -18,7 +18,7 @@ lesson() { # LENGTH STEPS GLOBAL_BATCH OVERRIDES...: pack for this length and tr
     --sequence-length "$length" --tokenizer-model "$OUT/model"
   python tools/pack_corpus.py --tokens "$OUT/notes_$length" --output "$OUT/packed_notes_$length" \
     --sequence-length "$length" --packing best-fit --tokenizer-model "$OUT/model"
-  torchrun --nproc-per-node 2 -m megatron_ultralong.train --config examples/tiny_cpu/base.toml \
+  OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m megatron_ultralong.train --config examples/tiny_cpu/base.toml \
     --data.sequence_length "$length" --data.sources.0.index "$OUT/packed_text_$length" \
     --data.sources.1.index "$OUT/packed_notes_$length" --checkpoint.save "$OUT/lesson_$length" \
     --train.steps "$steps" --train.global_batch_size "$batch" --train.micro_batch_size "$((batch / 2))" "$@"

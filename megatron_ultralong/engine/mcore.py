@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import warnings
 
+# What megatron-core's own calls of torch.distributed.checkpoint warn of, at every save and load.
+warnings.filterwarnings("ignore", category=FutureWarning, message="Please use DTensor instead")
+warnings.filterwarnings("ignore", category=FutureWarning, message="`(load|save)_state_dict` is deprecated")
+
 with warnings.catch_warnings():  # on import it warns of each optional package that is missing
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     import megatron.core.tensor_parallel.random as megatron_random

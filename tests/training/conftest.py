@@ -55,7 +55,7 @@ Train = Callable[..., list[dict[str, Any]]]
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with hf/, megatron/, packed/ and run.toml. Not to be changed."""
+    """A folder with hf/, megatron/, packed/, packed_chats/ and run.toml. Not to be changed."""
     root = tmp_path_factory.mktemp("training")
     text = Path(__file__).read_text() + Path(json.__file__).read_text()
     build_model(root / "hf", "llama", vocab_size=400, num_hidden_layers=4, max_position_embeddings=64)
@@ -67,6 +67,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenize_corpus([root / "corpus.jsonl"], root / "corpus", tokenizer, Fields())
     options = PackOptions(sequence_length=SEQUENCE_LENGTH, separator=tuple(tokenizer.encode("<s>")))
     write_packed_index(open_corpus(root / "corpus"), root / "packed", options)
+    turns = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}!"}] for n in range(9)]
+    (root / "chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in turns))
+    tokenize_corpus([root / "chats.jsonl"], root / "chats", tokenizer, Fields())
+    alone = PackOptions(sequence_length=SEQUENCE_LENGTH, packing="best_fit")
+    write_packed_index(open_corpus(root / "chats"), root / "packed_chats", alone)
     (root / "run.toml").write_text(CONFIG.format(root=root))
     return root
 

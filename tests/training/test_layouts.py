@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.training.conftest import Train
+from megatron_ultralong.context_parallel import zigzag
+from megatron_ultralong.data.dataset import PackedDataset
+from tests.training.conftest import SEQUENCE_LENGTH, Train
 
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "full recompute": (1, ["--parallel.recompute", "full"]),
@@ -51,3 +54,17 @@ def test_equals_one_process_with_masked_documents(
     train: Train, one_process: dict[str, list[dict[str, Any]]], name: str
 ) -> None:
     check(train, one_process, name, DOCUMENTS)
+
+
+@pytest.mark.gloo
+def test_a_rank_without_labels_changes_nothing(train: Train, workspace: Path) -> None:
+    chats = ["--data.sources.0.index", str(workspace / "packed_chats"), "--train.global_batch_size", "1"]
+    dataset = PackedDataset(workspace / "packed_chats")
+    labels = [dataset.read(0, zigzag.spans(SEQUENCE_LENGTH, rank, 4)).loss_mask.sum() for rank in range(4)]
+    assert 0 in labels and sum(labels) > 0
+    wanted = train(1, *chats, "--data.document_mask", "true")
+    rows = train(4, *chats, "--data.document_mask", "true", "--parallel.context", "4")
+    for row, expected in zip(rows, wanted, strict=True):
+        assert row["tokens"] == expected["tokens"]
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)

@@ -33,6 +33,7 @@ def main(
     depths: int = 11,
     samples_per_cell: int = 4,
     recall_samples: int = 200,
+    recall_facts: int = 3,
     perplexity_windows: int = 32,
     seed: int = 0,
     dtype: Dtype = "fp32",
@@ -52,6 +53,7 @@ def main(
         depths: depths of the needle, evenly spread from 0 to 100 %.
         samples_per_cell: prompts for each length and depth.
         recall_samples: conversations of the short task, at the base's context length.
+        recall_facts: facts in each of them at random depths, and questions about them.
         perplexity_windows: windows of held-out text at most.
         seed: seed of all prompts.
         dtype: precision of weights and activations.
@@ -66,6 +68,7 @@ def main(
         depths=depths,
         samples_per_cell=samples_per_cell,
         recall_samples=recall_samples,
+        recall_facts=recall_facts,
         perplexity_windows=perplexity_windows,
         seed=seed,
         dtype=dtype,

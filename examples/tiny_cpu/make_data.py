@@ -50,7 +50,7 @@ CHAT_TEMPLATE = (
 )
 VOCABULARY = 1024
 CONTEXT = 256
-LESSONS = (96, 160, CONTEXT)
+LESSONS = (96, CONTEXT)
 MODEL = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -168,10 +168,9 @@ def notes(rng: random.Random, haystack: Haystack, tokenizer: ChatTokenizer, leng
 
 
 def recalls(rng: random.Random, haystack: Haystack, tokenizer: ChatTokenizer, length: int) -> list[Message]:
-    """A text with facts in it, then questions: the short task of the evaluation."""
+    """A text with one key in it and a question about it."""
     filler = rng.randint(0, length)
-    facts = rng.choice((1, 1, 1, 2, 3, 4, 5))
-    return recall_conversation(rng, haystack, tokenizer, max_tokens=length, facts=facts, filler_tokens=filler)
+    return recall_conversation(rng, haystack, tokenizer, max_tokens=length, facts=1, filler_tokens=filler, questions=1)
 
 
 def chats(

@@ -14,7 +14,7 @@ LENGTH=2048
 PROCESSES=2 CONTEXT=2
 EXTEND_STEPS=60 SFT_STEPS=100 CHATS=8000 CELL=8 RECALL=400 WINDOWS=24 DEPTHS=11
 if [[ -n "${QUICK:-}" ]]; then
-  EXTEND_STEPS=3 SFT_STEPS=3 CHATS=200 CELL=1 RECALL=16 WINDOWS=4 DEPTHS=3
+  EXTEND_STEPS=3 SFT_STEPS=3 CHATS=200 CELL=1 RECALL=32 WINDOWS=4 DEPTHS=3
 fi
 export LC_ALL=C PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=true
 
@@ -66,7 +66,7 @@ rows = [line.split("\t") for line in (out / "seconds.tsv").read_text().splitline
 PY
 stage evaluate python tools/evaluate.py --base "$BASE" --extended "$OUT/extended" \
   --haystack "$OUT/data/heldout.jsonl" --documents "$OUT/data/heldout.jsonl" \
-  --depths "$DEPTHS" --samples-per-cell "$CELL" --recall-samples "$RECALL" --perplexity-windows "$WINDOWS" \
+  --depths "$DEPTHS" --samples-per-cell "$CELL" --recall-samples "$RECALL" --recall-facts 1 --perplexity-windows "$WINDOWS" \
   --extra "$OUT/extra.json" --metrics "extend=$OUT/extend/metrics.jsonl" "sft=$OUT/sft/metrics.jsonl" --output "$OUT"
 
 printf '\nResults: %s\nReport:  %s\n' "$OUT/results.json" "$OUT/report.html"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Train the base model that this folder ships (base/) from scratch, with the project's own loop: about an hour on
-# two cores. Three lessons at growing length; each starts from the weights of the one before.
+# Train the base model that this folder ships (base/) from scratch, with the project's own loop: half an
+# hour on two cores. Two lessons: retrieval is learnt within 96 tokens first, then carried to 256.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -24,10 +24,9 @@ lesson() { # LENGTH STEPS GLOBAL_BATCH OVERRIDES...: pack for this length and tr
     --train.steps "$steps" --train.global_batch_size "$batch" --train.micro_batch_size "$((batch / 2))" "$@"
 }
 lesson 96 1500 48
-lesson 160 1000 28 --model.init checkpoint --checkpoint.load "$OUT/lesson_96/step_001500"
-lesson 256 2000 16 --model.init checkpoint --checkpoint.load "$OUT/lesson_160/step_001000" \
+lesson 256 1600 16 --model.init checkpoint --checkpoint.load "$OUT/lesson_96/step_001500" \
   --optimizer.decay cosine --optimizer.min_learning_rate 1e-4
 
-python tools/convert_megatron_to_hf.py --load "$OUT/lesson_256/step_002000" --hf "$OUT/model" \
+python tools/convert_megatron_to_hf.py --load "$OUT/lesson_256/step_001600" --hf "$OUT/model" \
   --output "$OUT/base" --verify logits
 printf '\nThe model: %s (shipped as examples/tiny_cpu/base)\n' "$OUT/base"

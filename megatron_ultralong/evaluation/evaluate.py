@@ -46,7 +46,9 @@ class Settings:
     samples_per_cell: int = 4
     """Prompts for each length and depth."""
     recall_samples: int = 200
-    """Conversations of the short task, three questions each."""
+    """Conversations of the short task, at the base's context length."""
+    recall_facts: int = 3
+    """Facts in each of them at random depths, and questions about them."""
     perplexity_windows: int = 32
     """Windows of held-out text, each of the target length."""
     seed: int = 0
@@ -60,7 +62,7 @@ class Settings:
         Raises:
             UserError: one of the counts is below 1.
         """
-        for name in ("depths", "samples_per_cell", "recall_samples", "perplexity_windows"):
+        for name in ("depths", "samples_per_cell", "recall_samples", "recall_facts", "perplexity_windows"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)} is too small; give at least 1.")
 
@@ -149,7 +151,14 @@ def _draw(
             samples=settings.samples_per_cell,
             seed=settings.seed,
         ),
-        recall=recall_prompts(haystack, tokenizer, length=first, samples=settings.recall_samples, seed=settings.seed),
+        recall=recall_prompts(
+            haystack,
+            tokenizer,
+            length=first,
+            facts=settings.recall_facts,
+            samples=settings.recall_samples,
+            seed=settings.seed,
+        ),
         windows=cut_windows(documents, tokenizer, target, settings.perplexity_windows),
         edges=bucket_edges(target),
     )

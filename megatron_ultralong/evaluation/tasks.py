@@ -18,9 +18,6 @@ from megatron_ultralong.evaluation.recall import passkey_conversation, recall_co
 from megatron_ultralong.evaluation.scoring import Prompt, exact_matches, scored_prompt
 from megatron_ultralong.progress import track
 
-SHORT_FACTS = 3
-"""Facts in a text of the short task, and questions about it."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
@@ -86,8 +83,10 @@ def passkey_rows(model: LanguageModel, cells: Sequence[Cell], description: str) 
     ]
 
 
-def recall_prompts(haystack: Haystack, tokenizer: Renderer, *, length: int, samples: int, seed: int) -> list[Prompt]:
-    """Draw the short task: texts with SHORT_FACTS facts that fill `length` tokens, all questions judged.
+def recall_prompts(
+    haystack: Haystack, tokenizer: Renderer, *, length: int, facts: int, samples: int, seed: int
+) -> list[Prompt]:
+    """Draw the short task: texts with `facts` facts that fill `length` tokens, as many questions, all judged.
 
     Raises:
         UserError: `length` is too short for the facts and questions.
@@ -100,9 +99,9 @@ def recall_prompts(haystack: Haystack, tokenizer: Renderer, *, length: int, samp
                 haystack,
                 tokenizer,
                 max_tokens=length,
-                facts=SHORT_FACTS,
+                facts=facts,
                 filler_tokens=length,
-                questions=SHORT_FACTS,
+                questions=facts,
             ),
         )
         for number in range(samples)

@@ -44,7 +44,7 @@ def test_rows_are_the_share_of_right_answers(model: LanguageModel) -> None:
 
 
 def test_the_short_task_judges_every_question(haystack: Haystack, tokenizer: ChatTokenizer) -> None:
-    prompts = recall_prompts(haystack, tokenizer, length=192, samples=5, seed=0)
+    prompts = recall_prompts(haystack, tokenizer, length=192, facts=3, samples=5, seed=0)
     assert [len(prompt.answers) for prompt in prompts] == [3] * 5
-    assert prompts == recall_prompts(haystack, tokenizer, length=192, samples=5, seed=0)
+    assert prompts == recall_prompts(haystack, tokenizer, length=192, facts=3, samples=5, seed=0)
     assert all(160 < len(prompt.ids) <= 192 for prompt in prompts)

@@ -7,6 +7,7 @@ milliseconds. Whether the samples fit the rope is `model.rope.scaled`'s to say, 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def check_config(config: RunConfig, *, hf_config: dict[str, Any], world_size: in
         problems += _rope(config)
         problems += _data(config, hf_config)
         problems += _checkpoint(config)
+        problems += _log(config)
     raise_problems("the configuration", problems)
 
 
@@ -82,6 +84,11 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
         yield (
             f"data.sequence_length is {length}, not divisible by 2 x parallel.context = {2 * parallel.context}, "
             "the chunks of the zig-zag cut; pack the data for another length or change parallel.context."
+        )
+    if config.data.document_mask and train.micro_batch_size > 1:
+        yield (
+            f"train.micro_batch_size is {train.micro_batch_size} with data.document_mask true, but each sample has "
+            "documents of its own; set train.micro_batch_size to 1."
         )
     if config.data.document_mask and parallel.attention == "te":
         yield 'data.document_mask is true with parallel.attention "te"; use "torch", which takes any document lengths.'
@@ -173,6 +180,15 @@ def read_manifest(index: Path) -> dict[str, Any]:
         if key not in manifest:
             raise UserError(f"{path}: no entry {key!r}; {mend}.")
     return manifest
+
+
+def _log(config: RunConfig) -> Iterator[str]:
+    """Records that need a package which is missing."""
+    if config.log.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
+        yield (
+            f"log.tensorboard is {config.log.tensorboard}, but TensorBoard is not installed; "
+            "run pip install tensorboard, or remove log.tensorboard."
+        )
 
 
 def _checkpoint(config: RunConfig) -> Iterator[str]:

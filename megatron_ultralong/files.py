@@ -1,8 +1,9 @@
 """Artefacts on disk appear whole or not at all, and name what they were made from.
 
-Everything is written beside its final name and renamed into place, so a kill at any moment leaves either
-the old artefact or the new one. Fingerprints are SHA-256; for data files of many gigabytes the hash covers
-the size and 64 evenly spread 64 KiB blocks, which costs 4 MiB of reading whatever the file's size.
+Everything is written beside its final name and renamed into place, so a kill leaves either the old artefact or
+the new one; of a folder that is being replaced, at worst the old one under `.NAME.PID.old`. Fingerprints are
+SHA-256; for data files of many gigabytes the hash covers the size and 64 evenly spread 64 KiB blocks, which costs
+4 MiB of reading whatever the file's size.
 """
 
 from __future__ import annotations

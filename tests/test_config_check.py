@@ -98,6 +98,13 @@ def test_a_combination_that_cannot_run_is_named(run, flags, world_size, said):
     assert problem.startswith(said) and problem.endswith(".")
 
 
+def test_masked_documents_take_one_sample_at_a_time(run):
+    flags = "--data.document_mask true --train.micro_batch_size "
+    assert run(flags + "1") == []
+    (problem,) = run(flags + "2")
+    assert "train.micro_batch_size is 2 with data.document_mask true" in problem
+
+
 def test_sequence_parallel_divides_each_ranks_tokens(run):
     pack("odd", sequence_length=1028)
     flags = "--parallel.context 2 --parallel.tensor 4 --parallel.sequence_parallel true --data.sequence_length 1028"

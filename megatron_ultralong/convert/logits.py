@@ -52,7 +52,7 @@ def compare_logits(*, hf: Path, load: Path, tokens_S: torch.Tensor) -> LogitsCom
     from megatron_ultralong.config import ParallelConfig
     from megatron_ultralong.engine import groups
 
-    with groups.single_process(ParallelConfig()) as device, torch.inference_mode():
+    with groups.single_process(ParallelConfig(device="cpu")) as device, torch.inference_mode():
         tokens_1S = tokens_S[None].to(device)
         theirs_SD, their_head_VD = _transformers(hf, tokens_1S, device)
         ours_SD, our_head_VD = _megatron(load, tokens_1S, device)

@@ -49,7 +49,11 @@ class Description:
         """
         mend = "give a folder written by tools/convert_hf_to_megatron.py or a run's step_N"
         value = read_json(folder / DESCRIPTION, "the checkpoint's description", mend)
-        if value.get("format") != FORMAT:
-            raise UserError(f"{folder / DESCRIPTION}: format {value.get('format')} is not {FORMAT}; {mend}.")
-        fields = {field.name: value[field.name] for field in dataclasses.fields(cls)}
-        return cls(**{**fields, "rope": RopeScaling(**value["rope"])})
+        found = value.get("format") if isinstance(value, dict) else None
+        if found != FORMAT:
+            raise UserError(f"{folder / DESCRIPTION}: format {found} is not {FORMAT}; {mend}.")
+        try:
+            fields = {field.name: value[field.name] for field in dataclasses.fields(cls)}
+            return cls(**{**fields, "rope": RopeScaling(**value["rope"])})
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{folder / DESCRIPTION}: an entry is missing or unknown ({error}); {mend}.") from None

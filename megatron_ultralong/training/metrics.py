@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.config import LogConfig
-from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import atomic_file
 from megatron_ultralong.progress import duration
 
@@ -112,10 +111,6 @@ def _keep_before(path: Path, step: int) -> None:
 def _tensorboard(folder: Path | None) -> Any:
     if folder is None:
         return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError(
-            f"log.tensorboard {folder}: TensorBoard is not installed; run pip install tensorboard."
-        ) from None
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder))

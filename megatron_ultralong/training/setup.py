@@ -164,4 +164,7 @@ def _schedule(optimizer: Any, config: RunConfig) -> Any:
         end_wd=section.weight_decay,
         wd_incr_steps=config.train.steps,
         wd_incr_style="constant",
+        # The configuration wins on resume: a run may be given more steps or another rate.
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
     )

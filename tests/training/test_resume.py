@@ -38,3 +38,11 @@ def test_resumes_under_another_layout(train: Train, tmp_path: Path) -> None:
     (resumed,) = train(2, *words, "--parallel.tensor", "2")
     assert resumed["loss"] == pytest.approx(whole[2]["loss"], rel=1e-5)
     assert resumed["grad_norm"] == pytest.approx(whole[2]["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.gloo
+def test_a_finished_run_can_be_given_more_steps(train: Train, tmp_path: Path) -> None:
+    saved = ["--checkpoint.save", str(tmp_path / "run")]
+    train(1, "--train.steps", "1", *saved)
+    rows = train(1, "--train.steps", "2", "--optimizer.learning_rate", "5e-4", *saved)
+    assert [(row["step"], row["learning_rate"]) for row in rows] == [(2, 5e-4)]

@@ -117,5 +117,7 @@ def load_run(folder: Path, model: torch.nn.Module, optimizer: Any, scheduler: An
     loaded = _load(state, folder)
     _load_model(model, loaded["model"])
     optimizer.load_state_dict(loaded["optimizer"])
+    for group in optimizer.param_groups:  # the checkpoint's rates came with the groups; the configuration's win
+        group.update(max_lr=scheduler.max_lr, min_lr=scheduler.min_lr)
     scheduler.load_state_dict(loaded["scheduler"])
     return int(loaded["step"])

@@ -63,7 +63,6 @@ def main(
     folders = inputs.model_folders(base, extended, model)
     extras: dict[str, Any] = inputs.read_extra(extra, folders) if extra else {}
     curves = inputs.read_curves(metrics)
-    output.mkdir(parents=True, exist_ok=True)
     settings = Settings(
         lengths=lengths,
         depths=depths,

@@ -15,7 +15,6 @@ with warnings.catch_warnings():  # on import it warns of each optional package t
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     import megatron.core.tensor_parallel.random as megatron_random
     from megatron.core import dist_checkpointing, parallel_state
-    from megatron.core.dist_checkpointing.mapping import ShardedTensor
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
@@ -53,7 +52,6 @@ __all__ = [
     "RowParallelLinear",
     "SelfAttention",
     "SelfAttentionSubmodules",
-    "ShardedTensor",
     "TransformerBlockSubmodules",
     "TransformerConfig",
     "TransformerLayer",

@@ -66,21 +66,23 @@ def test_a_padded_vocabulary_loads_and_is_cut_on_export(build: Build, tmp_path: 
     source = build("llama")
     convert_hf_to_megatron(hf=source, output=tmp_path / "megatron")
     with groups.single_process():
+        from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
         from megatron_ultralong.engine import mcore
 
         state = mcore.dist_checkpointing.load_plain_tensors(str(tmp_path / "megatron"))
         sharded = {
-            key: mcore.ShardedTensor.from_rank_offsets(key, value.clone(), allow_shape_mismatch=True)
+            key: ShardedTensor.from_rank_offsets(key, value.clone(), allow_shape_mismatch=True)
             for key, value in state.items()
         }
         for key in ("embedding.word_embeddings.weight", "output_layer.weight"):
             padded = torch.full((128, 32), 7.0)
-            sharded[key] = mcore.ShardedTensor.from_rank_offsets(key, padded, allow_shape_mismatch=True)
+            sharded[key] = ShardedTensor.from_rank_offsets(key, padded, allow_shape_mismatch=True)
         loaded = mcore.dist_checkpointing.load(sharded, str(tmp_path / "megatron"))
         assert torch.equal(loaded["output_layer.weight"][:101], state["output_layer.weight"])
         saved = tmp_path / "trained"
         saved.mkdir()
-        optimizer = mcore.ShardedTensor.from_rank_offsets("optimizer.state.exp_avg.x", torch.ones(4))
+        optimizer = ShardedTensor.from_rank_offsets("optimizer.state.exp_avg.x", torch.ones(4))
         mcore.dist_checkpointing.save({**sharded, "optimizer": optimizer, "iteration": 3}, str(saved))
     Description.read(tmp_path / "megatron").write(saved)
     convert_megatron_to_hf(load=saved, output=tmp_path / "hf")

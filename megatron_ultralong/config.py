@@ -102,6 +102,10 @@ class TrainConfig:
     """Samples a forward pass on one data-parallel rank."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of weights and activations; bf16 keeps fp32 main weights and reduces gradients in fp32."""
+    loss_chunk: int = 0
+    """Positions whose logits exist at once on a rank; 0: as many as fill 1 GiB."""
+    z_loss: float = 0.0
+    """Weight of the squared log of the softmax's denominator, which keeps logits from drifting; 0: none."""
     seed: int = 1234
     """Of initial weights and of the order of samples."""
 

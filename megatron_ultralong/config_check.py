@@ -23,7 +23,8 @@ _AT_LEAST_ONE = (
 ).split()
 _AT_LEAST_ZERO = (
     "rope.target_length rope.original_length optimizer.learning_rate optimizer.min_learning_rate "
-    "optimizer.warmup_steps optimizer.weight_decay optimizer.clip_grad checkpoint.interval"
+    "optimizer.warmup_steps optimizer.weight_decay optimizer.clip_grad checkpoint.interval "
+    "train.loss_chunk train.z_loss"
 ).split()
 
 

@@ -11,11 +11,13 @@ import importlib.util
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.context_parallel.core_attention import RingCoreAttention
 from megatron_ultralong.engine import cpu, mcore
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.model.loss import DEFAULT, LossOptions, sum_of_losses
 from megatron_ultralong.model.rope import RopeScaling
 from megatron_ultralong.model.rotary import Rotary
 
@@ -142,17 +144,44 @@ def _layer_spec(config: mcore.TransformerConfig, attention: Literal["torch", "te
     )
 
 
+class LanguageModel(mcore.GPTModel):
+    """GPTModel whose head and loss go through the sequence in chunks (model/loss.py).
+
+    With labels and a loss mask it returns the weighted sum of the losses; without labels the logits, as GPTModel.
+    """
+
+    loss_options = DEFAULT
+
+    def _postprocess(
+        self, hidden_states: Tensor, labels: Tensor | None = None, loss_mask: Tensor | None = None, **rest: Any
+    ) -> Tensor:
+        if labels is None or not self.post_process:
+            return super()._postprocess(hidden_states=hidden_states, labels=labels, loss_mask=loss_mask, **rest)
+        shared = self.share_embeddings_and_output_weights
+        weight_VD = self.shared_embedding_or_output_weight() if shared else self.output_layer.weight
+        return sum_of_losses(
+            hidden_states,
+            weight_VD,
+            labels,
+            torch.ones_like(labels, dtype=torch.float32) if loss_mask is None else loss_mask,
+            mcore.parallel_state.get_tensor_model_parallel_group(),
+            self.config.sequence_parallel,
+            self.loss_options,
+        )
+
+
 def build_model(
     hf_config: dict[str, Any],
     rope: RopeScaling,
     parallel: ParallelConfig,
     precision: Literal["fp32", "bf16"],
     angles: Literal["fp32", "fp64"] = "fp32",
+    loss: LossOptions = DEFAULT,
 ) -> mcore.GPTModel:
     """This rank's part of the model, with random weights, on the current device.
 
     Needs the process grid (engine.groups). Call it as
-    `model(input_ids=, position_ids=, attention_mask=None, labels=, packed_seq_params=SequenceLayout(...))`.
+    `model(input_ids=, position_ids=, attention_mask=None, labels=, loss_mask=, packed_seq_params=SequenceLayout(...))`.
 
     Raises:
         UserError: the architecture is not supported, or the vocabulary does not divide over tensor parallelism.
@@ -162,7 +191,7 @@ def build_model(
             f"config.json: vocab_size {hf_config['vocab_size']} is not divisible by parallel.tensor {parallel.tensor}."
         )
     config = transformer_config(hf_config, rope, parallel, precision)
-    model = mcore.GPTModel(
+    model = LanguageModel(
         config=config,
         transformer_layer_spec=_layer_spec(config, parallel.attention),
         vocab_size=hf_config["vocab_size"],
@@ -173,5 +202,6 @@ def build_model(
         position_embedding_type="rope",
         rotary_base=int(rope.base),
     )
+    model.loss_options = loss
     model.rotary_pos_emb = Rotary(rope, head_dim(hf_config), angles)
     return model

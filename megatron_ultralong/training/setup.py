@@ -21,6 +21,7 @@ from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import read_json
 from megatron_ultralong.model import build, rope
 from megatron_ultralong.model.description import Description
+from megatron_ultralong.model.loss import LossOptions
 from megatron_ultralong.training import checkpoint
 
 logger = logging.getLogger(__name__)
@@ -68,8 +69,9 @@ def prepare(config: RunConfig) -> Run:
         seed=config.train.seed,
     )
     device = groups.initialize(config.parallel, config.train.seed)
+    loss = LossOptions(config.train.loss_chunk, config.train.z_loss)
     weights = build.build_model(
-        hf_config, description.rope, config.parallel, config.train.precision, config.rope.angles
+        hf_config, description.rope, config.parallel, config.train.precision, config.rope.angles, loss
     ).to(device)
     resume_from = checkpoint.newest(config.checkpoint.save)
     if resume_from is None and config.checkpoint.load is not None:

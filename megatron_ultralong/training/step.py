@@ -78,19 +78,19 @@ def _read(
 def _forward(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Any]:
     """What megatron-core's schedule calls for each microbatch."""
     batch = next(batches)
-    losses = model(
+    total = model(
         input_ids=batch.tokens,
         position_ids=batch.position_ids,
         attention_mask=None,
         labels=batch.labels,
+        loss_mask=batch.loss_mask,
         packed_seq_params=SequenceLayout(position_ids=batch.position_ids, documents=batch.documents),
     )
-    return losses, functools.partial(_sum, batch.loss_mask)
+    return total, functools.partial(_count, batch.loss_mask)
 
 
-def _sum(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Sum of the losses that count, their number, and both again for the report."""
-    total = (losses.float() * loss_mask).sum()
+def _count(loss_mask: Tensor, total: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """The sum of the losses, the number of labels, and both again for the report."""
     count = loss_mask.sum()
     return total, count.int(), (total.detach().double(), count.double())
 

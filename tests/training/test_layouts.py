@@ -15,7 +15,10 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "full recompute": (1, ["--parallel.recompute", "full"]),
     "CP 2": (2, ["--parallel.context", "2"]),
     "CP 2, full recompute": (2, ["--parallel.context", "2", "--parallel.recompute", "full"]),
-    "TP 2, sequence parallel": (2, ["--parallel.tensor", "2", "--parallel.sequence_parallel", "true"]),
+    "TP 2, sequence parallel": (
+        2,
+        ["--parallel.tensor", "2", "--parallel.sequence_parallel", "true", "--train.loss_chunk", "12"],
+    ),
     "PP 2": (2, ["--parallel.pipeline", "2"]),
     "DP 2, distributed optimizer": (2, ["--parallel.distributed_optimizer", "true"]),
     "CP 2 x TP 2": (4, ["--parallel.context", "2", "--parallel.tensor", "2"]),

@@ -24,10 +24,10 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeConfig:
-    """How positions are scaled to the new length (see model/rope.py)."""
+    """How positions are scaled to the new length (see docs/rope.md)."""
 
-    kind: Literal["keep", "linear", "ntk", "llama3", "yarn"] = "keep"
-    """"keep" leaves the model's own rope; any other replaces it."""
+    kind: Literal["keep", "ultralong", "linear", "ntk", "llama3", "yarn"] = "keep"
+    """"keep" leaves the model's own rope; "ultralong" is the paper's recipe for it; any other replaces it."""
     form: Literal["paper", "coded"] = "paper"
     """Of yarn: the paper's ramp in rotations, or the ramp in dimension index that serving stacks call yarn."""
     target_length: int = 0
@@ -39,7 +39,7 @@ class RopeConfig:
     beta: float = 4.0
     """Rotations at or above which a dimension is kept."""
     temperature: bool = False
-    """Scale the logits by YaRN's (0.1 ln s + 1) squared. Only the coded form can be exported with it."""
+    """Scale the logits by YaRN's (0.1 ln s + 1) squared. With the paper's form an export folds it into the weights."""
     angles: Literal["fp32", "fp64"] = "fp32"
     """Precision of position x frequency: fp32 as serving stacks compute it, or fp64."""
 

@@ -2,7 +2,7 @@
 
 Each rule is a line of arithmetic over the configuration, the model's config.json and tokenizer.json, the number of
 processes and the manifests of the packed indexes; nothing else is read and torch is not imported. Costs
-milliseconds. Whether the samples fit the rope is `model.rope.scaled`'s to say, which knows the checkpoint's.
+milliseconds. Whether the samples fit the rope is `model.rope_recipes.scaled`'s to say, which knows the checkpoint's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.config import ParallelConfig, RunConfig
+from megatron_ultralong.config import ParallelConfig, RopeConfig, RunConfig
 from megatron_ultralong.data.tokenizer import tokenizer_fingerprint
 from megatron_ultralong.errors import UserError, raise_problems
 from megatron_ultralong.files import read_json
@@ -121,15 +121,17 @@ def _sharding(parallel: ParallelConfig, length: int, hf_config: dict[str, Any]) 
 
 
 def _rope(config: RunConfig) -> Iterator[str]:
-    """Scalings that no config.json could state, or that do not reach the data's length."""
+    """Fields that the kind does not read, or a scaling that does not reach the data's length."""
     rope, length = config.rope, config.data.sequence_length
     if rope.kind == "keep":
         return
-    if rope.kind == "yarn" and rope.form == "paper" and rope.temperature:
-        yield (
-            'rope.temperature is true with rope.form "paper", which no config.json can state, so the model could '
-            'not be exported; set rope.temperature to false or rope.form to "coded".'
-        )
+    ignored = "original_length form alpha beta temperature".split() if rope.kind == "ultralong" else []
+    for name in ignored:
+        if getattr(rope, name) != getattr(RopeConfig(), name):
+            yield (
+                f'rope.{name} is {getattr(rope, name)}, but rope.kind "ultralong" follows the model\'s own; remove it, '
+                'or set rope.kind to "yarn".'
+            )
     if 0 < rope.target_length < length:
         yield (
             f"rope.target_length is {rope.target_length}, below data.sequence_length {length}; "

@@ -56,6 +56,8 @@ def pack(folder: str, **changes: object) -> None:
         ("--train.micro_batch_size 2", 2),
         ("--rope.kind yarn --rope.target_length 4096", 1),
         ("--rope.kind yarn --rope.form coded --rope.temperature true", 1),
+        ("--rope.kind yarn --rope.temperature true", 1),
+        ("--rope.kind ultralong --rope.angles fp64", 1),
         ("--checkpoint.load none --model.init random", 1),
     ],
 )
@@ -78,9 +80,9 @@ def test_runs_that_work(run, flags, world_size):
         ("--parallel.pipeline 4", 4, "parallel.pipeline is 4, which does not divide the model's 6 layers; "),
         ("--parallel.sequence_parallel true", 1, "parallel.sequence_parallel is true with parallel.tensor 1; "),
         (
-            "--rope.kind yarn --rope.temperature true",
+            "--rope.kind ultralong --rope.beta 32",
             1,
-            'rope.temperature is true with rope.form "paper", which no config.json can state, ',
+            'rope.beta is 32.0, but rope.kind "ultralong" follows the model\'s own; remove it, ',
         ),
         (
             "--rope.kind yarn --rope.target_length 1024",

@@ -1,37 +1,84 @@
 """config.json of an exported model: the one it started from, with the rope and the dtype it has now.
 
 transformers 4 spells rope as rope_theta + rope_scaling, transformers 5 as rope_parameters. An export uses the
-first, which both read, and drops the second, so that no stale entry contradicts.
+first, which both read, and drops the second, so that no stale entry contradicts. What config.json has no place for
+is folded into the weights, exactly, or refused: see `served`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 
-from megatron_ultralong.model.rope import RopeScaling
+from megatron_ultralong.errors import UserError
+from megatron_ultralong.model import rope_hf
+from megatron_ultralong.model.rope import RopeScaling, longrope_attention
 
-_ROPE_ENTRIES = ("rope_parameters", "rope_scaling", "rope_theta")
 _DTYPE_ENTRIES = ("torch_dtype", "dtype")
 
 
-def with_rope(config: dict[str, Any], rope: RopeScaling, head_dim: int) -> dict[str, Any]:
-    """`config` with the entries that serve `rope`, and no others about it.
+def served(config: dict[str, Any], rope: RopeScaling) -> tuple[RopeScaling, float]:
+    """The rope that config.json can state in the place of `rope`, and what makes up for the difference.
+
+    cos and sin times m is queries and keys times m, so logits times m squared in the rotated channels: the same as
+    the rotated channels of the queries alone times m squared, which weights can hold. So for every kind whose
+    config.json entry has no place for m, the entry says 1 and the queries are scaled. Phi-3's code takes no kind but
+    longrope; any frequencies can be said by its lists, with the m that its readers derive.
+
+    Args:
+        config: the model's config.json.
+        rope: the rope it was trained with.
+
+    Returns:
+        the rope to state, and the factor of the rotated channels of the queries: 1 where nothing is folded.
+    """
+    if config.get("model_type") == "phi3" and rope.kind not in ("none", "longrope"):
+        stated = _as_longrope(config, rope)
+    elif rope.kind == "ntk":  # a plain rope of another base, and Hugging Face has no other form of it
+        dim = rope.rotary_dim(rope_hf.head_dim(config))
+        stated = dataclasses.replace(rope, kind="none", base=rope.ntk_base(dim), factor=1.0, attention_factor=1.0)
+        stated = dataclasses.replace(stated, original_length=rope.length, declared_length=0)
+    elif rope_hf.states_attention_factor(rope):
+        stated = rope
+    else:
+        stated = dataclasses.replace(rope, attention_factor=1.0)
+    return stated, (rope.attention_factor / stated.attention_factor) ** 2
+
+
+def _as_longrope(config: dict[str, Any], rope: RopeScaling) -> RopeScaling:
+    """The same frequencies as longrope's lists, with the attention factor that readers derive from the lengths."""
+    if rope.kind == "dynamic-ntk":
+        raise UserError("rope kind 'dynamic-ntk' of a phi3 model has no Hugging Face form: its lists are fixed.")
+    dim = rope.rotary_dim(rope_hf.head_dim(config))
+    plain = dataclasses.replace(rope, kind="none").inverse_frequencies(dim)
+    factors = tuple((plain / rope.inverse_frequencies(dim)).tolist())
+    ratio = rope.length / rope.original_length
+    return RopeScaling(
+        base=rope.base,
+        kind="longrope",
+        factor=ratio,
+        original_length=rope.original_length,
+        attention_factor=longrope_attention(ratio, rope.original_length),
+        rotary_fraction=rope.rotary_fraction,
+        short_factors=factors,
+        long_factors=factors,
+    )
+
+
+def with_rope(config: dict[str, Any], rope: RopeScaling) -> dict[str, Any]:
+    """`config` with the entries that serve `rope`, and no others about it; weights must be folded as `served` says.
 
     Args:
         config: a config.json, in either spelling.
-        rope: the rope to state.
-        head_dim: head size H, from which "ntk" gets its base.
+        rope: the rope that the model was trained with.
 
     Raises:
         UserError: Hugging Face has no form for this rope.
     """
-    if rope.kind == "ntk":  # base * s^(d / (d - 2)) is a plain rope, and Hugging Face has no other form of it
-        base = rope.base * rope.factor ** (head_dim / (head_dim - 2))
-        rope = RopeScaling(base=base, original_length=rope.length)
-    kept = {name: value for name, value in config.items() if name not in _ROPE_ENTRIES}
-    return kept | rope.to_hf()
+    kept = {name: value for name, value in config.items() if name not in rope_hf.ENTRIES}
+    return kept | served(config, rope)[0].to_hf()
 
 
 def with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def convert_megatron_to_hf(
         for rule, layer in table.pieces()
         for name in rule.names(layer)
     }
-    config = with_rope(description.hf_config, description.rope, table.dimensions.H)
+    config = with_rope(description.hf_config, description.rope)
     config = with_dtype(config, dtypes[EMBEDDING.hf[0]])
     length = description.rope.length
     with atomic_directory(output) as folder:

@@ -19,6 +19,7 @@ from megatron_ultralong.engine import cpu, mcore
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.model.loss import DEFAULT, LossOptions, sum_of_losses
 from megatron_ultralong.model.rope import RopeScaling
+from megatron_ultralong.model.rope_hf import head_dim
 from megatron_ultralong.model.rotary import Rotary
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -30,11 +31,6 @@ class RMSNorm(torch.nn.RMSNorm):
     def __init__(self, config: mcore.TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-
-
-def head_dim(hf_config: dict[str, Any]) -> int:
-    """Channels of one attention head."""
-    return int(hf_config.get("head_dim") or hf_config["hidden_size"] // hf_config["num_attention_heads"])
 
 
 def transformer_config(
@@ -203,5 +199,5 @@ def build_model(
         rotary_base=int(rope.base),
     )
     model.loss_options = loss
-    model.rotary_pos_emb = Rotary(rope, head_dim(hf_config), angles)
+    model.rotary_pos_emb = Rotary(rope, rope.rotary_dim(head_dim(hf_config)), angles)
     return model

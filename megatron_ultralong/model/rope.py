@@ -1,14 +1,15 @@
 """RoPE scaling, exactly: one frozen value that training, conversion and inspection share.
 
-Pure arithmetic on the host in float64: no torch.distributed, no device. Two formulas go by the name YaRN and
-differ (arXiv 2309.00071, section 3.2, against what transformers, vLLM and megatron-core compute):
+Pure arithmetic on the host in float64: no torch, no process group. Two formulas go by the name YaRN and differ
+(arXiv 2309.00071, section 3.2, against what transformers, vLLM and megatron-core compute):
 
 * form "paper": the ramp is linear in the number of rotations r = L / wavelength, between alpha and beta.
   Without a temperature this is exactly Llama-3.1's `llama3` rule with low = alpha and high = beta.
 * form "coded": the ramp is linear in the dimension index, between the (rounded) indices at which the
   wavelength fits beta and alpha times into L.
 
-Both are first-class here, and an export states the one that was trained.
+Both are first-class here, and an export states the one that was trained. How config.json spells each is
+`model/rope_hf.py`'s business, how a run chooses one `model/rope_recipes.py`'s; docs/rope.md says when to use which.
 """
 
 from __future__ import annotations
@@ -20,29 +21,33 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_ultralong.config import RopeConfig
 from megatron_ultralong.errors import UserError
 
-Kind = Literal["none", "linear", "ntk", "llama3", "yarn"]
+Kind = Literal["none", "linear", "ntk", "dynamic-ntk", "llama3", "yarn", "longrope"]
 Form = Literal["paper", "coded"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """How rotary frequencies are derived from the base model's.
+    """How rotary frequencies are derived from the base model's, with P = rotary_dim / 2 of them a head.
 
     Attributes:
-        base: theta of plain RoPE: theta_i = base^(-2 i / d).
-        kind: "none", "linear" (theta / s), "ntk" (base * s^(d / (d - 2))), "llama3" or "yarn".
+        base: theta of plain RoPE: theta_i = base^(-2 i / d), with d = rotary_dim.
+        kind: "none"; "linear": theta / s; "ntk": base * s^(d / (d - 2)); "dynamic-ntk": ntk with the factor that
+            the sequence's length asks for; "llama3"; "yarn"; "longrope": theta_i divided by a list's factor_i.
         factor: s, the ratio of new to original length.
         original_length: L, the tokens of context before scaling.
         form: of "yarn": the ramp in rotations ("paper") or in the dimension index ("coded").
         alpha: rotations at or below which a dimension is fully scaled (beta_slow, low_freq_factor).
         beta: rotations at or above which a dimension is kept (beta_fast, high_freq_factor).
         truncate: of the coded form: round the ramp's ends to whole dimension indices, as transformers does.
-        attention_factor: m; cos and sin are each multiplied by it, so logits by m squared.
-        declared_length: tokens a published model states where they exceed s x L, as Llama-3.1's 131,072 exceed
-            8 x 8,192; it changes no frequency.
+        attention_factor: m; cos and sin are each multiplied by it, so what the rotated channels give to the
+            logits by m squared.
+        declared_length: tokens a published model states where they are not s x L: Llama-3.1's 131,072 are not
+            8 x 8,192, nor Llama-3.2's 32 x 8,192; 0: s x L. It changes no frequency.
+        rotary_fraction: the share of a head's channels that is rotated (partial_rotary_factor).
+        short_factors: of "longrope": P divisors for sequences of at most L tokens.
+        long_factors: of "longrope": P divisors for longer ones.
     """
 
     base: float
@@ -55,45 +60,128 @@ class RopeScaling:
     truncate: bool = True
     attention_factor: float = 1.0
     declared_length: int = 0
+    rotary_fraction: float = 1.0
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.factor >= 1:
-            raise UserError(f"rope factor {self.factor} is below 1; give new length / original length.")
-        if self.original_length < 1:
-            raise UserError(f"rope original_length {self.original_length} is not positive; give tokens.")
-        if self.kind in ("llama3", "yarn") and not self.alpha < self.beta:
-            raise UserError(f"rope alpha {self.alpha} is not below beta {self.beta}; swap or mend them.")
+        for name in ("short_factors", "long_factors"):  # JSON gives lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for problem in self._problems():
+            raise UserError(problem)
+
+    def _problems(self) -> list[str]:
+        """What cannot be, one sentence each."""
+        ramped = self.kind in ("llama3", "yarn")
+        lists = (self.short_factors, self.long_factors)
+        rules = (
+            (1 < self.base < math.inf, f"rope base {self.base} is not above 1; give the model's rope_theta."),
+            (1 <= self.factor < math.inf, f"rope factor {self.factor} is below 1; give new length / original length."),
+            (self.original_length >= 1, f"rope original_length {self.original_length} is not positive; give tokens."),
+            (
+                not ramped or 0 < self.alpha < self.beta,
+                f"rope alpha {self.alpha} is not between 0 and beta {self.beta}; swap or mend them.",
+            ),
+            (
+                0 < self.attention_factor < math.inf,
+                f"rope attention_factor {self.attention_factor} is not above 0; 1 leaves the logits as they are.",
+            ),
+            (
+                0 < self.rotary_fraction <= 1,
+                f"rope partial_rotary_factor {self.rotary_fraction} is not above 0 and at most 1.",
+            ),
+            (
+                self.kind != "longrope" or len(lists[0]) == len(lists[1]) > 0,
+                f"rope short_factor has {len(lists[0])} numbers and long_factor {len(lists[1])}; give as many in both.",
+            ),
+            (
+                all(0 < factor < math.inf for factors in lists for factor in factors),
+                "rope short_factor or long_factor has a number that is not above 0; divisors are positive.",
+            ),
+        )
+        return [said for holds, said in rules if not holds]
 
     @property
     def length(self) -> int:
-        """Tokens of context after scaling: factor x original_length, or the more that the model declares."""
-        return max(round(self.factor * self.original_length), self.declared_length)
+        """Tokens of context after scaling: what the model declares, or else factor x original_length."""
+        return self.declared_length or round(self.factor * self.original_length)
 
-    def inverse_frequencies(self, rotary_dim: int) -> NDArray[np.float64]:
-        """theta'_i for i in [0, rotary_dim / 2), float64 [rotary_dim / 2], radians a token."""
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether frequencies differ by the sequence's length: "dynamic-ntk" and "longrope"."""
+        return self.kind in ("dynamic-ntk", "longrope")
+
+    def rotary_dim(self, head_dim: int) -> int:
+        """Channels of a head that are rotated: the first of them, as transformers counts.
+
+        Raises:
+            UserError: none, or an odd number.
+        """
+        dim = int(head_dim * self.rotary_fraction)
+        if dim < 2 or dim % 2:
+            raise UserError(
+                f"config.json: partial_rotary_factor {self.rotary_fraction} of a head of {head_dim} rotates {dim} "
+                "channels; rope needs an even number."
+            )
+        return dim
+
+    def inverse_frequencies(self, rotary_dim: int, length: int = 0) -> NDArray[np.float64]:
+        """theta'_i for i in [0, rotary_dim / 2), float64 [rotary_dim / 2], radians a token.
+
+        Args:
+            rotary_dim: channels that are rotated, d.
+            length: tokens of the sequence, on which "dynamic-ntk" and "longrope" depend; 0: the whole context.
+
+        Raises:
+            UserError: the lists of "longrope" are not of rotary_dim / 2 factors.
+        """
         exponents = np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim
-        if self.kind == "ntk":
-            return (self.base * self.factor ** (rotary_dim / (rotary_dim - 2))) ** -exponents
-        plain = self.base**-exponents
+        if self.kind in ("ntk", "dynamic-ntk"):
+            return self.ntk_base(rotary_dim, length) ** -exponents
+        plain: NDArray[np.float64] = self.base**-exponents
         if self.kind == "none":
             return plain
         if self.kind == "linear":
             return plain / self.factor
+        if self.kind == "longrope":
+            return plain / np.asarray(self.list_for(rotary_dim, length))
         kept = self.kept_share(rotary_dim)
         return kept * plain + (1 - kept) * plain / self.factor
 
+    def ntk_base(self, rotary_dim: int, length: int = 0) -> float:
+        """The base that "ntk" and "dynamic-ntk" put in the place of `base`: arguments as `inverse_frequencies`."""
+        factor = self.factor
+        if self.kind == "dynamic-ntk":  # transformers' rule: 1 up to L tokens, then linear in the length
+            tokens = max(length or self.length, self.original_length)
+            factor = self.factor * tokens / self.original_length - (self.factor - 1)
+        return float(self.base * factor ** (rotary_dim / (rotary_dim - 2)))
+
+    def list_for(self, rotary_dim: int, length: int = 0) -> tuple[float, ...]:
+        """The divisors of "longrope" for a sequence: arguments and errors as `inverse_frequencies`."""
+        factors = self.long_factors if (length or self.length) > self.original_length else self.short_factors
+        if len(factors) != rotary_dim // 2:
+            raise UserError(
+                f"config.json: short_factor and long_factor have {len(factors)} numbers, but {rotary_dim} rotated "
+                f"channels need {rotary_dim // 2}."
+            )
+        return factors
+
     def kept_share(self, rotary_dim: int) -> NDArray[np.float64]:
         """How much of each plain frequency yarn and llama3 keep: 1 kept, 0 divided by s; [rotary_dim / 2]."""
-        exponents = np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim
         if self.kind == "llama3" or self.form == "paper":
+            exponents = np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim
             rotations = self.original_length * self.base**-exponents / (2 * math.pi)
             return np.clip((rotations - self.alpha) / (self.beta - self.alpha), 0, 1)
+        low, high = self.ramp_ends(rotary_dim)
+        return 1 - np.clip((np.arange(rotary_dim // 2) - low) / (high - low), 0, 1)
+
+    def ramp_ends(self, rotary_dim: int) -> tuple[float, float]:
+        """Dimension indices between which the coded form blends: the last kept, the first fully scaled."""
         low, high = self._dimension_of(rotary_dim, self.beta), self._dimension_of(rotary_dim, self.alpha)
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, rotary_dim - 1)
-        high += 0.001 if low == high else 0  # as transformers, vLLM and megatron-core avoid a division by 0
-        return 1 - np.clip((np.arange(rotary_dim // 2) - low) / (high - low), 0, 1)
+        return low, high + (0.001 if low == high else 0)  # as transformers, vLLM and megatron-core avoid 0 / 0
 
     def _dimension_of(self, rotary_dim: int, rotations: float) -> float:
         """The (fractional) index whose wavelength fits `rotations` times into the original length."""
@@ -102,129 +190,23 @@ class RopeScaling:
 
     @classmethod
     def from_hf(cls, config: dict[str, Any]) -> RopeScaling:
-        """Read the rope of a Hugging Face config.json, in transformers 4's or 5's spelling.
+        """Read the rope of a Hugging Face config.json: see `rope_hf.read`."""
+        from megatron_ultralong.model import rope_hf  # which needs this class
 
-        Raises:
-            UserError: a kind, or a per-layer dictionary, that this project does not compute, or a part missing.
-        """
-        entry = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        if any(isinstance(value, dict) for value in entry.values()):
-            raise UserError("config.json: rope_parameters differ by layer type, which is not supported.")
-        base = float(entry.get("rope_theta") or config.get("rope_theta") or 10000.0)
-        kind = entry.get("rope_type") or entry.get("type") or "default"
-        maximum = config.get("max_position_embeddings", 2048)
-        factor = float(entry.get("factor") or 1.0)
-        original = entry.get("original_max_position_embeddings") or maximum
-        if kind == "default":
-            rope = cls(base=base, original_length=maximum)
-        elif kind == "linear":
-            original = entry.get("original_max_position_embeddings") or max(1, round(maximum / factor))
-            rope = cls(base=base, kind="linear", factor=factor, original_length=original)
-        elif kind == "llama3":
-            ramp = _llama3_ramp(entry)
-            rope = cls(base=base, kind="llama3", factor=factor, original_length=original, **ramp)
-        elif kind == "yarn":
-            ramp = {"form": "coded", **_yarn_ramp(entry, factor)}
-            rope = cls(base=base, kind="yarn", factor=factor, original_length=original, **ramp)
-        else:
-            raise UserError(f"config.json: rope_type {kind!r} is not supported; known: default, linear, llama3, yarn.")
-        declared = config.get("max_position_embeddings", 0)
-        return dataclasses.replace(rope, declared_length=declared) if declared > rope.length else rope
+        return rope_hf.read(config)
 
     def to_hf(self) -> dict[str, Any]:
-        """The config.json entries that serve this rope: rope_theta, rope_scaling, max_position_embeddings.
+        """The config.json entries that serve this rope: see `rope_hf.write`."""
+        from megatron_ultralong.model import rope_hf
 
-        max_position_embeddings is factor x original, unless the model declared more, so that stacks that
-        read the ratio agree with those that read the factor.
-
-        Raises:
-            UserError: Hugging Face has no form for it (the paper's ramp with a temperature).
-        """
-        out: dict[str, Any] = {"rope_theta": self.base, "max_position_embeddings": self.length}
-        if self.kind == "none":
-            return out | {"rope_scaling": None}
-        scaling: dict[str, Any] = {"factor": self.factor, "original_max_position_embeddings": self.original_length}
-        if self.kind == "linear":
-            return out | {"rope_scaling": {"rope_type": "linear", "factor": self.factor}}
-        if self.kind == "ntk":
-            raise UserError("rope kind 'ntk' depends on the head size, so config.json states it as another rope_theta.")
-        if self.kind == "llama3" or self.form == "paper":
-            if self.attention_factor != 1.0:
-                raise UserError(
-                    f"rope form 'paper' with attention_factor {self.attention_factor} has no Hugging Face form; "
-                    "train with attention_factor 1, or with form 'coded'."
-                )
-            scaling |= {"rope_type": "llama3", "low_freq_factor": self.alpha, "high_freq_factor": self.beta}
-        else:
-            scaling |= {
-                "rope_type": "yarn",
-                "beta_slow": self.alpha,
-                "beta_fast": self.beta,
-                "truncate": self.truncate,
-                "attention_factor": self.attention_factor,
-            }
-        return out | {"rope_scaling": scaling}
+        return rope_hf.write(self)
 
 
-def _llama3_ramp(entry: dict[str, Any]) -> dict[str, Any]:
-    """alpha and beta of a llama3 entry, which has no defaults for them."""
-    missing = [name for name in ("factor", "low_freq_factor", "high_freq_factor") if name not in entry]
-    if missing:
-        raise UserError(f"config.json: the llama3 rope entry has no {' and no '.join(missing)}; add what is missing.")
-    return {"alpha": float(entry["low_freq_factor"]), "beta": float(entry["high_freq_factor"])}
+def temperature(factor: float, mscale: float = 1.0) -> float:
+    """YaRN's attention factor m = 0.1 ln s + 1 (arXiv 2309.00071, equation 22), the logarithm times `mscale`."""
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def _yarn_ramp(entry: dict[str, Any], factor: float) -> dict[str, Any]:
-    """alpha, beta, truncate and attention_factor of a yarn entry, with transformers' defaults."""
-    attention = entry.get("attention_factor")
-    if attention is None and entry.get("mscale") and entry.get("mscale_all_dim"):
-        raise UserError("config.json: rope mscale and mscale_all_dim are not supported; state attention_factor.")
-    return {
-        "alpha": float(entry.get("beta_slow") or 1),
-        "beta": float(entry.get("beta_fast") or 32),
-        "truncate": bool(entry.get("truncate", True)),
-        "attention_factor": float(attention) if attention is not None else temperature(factor),
-    }
-
-
-def temperature(factor: float) -> float:
-    """YaRN's attention factor m = 0.1 ln s + 1 (arXiv 2309.00071, equation 22)."""
-    return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-
-def scaled(own: RopeScaling, section: RopeConfig, sequence_length: int) -> RopeScaling:
-    """The rope that a run trains with.
-
-    Args:
-        own: the starting model's rope; "keep" keeps it, any other kind replaces it, with the factor counted
-            from the model's original length: 1,048,576 over Llama-3.1's 8,192 gives s = 128.
-        section: the run's [rope].
-        sequence_length: tokens a sample, the target unless `section.target_length` says another.
-
-    Raises:
-        UserError: the samples are longer than the resulting context, or the target shorter than the original.
-    """
-    if section.kind == "keep":
-        rope = own
-    else:
-        original = section.original_length or own.original_length
-        target = section.target_length or sequence_length
-        if target < original:
-            raise UserError(f"rope.target_length {target} is below the original length {original}; give a longer one.")
-        factor = target / original
-        rope = RopeScaling(
-            base=own.base,
-            kind=section.kind,
-            factor=factor,
-            original_length=original,
-            form=section.form,
-            alpha=section.alpha,
-            beta=section.beta,
-            attention_factor=temperature(factor) if section.temperature else 1.0,
-        )
-    if sequence_length > rope.length:
-        raise UserError(
-            f"data.sequence_length {sequence_length} is longer than the model's context of {rope.length} tokens; "
-            'scale it with [rope] kind = "yarn".'
-        )
-    return rope
+def longrope_attention(factor: float, original_length: int) -> float:
+    """LongRoPE's attention factor sqrt(1 + ln s / ln L), as transformers and vLLM compute it."""
+    return math.sqrt(1 + math.log(factor) / math.log(original_length)) if factor > 1 and original_length > 1 else 1.0

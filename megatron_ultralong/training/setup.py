@@ -19,7 +19,7 @@ from megatron_ultralong.data.tokenizer import load_tokenizer
 from megatron_ultralong.engine import groups, mcore
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import read_json
-from megatron_ultralong.model import build, rope
+from megatron_ultralong.model import build, rope, rope_recipes
 from megatron_ultralong.model.description import Description
 from megatron_ultralong.model.loss import LossOptions
 from megatron_ultralong.training import checkpoint
@@ -109,7 +109,7 @@ def _describe(config: RunConfig, hf_config: dict[str, Any]) -> Description:
         own = loaded.rope
     return Description(
         hf_config=hf_config,
-        rope=rope.scaled(own, config.rope, config.data.sequence_length),
+        rope=rope_recipes.scaled(own, config.rope, config.data.sequence_length),
         tokenizer_fingerprint=load_tokenizer(config.model.hf).fingerprint,
         step=0,
         run=config_io.resolved(config),

@@ -8,8 +8,9 @@ import pytest
 
 from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.model.build import head_dim, transformer_config
+from megatron_ultralong.model.build import transformer_config
 from megatron_ultralong.model.rope import RopeScaling
+from megatron_ultralong.model.rope_hf import head_dim
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

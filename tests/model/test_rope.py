@@ -9,9 +9,8 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from megatron_ultralong.config import RopeConfig
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.model.rope import RopeScaling, scaled, temperature
+from megatron_ultralong.model.rope import RopeScaling, temperature
 
 BASES = (1e4, 5e5, 1e6, 1e9)
 HEAD_DIMS = (64, 80, 128)
@@ -171,75 +170,21 @@ def test_temperature(factor, expected):
     assert temperature(factor) == pytest.approx(expected, abs=5e-5)
 
 
-ROPES = [
-    RopeScaling(base=1e4, original_length=4096),
-    RopeScaling(base=1e4, kind="linear", factor=4.0, original_length=2048),
-    RopeScaling(base=5e5, kind="llama3", factor=8.0, original_length=8192, alpha=1.0, beta=4.0),
-    RopeScaling(base=1e6, kind="yarn", form="coded", factor=4.0, original_length=32768, beta=32.0),
-    RopeScaling(base=1e6, kind="yarn", form="coded", factor=2.5, original_length=256, truncate=False),
-    RopeScaling(base=1e6, kind="yarn", form="coded", factor=8.0, original_length=256, attention_factor=1.3),
-]
-
-
-@pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope.kind)
-def test_what_is_exported_reads_back(rope):
-    flat = rope.to_hf()
-    nested = {
-        "max_position_embeddings": flat["max_position_embeddings"],
-        "rope_parameters": (flat["rope_scaling"] or {"rope_type": "default"}) | {"rope_theta": flat["rope_theta"]},
-    }
-    old = dict(flat)
-    if flat["rope_scaling"]:
-        old["rope_scaling"] = dict(flat["rope_scaling"])
-        old["rope_scaling"]["type"] = old["rope_scaling"].pop("rope_type")
-    for spelling in (flat, nested, old, LlamaConfig(**nested).to_dict()):
-        assert RopeScaling.from_hf(spelling) == rope
-
-
-@pytest.mark.parametrize("rope", [rope for rope in ROPES if rope.kind != "none"], ids=lambda rope: rope.kind)
-def test_the_exports_factor_is_the_ratio_of_its_lengths(rope):
-    exported = rope.to_hf()
-    assert exported["max_position_embeddings"] == exported["rope_scaling"]["factor"] * rope.original_length
-
-
-def test_the_papers_form_is_exported_as_llama3():
-    rope = RopeScaling(base=5e5, kind="yarn", form="paper", factor=128.0, original_length=8192)
-    assert rope.to_hf() == {
-        "rope_theta": 5e5,
-        "max_position_embeddings": 1048576,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 128.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
-    }
-
-
-def test_llama31_reads_as_published():
-    rope = RopeScaling.from_hf(LLAMA31)
-    assert rope == RopeScaling(
-        base=5e5, kind="llama3", factor=8.0, original_length=8192, alpha=1.0, beta=4.0, declared_length=131072
-    )
-    assert rope.length == 131072  # twice what factor x original says: its own config.json differs from the rule
-    assert rope.to_hf() == LLAMA31
-    assert RopeScaling.from_hf({}) == RopeScaling(base=1e4, original_length=2048)
-
-
-def test_a_config_json_that_declares_too_little_is_exported_with_the_ratio():
-    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
-    rope = RopeScaling.from_hf({"max_position_embeddings": 32768, "rope_theta": 1e6, "rope_scaling": scaling})
-    assert rope.to_hf()["max_position_embeddings"] == 131072
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"base": 1.0}, "rope base 1.0 is not above 1; give the model's rope_theta."),
         ({"factor": 0.5}, "rope factor 0.5 is below 1; give new length / original length."),
         ({"factor": math.nan}, "rope factor nan is below 1; give new length / original length."),
         ({"original_length": 0}, "rope original_length 0 is not positive; give tokens."),
-        ({"alpha": 4.0}, "rope alpha 4.0 is not below beta 4.0; swap or mend them."),
+        ({"alpha": 4.0}, "rope alpha 4.0 is not between 0 and beta 4.0; swap or mend them."),
+        ({"attention_factor": 0.0}, "rope attention_factor 0.0 is not above 0; 1 leaves the logits as they are."),
+        ({"rotary_fraction": 1.5}, "rope partial_rotary_factor 1.5 is not above 0 and at most 1."),
+        ({"kind": "longrope"}, "rope short_factor has 0 numbers and long_factor 0; give as many in both."),
+        (
+            {"kind": "longrope", "short_factors": (0.0,), "long_factors": (1.0,)},
+            "rope short_factor or long_factor has a number that is not above 0; divisors are positive.",
+        ),
     ],
 )
 def test_a_rope_that_cannot_be_is_named(changes, said):
@@ -248,65 +193,16 @@ def test_a_rope_that_cannot_be_is_named(changes, said):
     assert str(caught.value) == said
 
 
-@pytest.mark.parametrize(
-    ("rope", "said"),
-    [
-        (
-            RopeScaling(base=1e4, kind="yarn", factor=2.0, original_length=2048, attention_factor=1.07),
-            "rope form 'paper' with attention_factor 1.07 has no Hugging Face form; train with attention_factor 1, "
-            "or with form 'coded'.",
-        ),
-        (
-            RopeScaling(base=1e4, kind="ntk", factor=2.0, original_length=2048),
-            "rope kind 'ntk' depends on the head size, so config.json states it as another rope_theta.",
-        ),
-    ],
-)
-def test_a_rope_without_a_hugging_face_form_is_not_exported(rope, said):
-    with pytest.raises(UserError) as caught:
-        rope.to_hf()
-    assert str(caught.value) == said
+def test_partial_rotary():
+    rope = RopeScaling(base=1e4, original_length=64, rotary_fraction=0.75)
+    assert (rope.rotary_dim(128), rope.rotary_dim(80)) == (96, 60)
+    with pytest.raises(UserError, match=r"partial_rotary_factor 0.75 of a head of 4 rotates 3 channels"):
+        rope.rotary_dim(4)
 
 
-@pytest.mark.parametrize(
-    ("entry", "said"),
-    [
-        ({"rope_type": "longrope", "factor": 2.0}, "config.json: rope_type 'longrope' is not supported; known: "),
-        (
-            {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0},
-            "config.json: the llama3 rope entry has no high",
-        ),
-        ({"rope_type": "yarn", "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 1.0}, "config.json: rope mscale and "),
-        ({"full_attention": {"rope_theta": 1e4}}, "config.json: rope_parameters differ by layer type, "),
-    ],
-)
-def test_a_config_json_that_we_do_not_compute_is_named(entry, said):
-    with pytest.raises(UserError) as caught:
-        RopeScaling.from_hf({"rope_parameters": entry})
-    assert str(caught.value).startswith(said)
-
-
-def test_a_run_scales_from_the_models_original_length():
-    own = RopeScaling.from_hf(LLAMA31)
-    assert scaled(own, RopeConfig(), 131072) == own
-    assert scaled(own, RopeConfig(kind="yarn"), 1048576) == RopeScaling(
-        base=5e5, kind="yarn", form="paper", factor=128.0, original_length=8192, alpha=1.0, beta=4.0
-    )
-    longer = scaled(own, RopeConfig(kind="yarn", form="coded", target_length=4194304, temperature=True), 8192)
-    assert (longer.factor, longer.length) == (512.0, 4194304)
-    assert longer.attention_factor == pytest.approx(1.62383, abs=1e-5)
-    assert scaled(own, RopeConfig(kind="linear", original_length=131072), 262144).factor == 2.0
-
-
-@pytest.mark.parametrize(
-    ("section", "length", "said"),
-    [
-        (RopeConfig(), 131073, "data.sequence_length 131073 is longer than the model's context of 131072 tokens; "),
-        (RopeConfig(kind="yarn", target_length=16384), 16385, "data.sequence_length 16385 is longer than the model's "),
-        (RopeConfig(kind="yarn"), 4096, "rope.target_length 4096 is below the original length 8192; "),
-    ],
-)
-def test_a_run_whose_samples_do_not_fit_is_named(section, length, said):
-    with pytest.raises(UserError) as caught:
-        scaled(RopeScaling.from_hf(LLAMA31), section, length)
-    assert str(caught.value).startswith(said)
+def test_longropes_lists_must_fit_the_head():
+    rope = RopeScaling(base=1e4, kind="longrope", original_length=8, short_factors=(1.0, 2.0), long_factors=(2.0, 4.0))
+    np.testing.assert_allclose(rope.inverse_frequencies(4, 8), [1.0, 0.005])
+    np.testing.assert_allclose(rope.inverse_frequencies(4, 9), [0.5, 0.0025])
+    with pytest.raises(UserError, match="short_factor and long_factor have 2 numbers, but 6 rotated channels need 3"):
+        rope.inverse_frequencies(6)

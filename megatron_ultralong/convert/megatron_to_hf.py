@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from megatron_ultralong.convert.families import EMBEDDING
+from megatron_ultralong.convert.folding import QueryFold
 from megatron_ultralong.convert.hf_config import with_dtype, with_rope
 from megatron_ultralong.convert.hf_to_megatron import TORCH_DTYPES, Dtype, refuse_existing
 from megatron_ultralong.convert.huggingface import (
@@ -81,12 +82,13 @@ def convert_megatron_to_hf(
     config = with_dtype(config, dtypes[EMBEDDING.hf[0]])
     length = description.rope.length
     with atomic_directory(output) as folder:
-        checksums = _write_weights(folder, reader, table, dtypes, round(max_shard_size * 1e9))
+        fold = QueryFold.of(description, table)
+        checksums = _write_weights(folder, reader, table, dtypes, round(max_shard_size * 1e9), fold)
         write_json(folder / "config.json", config)
         _write_companions(folder, source, length)
         if verify != "none":
             check_hf(HfFolder.open(folder), table, checksums)
-            found: dict[str, Any] = {"tensors": len(checksums), "crc32": checksums}
+            found: dict[str, Any] = {"tensors": len(checksums), "crc32": checksums, "query_scale": fold.factor}
             if verify == "logits":
                 found |= _verify_logits(folder, load, verify_length or length, verify_text)
             write_json(folder / "verification.json", found)
@@ -127,14 +129,20 @@ def _source(hf: Path | None, description: Description) -> Path:
 
 
 def _write_weights(
-    folder: Path, reader: Reader, table: Table, dtypes: dict[str, torch.dtype], largest: int
+    folder: Path, reader: Reader, table: Table, dtypes: dict[str, torch.dtype], largest: int, fold: QueryFold
 ) -> dict[str, int]:
     """Write every tensor; returns name -> checksum, as written."""
+    if fold.factor != 1.0:
+        logger.info(
+            "config.json has no place for this rope's temperature: its %.6g is folded into the queries' weights%s",
+            fold.factor,
+            "" if dtypes[EMBEDDING.hf[0]] == torch.float32 else ", rounded once (--dtype fp32 keeps it exact)",
+        )
     sizes = {name: math.prod(shape) * dtypes[name].itemsize for name, shape in table.hf_shapes.items()}
     writer = ShardWriter(folder, sizes, largest)
     checksums: dict[str, int] = {}
     not_finite: list[str] = []
-    for name, stored in track(hf_tensors(reader, table), "writing", "tensors", len(sizes)):
+    for name, stored in track(hf_tensors(reader, table, fold), "writing", "tensors", len(sizes)):
         tensor = stored.to(dtypes[name])
         if not torch.isfinite(tensor).all():
             not_finite.append(name)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import torch
 
+from megatron_ultralong.convert.folding import QueryFold
 from megatron_ultralong.convert.huggingface import HfFolder
 from megatron_ultralong.convert.rules import Rule
 from megatron_ultralong.convert.table import Table, listing
@@ -24,10 +25,19 @@ def checksum(tensor: torch.Tensor) -> int:
     return zlib.crc32(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
-def hf_tensors(reader: Reader, table: Table) -> Iterator[tuple[str, torch.Tensor]]:
-    """A Megatron checkpoint's model tensors under their Hugging Face names, in the order of table.hf_shapes."""
+def hf_tensors(reader: Reader, table: Table, fold: QueryFold | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """A Megatron checkpoint's model tensors under their Hugging Face names, in the order of table.hf_shapes.
+
+    Args:
+        reader: the checkpoint.
+        table: of its model.
+        fold: a temperature to put into the queries; folded tensors come in fp32.
+    """
     for rule, layer in table.pieces():
-        yield from zip(rule.names(layer), rule.split(_read(reader, rule, layer, table), table.dimensions), strict=True)
+        tensor = _read(reader, rule, layer, table)
+        if fold is not None:
+            tensor = fold.apply(rule.megatron, tensor, table.dimensions)
+        yield from zip(rule.names(layer), rule.split(tensor, table.dimensions), strict=True)
 
 
 def _read(reader: Reader, rule: Rule, layer: int, table: Table) -> torch.Tensor:

@@ -153,9 +153,13 @@ class LogConfig:
     metrics: Path | None = None
     """JSON Lines file, one line a step; default: metrics.jsonl in checkpoint.save."""
     tensorboard: Path | None = None
-    """Folder of TensorBoard event files, if any."""
+    """Folder of TensorBoard event files; default: tensorboard in checkpoint.save."""
+    wandb: str = ""
+    """Weights & Biases project that the metrics also go to; empty: none."""
     interval: int = 10
-    """Steps between lines on the terminal."""
+    """Steps between lines where the output is no terminal; a terminal shows every step."""
+    profile: int = 0
+    """Steps to trace with torch.profiler, from the second on: a Chrome trace a rank in trace/ of checkpoint.save."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

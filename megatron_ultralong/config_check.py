@@ -24,7 +24,7 @@ _AT_LEAST_ONE = (
 _AT_LEAST_ZERO = (
     "rope.target_length rope.original_length optimizer.learning_rate optimizer.min_learning_rate "
     "optimizer.warmup_steps optimizer.weight_decay optimizer.clip_grad checkpoint.interval "
-    "train.loss_chunk train.z_loss"
+    "train.loss_chunk train.z_loss log.profile"
 ).split()
 
 
@@ -187,11 +187,13 @@ def read_manifest(index: Path) -> dict[str, Any]:
 
 def _log(config: RunConfig) -> Iterator[str]:
     """Records that need a package which is missing."""
-    if config.log.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
+    if config.log.wandb and importlib.util.find_spec("wandb") is None:
         yield (
-            f"log.tensorboard is {config.log.tensorboard}, but TensorBoard is not installed; "
-            "run pip install tensorboard, or remove log.tensorboard."
+            f"log.wandb is {config.log.wandb!r}, but Weights & Biases is not installed; "
+            'run pip install "megatron-ultralong[wandb]", or remove log.wandb.'
         )
+    if config.log.profile and config.checkpoint.save is None:
+        yield f"log.profile is {config.log.profile}, but checkpoint.save is not given; its traces go below that."
 
 
 def _checkpoint(config: RunConfig) -> Iterator[str]:

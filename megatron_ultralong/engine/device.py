@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from typing import Literal
 
 import torch
@@ -26,3 +27,15 @@ def use(device: Literal["auto", "cpu", "gpu"] = "auto") -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
+
+
+def name(device: torch.device) -> str:
+    """What the maker calls it ("NVIDIA H100 80GB HBM3"), or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process held at most so far: of the GPU's memory, or in all on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -11,10 +11,12 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_ultralong.config import RunConfig
-from megatron_ultralong.engine import groups
+from megatron_ultralong.engine import device, groups
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.planning.flops import ModelShape, peak_flops, step_flops
 from megatron_ultralong.training import checkpoint
 from megatron_ultralong.training.metrics import Recorder, StepMetrics
+from megatron_ultralong.training.profile import Profiler
 from megatron_ultralong.training.setup import Run, prepare
 from megatron_ultralong.training.step import StepResult, train_step
 
@@ -40,7 +42,8 @@ def train(config: RunConfig) -> Path | None:
 
 def _train(run: Run) -> Path | None:
     config = run.config
-    recorder = _recorder(run)
+    recorder = Recorder(config, run.step + 1) if dist.get_rank() == 0 else None
+    profiler = Profiler(config.log.profile, (config.checkpoint.save or Path()) / "trace")
     saved = checkpoint.newest(config.checkpoint.save)
     for step in range(run.step, config.train.steps):
         started = time.monotonic()
@@ -52,12 +55,14 @@ def _train(run: Run) -> Path | None:
             )
         if recorder is not None:
             recorder.record(_metrics(run, step, result, time.monotonic() - started))
+        profiler.step()
         if _is_due(config, step + 1):
             description = dataclasses.replace(run.description, step=step + 1)
             saved = checkpoint.save_run(
                 config.checkpoint.save or Path(), run.weights, run.optimizer, run.scheduler, description
             )
             logger.info("saved %s", saved)
+    profiler.close()
     if recorder is not None:
         recorder.close()
     return saved
@@ -70,23 +75,22 @@ def _is_due(config: RunConfig, done: int) -> bool:
     return done == config.train.steps or (config.checkpoint.interval > 0 and done % config.checkpoint.interval == 0)
 
 
-def _recorder(run: Run) -> Recorder | None:
-    """The record keeper, on rank 0."""
-    if dist.get_rank() != 0:
-        return None
-    save = run.config.checkpoint.save
-    default = save / "metrics.jsonl" if save is not None else None
-    return Recorder(run.config.log, default, run.step + 1, run.config.train.steps)
-
-
 def _metrics(run: Run, step: int, result: StepResult, seconds: float) -> StepMetrics:
-    tokens = run.config.train.global_batch_size * run.config.data.sequence_length
+    train, ranks = run.config.train, dist.get_world_size()
+    tokens = train.global_batch_size * run.config.data.sequence_length
+    flops = step_flops(ModelShape.from_hf(run.description.hf_config), tokens, result.labels, result.pairs)
+    peak = peak_flops(device.name(run.device))
     return StepMetrics(
         step=step + 1,
         loss=result.loss,
         grad_norm=result.grad_norm,
         learning_rate=result.learning_rate,
         tokens=result.labels,
+        samples=(step + 1) * train.global_batch_size,
         seconds=seconds,
         tokens_per_second=tokens / seconds,
+        tokens_per_second_per_rank=tokens / seconds / ranks,
+        tflops_per_rank=flops / seconds / ranks / 1e12,
+        mfu=None if peak is None else flops / seconds / ranks / peak,
+        memory_gib=device.peak_memory(run.device) / 2**30,
     )

@@ -1,4 +1,4 @@
-"""What a run records: one JSON line a step, a line on the terminal now and then, TensorBoard by option.
+"""What a run records: one JSON line a step, TensorBoard, Weights & Biases by option, and what the terminal shows.
 
 Rank 0 only. metrics.jsonl is appended line by line; a resumed run first drops the lines past its step.
 """
@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
-import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from megatron_ultralong.config import LogConfig
+from megatron_ultralong.config import RunConfig
+from megatron_ultralong.config_io import resolved
 from megatron_ultralong.files import atomic_file
-from megatron_ultralong.progress import duration
-
-logger = logging.getLogger(__name__)
+from megatron_ultralong.training.view import LiveView, PlainView, is_terminal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +26,13 @@ class StepMetrics:
         grad_norm: global, before clipping.
         learning_rate: at this step.
         tokens: labels that counted, over all ranks.
+        samples: read since the run's beginning, over all ranks: the position in the data.
         seconds: wall time of the step.
         tokens_per_second: tokens processed (labels or not) over `seconds`.
+        tokens_per_second_per_rank: that over the number of processes (GPUs).
+        tflops_per_rank: the model's own operations (planning/flops.py) a second and process, in 10^12.
+        mfu: their share of the GPU's dense bf16 peak; None where that is not known (a CPU).
+        memory_gib: most memory that rank 0 held so far: of the GPU, or of the process on a CPU.
     """
 
     step: int
@@ -38,58 +40,69 @@ class StepMetrics:
     grad_norm: float
     learning_rate: float
     tokens: int
+    samples: int
     seconds: float
     tokens_per_second: float
+    tokens_per_second_per_rank: float
+    tflops_per_rank: float
+    mfu: float | None
+    memory_gib: float
 
 
-class Recorder:
-    """Writes each step's metrics where the run's [log] section says.
-
-    Args:
-        section: the run's [log].
-        default: metrics.jsonl's path if the section names none; None: no file.
-        first_step: the first step of this process; lines of it and later ones are dropped.
-        last_step: the run's last step, for the ETA.
-    """
-
-    def __init__(self, section: LogConfig, default: Path | None, first_step: int, last_step: int) -> None:
-        self.interval, self.first_step, self.last_step = section.interval, first_step, last_step
-        self.path = section.metrics or default
-        self.started = time.monotonic()
-        if self.path is not None:
-            _keep_before(self.path, first_step)
-        self.tensorboard = _tensorboard(section.tensorboard)
+class Sink(Protocol):
+    """Somewhere a step's metrics go."""
 
     def record(self, metrics: StepMetrics) -> None:
-        """Record one step."""
-        row = dataclasses.asdict(metrics)
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
-        if self.tensorboard is not None:
-            for name, value in row.items():
-                self.tensorboard.add_scalar(name, value, metrics.step)
-        if metrics.step % self.interval == 0 or metrics.step in (self.first_step, self.last_step):
-            self._show(metrics)
-
-    def _show(self, metrics: StepMetrics) -> None:
-        done = metrics.step - self.first_step + 1
-        left = (time.monotonic() - self.started) / done * (self.last_step - metrics.step)
-        logger.info(
-            "step %d of %d: loss %.4f, gradient norm %.3f, learning rate %.2e, %s tokens/s, %s left",
-            metrics.step,
-            self.last_step,
-            metrics.loss,
-            metrics.grad_norm,
-            metrics.learning_rate,
-            f"{metrics.tokens_per_second:,.0f}",
-            duration(left),
-        )
+        """Take one step's metrics."""
 
     def close(self) -> None:
         """Flush what is buffered."""
-        if self.tensorboard is not None:
-            self.tensorboard.close()
+
+
+class Recorder:
+    """Hands each step's metrics to every place that the run's [log] section names.
+
+    Args:
+        config: the run; what is not named goes below `checkpoint.save`, if there is one.
+        first_step: the first step of this process; earlier lines of metrics.jsonl stay, later ones are dropped.
+    """
+
+    def __init__(self, config: RunConfig, first_step: int) -> None:
+        section, save = config.log, config.checkpoint.save
+        lines = section.metrics or (save and save / "metrics.jsonl")
+        events = section.tensorboard or (save and save / "tensorboard")
+        self.sinks: list[Sink] = []
+        if lines is not None:
+            self.sinks.append(_JsonLines(lines, first_step))
+        if events is not None:
+            self.sinks.append(_TensorBoard(events, first_step))
+        if section.wandb:
+            self.sinks.append(_WeightsAndBiases(section.wandb, config))
+        view = LiveView if is_terminal() else PlainView
+        self.sinks.append(view(first_step, config.train.steps, section.interval))
+
+    def record(self, metrics: StepMetrics) -> None:
+        """Record one step."""
+        for sink in self.sinks:
+            sink.record(metrics)
+
+    def close(self) -> None:
+        """Flush what is buffered and leave the terminal as it was."""
+        for sink in self.sinks:
+            sink.close()
+
+
+class _JsonLines:
+    def __init__(self, path: Path, first_step: int) -> None:
+        self.path = path
+        _keep_before(path, first_step)
+
+    def record(self, metrics: StepMetrics) -> None:
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(dataclasses.asdict(metrics)) + "\n")
+
+    def close(self) -> None:
+        pass
 
 
 def _keep_before(path: Path, step: int) -> None:
@@ -108,9 +121,31 @@ def _keep_before(path: Path, step: int) -> None:
         temporary.write_text("".join(kept), encoding="utf-8")
 
 
-def _tensorboard(folder: Path | None) -> Any:
-    if folder is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
+class _TensorBoard:
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder))
+        self.writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def record(self, metrics: StepMetrics) -> None:
+        for name, value in dataclasses.asdict(metrics).items():
+            if value is not None and name != "step":
+                self.writer.add_scalar(name, value, metrics.step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _WeightsAndBiases:
+    def __init__(self, project: str, config: RunConfig) -> None:
+        import wandb
+
+        save = config.checkpoint.save
+        name = save.resolve().name if save is not None else None
+        self.run: Any = wandb.init(project=project, name=name, id=name, resume="allow", config=resolved(config))
+
+    def record(self, metrics: StepMetrics) -> None:
+        self.run.log(dataclasses.asdict(metrics), step=metrics.step)
+
+    def close(self) -> None:
+        self.run.finish()

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from megatron_ultralong.context_parallel import zigzag
 from megatron_ultralong.context_parallel.core_attention import SequenceLayout
-from megatron_ultralong.data.blend import BlendedDataset
 from megatron_ultralong.engine import mcore
+from megatron_ultralong.planning.flops import causal_pairs
 from megatron_ultralong.training.setup import Run
 
 
@@ -32,6 +32,7 @@ class Batch:
         tokens, labels, position_ids: int64 [B, L].
         loss_mask: float32 [B, L].
         documents: bounds over the whole sequence for document masks, or None.
+        pairs: query-key pairs of all these samples that attention computes, counted on one context-parallel rank.
     """
 
     tokens: Tensor
@@ -39,6 +40,7 @@ class Batch:
     loss_mask: Tensor
     position_ids: Tensor
     documents: tuple[int, ...] | None
+    pairs: int
 
 
 def microbatches(run: Run, step: int) -> Iterator[Batch]:
@@ -55,16 +57,17 @@ def microbatches(run: Run, step: int) -> Iterator[Batch]:
     micro = config.train.micro_batch_size
     for m in range(config.train.global_batch_size // (micro * dp_size)):
         first = step * config.train.global_batch_size + (m * dp_size + dp_rank) * micro
-        yield _read(run.data, range(first, first + micro), spans, config.data.document_mask, run.device)
+        yield _read(run, range(first, first + micro), spans)
 
 
-def _read(
-    data: BlendedDataset, samples: range, spans: tuple[tuple[int, int], ...], masked: bool, device: torch.device
-) -> Batch:
-    rows = [data.read(sample, spans) for sample in samples]
+def _read(run: Run, samples: range, spans: tuple[tuple[int, int], ...]) -> Batch:
+    rows = [run.data.read(sample, spans) for sample in samples]
+    masked = run.config.data.document_mask
+    lengths = np.diff(rows[0].cu_seqlens).tolist() if masked else [run.config.data.sequence_length] * len(rows)
+    counts_here = mcore.parallel_state.get_context_parallel_rank() == 0
 
     def stack(name: str) -> Tensor:
-        return torch.from_numpy(np.stack([getattr(row, name) for row in rows])).to(device)
+        return torch.from_numpy(np.stack([getattr(row, name) for row in rows])).to(run.device)
 
     return Batch(
         tokens=stack("tokens"),
@@ -72,6 +75,7 @@ def _read(
         loss_mask=stack("loss_mask"),
         position_ids=stack("position_ids"),
         documents=tuple(rows[0].cu_seqlens.tolist()) if masked else None,
+        pairs=causal_pairs(lengths) if counts_here else 0,
     )
 
 
@@ -86,21 +90,30 @@ def _forward(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Any]:
         loss_mask=batch.loss_mask,
         packed_seq_params=SequenceLayout(position_ids=batch.position_ids, documents=batch.documents),
     )
-    return total, functools.partial(_count, batch.loss_mask)
+    return total, functools.partial(_count, batch)
 
 
-def _count(loss_mask: Tensor, total: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """The sum of the losses, the number of labels, and both again for the report."""
-    count = loss_mask.sum()
-    return total, count.int(), (total.detach().double(), count.double())
+def _count(batch: Batch, total: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """The sum of the losses, the number of labels, and for the report both again and the pairs attention saw."""
+    count = batch.loss_mask.sum()
+    return total, count.int(), (total.detach().double(), count.double(), total.new_tensor(batch.pairs).double())
 
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """loss: mean over labels, nats a token; labels: how many; grad_norm: global, before clipping."""
+    """One step's numbers over the whole job.
+
+    Attributes:
+        loss: mean over labels, nats a token.
+        labels: how many.
+        pairs: query-key pairs that attention computed.
+        grad_norm: global, before clipping.
+        learning_rate: at this step.
+    """
 
     loss: float
     labels: int
+    pairs: int
     grad_norm: float
     learning_rate: float
 
@@ -122,14 +135,14 @@ def train_step(run: Run, step: int) -> StepResult:
     _, grad_norm, _ = run.optimizer.step()
     learning_rate = max(group["lr"] for group in run.optimizer.param_groups)
     run.scheduler.step(increment=1)
-    loss, labels = _reduce(reports, run.device)
-    return StepResult(loss, labels, float(grad_norm or 0.0), learning_rate)
+    loss, labels, pairs = _reduce(reports, run.device)
+    return StepResult(loss, labels, pairs, float(grad_norm or 0.0), learning_rate)
 
 
-def _reduce(reports: list[tuple[Tensor, Tensor]], device: torch.device) -> tuple[float, int]:
-    """Loss and count over the whole job: only the last pipeline stage has any, and its TP ranks have the same."""
-    totals = torch.zeros(2, dtype=torch.float64, device=device)
+def _reduce(reports: list[tuple[Tensor, ...]], device: torch.device) -> tuple[float, int, int]:
+    """Loss, labels, pairs over the whole job: only the last pipeline stage has any, its TP ranks have the same."""
+    totals = torch.zeros(3, dtype=torch.float64, device=device)
     if reports and mcore.parallel_state.get_tensor_model_parallel_rank() == 0:
         totals = torch.stack([torch.stack(report) for report in reports]).sum(0)
     dist.all_reduce(totals)
-    return float(totals[0] / totals[1].clamp(min=1)), int(totals[1])
+    return float(totals[0] / totals[1].clamp(min=1)), int(totals[1]), int(totals[2])

@@ -1,0 +1,119 @@
+"""What the terminal shows of a run: a table that is redrawn in place, or a plain line now and then.
+
+The table (rich) is for people who watch; where the output is no terminal (a batch job's log) the same numbers
+come as one line every `log.interval` steps. What is logged meanwhile appears above the table.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from megatron_ultralong.progress import duration
+
+if TYPE_CHECKING:
+    from megatron_ultralong.training.metrics import StepMetrics
+
+logger = logging.getLogger(__name__)
+
+
+def is_terminal() -> bool:
+    """Whether somebody may be watching stderr."""
+    return sys.stderr.isatty()
+
+
+class _Clock:
+    """Time left, from the steps of this process."""
+
+    def __init__(self, first_step: int, last_step: int) -> None:
+        self.first_step, self.last_step, self.started = first_step, last_step, time.monotonic()
+
+    def left(self, step: int) -> str:
+        done = step - self.first_step + 1
+        return duration((time.monotonic() - self.started) / done * (self.last_step - step))
+
+
+class PlainView:
+    """One line every `interval` steps, and for the first and the last."""
+
+    def __init__(self, first_step: int, last_step: int, interval: int) -> None:
+        self.clock, self.interval = _Clock(first_step, last_step), interval
+
+    def record(self, metrics: StepMetrics) -> None:
+        """Log the step if its turn has come."""
+        if metrics.step % self.interval and metrics.step not in (self.clock.first_step, self.clock.last_step):
+            return
+        logger.info(
+            "step %d of %d: loss %.4f, gradient norm %.3f, learning rate %.2e, %s tokens/s, %.3g TFLOPS a rank%s, "
+            "%.1f GiB, %s left",
+            metrics.step,
+            self.clock.last_step,
+            metrics.loss,
+            metrics.grad_norm,
+            metrics.learning_rate,
+            f"{metrics.tokens_per_second:,.0f}",
+            metrics.tflops_per_rank,
+            "" if metrics.mfu is None else f" (MFU {100 * metrics.mfu:.1f} %)",
+            metrics.memory_gib,
+            self.clock.left(metrics.step),
+        )
+
+    def close(self) -> None:
+        """Nothing is buffered."""
+
+
+class LiveView:
+    """A table of the last step's numbers below a progress bar."""
+
+    def __init__(self, first_step: int, last_step: int, interval: int) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        del interval  # redrawn at every step
+        self.clock = _Clock(first_step, last_step)
+        self.live = Live(console=Console(stderr=True), refresh_per_second=4, transient=False)
+        self.handlers = [
+            handler
+            for handler in logging.getLogger().handlers
+            if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr
+        ]
+        self.stderr = sys.stderr
+        self.live.start()
+        for handler in self.handlers:  # sys.stderr is rich's now, which prints above the table
+            handler.setStream(sys.stderr)
+
+    def record(self, metrics: StepMetrics) -> None:
+        """Redraw the table."""
+        self.live.update(self._table(metrics))
+
+    def _table(self, metrics: StepMetrics) -> Any:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 3))
+        mfu = "" if metrics.mfu is None else f", MFU {100 * metrics.mfu:.1f} %"
+        for row in (
+            ("step", f"{metrics.step:,} of {self.clock.last_step:,}", "left", self.clock.left(metrics.step)),
+            ("loss", f"{metrics.loss:.4f}", "gradient norm", f"{metrics.grad_norm:.3f}"),
+            ("learning rate", f"{metrics.learning_rate:.2e}", "samples read", f"{metrics.samples:,}"),
+            (
+                "tokens/s",
+                f"{metrics.tokens_per_second:,.0f}",
+                "a rank",
+                f"{metrics.tokens_per_second_per_rank:,.0f}, {metrics.tflops_per_rank:.3g} TFLOPS{mfu}",
+            ),
+            ("step time", f"{metrics.seconds:.2f} s", "memory", f"{metrics.memory_gib:.1f} GiB"),
+        ):
+            table.add_row(*row)
+        bar = Table.grid()  # a bar alone does not end its line
+        bar.add_row(ProgressBar(total=self.clock.last_step, completed=metrics.step, width=60))
+        return Group(bar, table)
+
+    def close(self) -> None:
+        """Leave the last table standing and give stderr back."""
+        self.live.stop()
+        for handler in self.handlers:
+            handler.setStream(self.stderr)

@@ -1,0 +1,94 @@
+"""What a run records: the same numbers in every place, FLOPs that follow from the data, a view for a terminal."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_ultralong.data.dataset import PackedDataset
+from megatron_ultralong.planning.flops import ModelShape, causal_pairs, step_flops
+from tests.training.conftest import SEQUENCE_LENGTH, Train
+
+Launch = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.mark.gloo
+def test_every_place_gets_the_same_numbers(
+    launch: Launch, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    save = tmp_path / "run"
+    done = launch(2, "--checkpoint.save", str(save), "--log.wandb", "ultralong", "--log.profile", "1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in (save / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["samples"]) for row in rows] == [(1, 4), (2, 8), (3, 12)]
+    shape = ModelShape.from_hf(json.loads((workspace / "hf" / "config.json").read_text()))
+    for row in rows:
+        flops = step_flops(shape, 4 * SEQUENCE_LENGTH, row["tokens"], causal_pairs([SEQUENCE_LENGTH] * 4))
+        assert row["tflops_per_rank"] * row["seconds"] * 2 * 1e12 == pytest.approx(flops)
+        assert row["tokens_per_second"] == 2 * row["tokens_per_second_per_rank"]
+        assert row["mfu"] is None
+        assert 0.1 < row["memory_gib"] < 4
+    events = EventAccumulator(str(save / "tensorboard"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
+    assert "mfu" not in events.Tags()["scalars"]
+    assert list(tmp_path.glob("wandb/offline-run-*-run/*.wandb"))
+    for rank in (0, 1):
+        with gzip.open(save / "trace" / f"rank_{rank}.json.gz") as stream:
+            trace = json.load(stream)
+        assert any(event.get("name") == "aten::mm" for event in trace["traceEvents"])
+    assert re.search(r"step 3 of 3: loss .* tokens/s, .* TFLOPS a rank, .* GiB, 0 s left", done.stderr)
+
+
+@pytest.mark.gloo
+def test_masked_documents_cost_their_own_pairs(train: Train, workspace: Path) -> None:
+    rows = train(1, "--data.document_mask", "true", "--train.steps", "1", "--train.global_batch_size", "2")
+    data = PackedDataset(workspace / "packed", document_mask=True)
+    shape = ModelShape.from_hf(json.loads((workspace / "hf" / "config.json").read_text()))
+    possible = [causal_pairs(np.diff(data.read(sample).cu_seqlens).tolist()) for sample in range(len(data))]
+    flops = rows[0]["tflops_per_rank"] * rows[0]["seconds"] * 1e12
+    pairs = (flops - step_flops(shape, 2 * SEQUENCE_LENGTH, rows[0]["tokens"], 0)) / step_flops(shape, 0, 0, 1)
+    sums = {a + b for a in possible for b in possible}
+    assert round(pairs) in sums
+    assert pairs < 2 * causal_pairs([SEQUENCE_LENGTH])
+
+
+def test_a_terminal_gets_a_live_table(workspace: Path) -> None:
+    command = [sys.executable, "-m", "megatron_ultralong.train", "--config", str(workspace / "run.toml")]
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=terminal,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            part = os.read(controller, 4096)
+        except OSError:  # the last process that held the terminal is gone
+            break
+        if not part:
+            break
+        shown += part
+    os.close(controller)
+    assert process.wait() == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert "3 of 3" in text and "0 s" in text and "gradient norm" in text and "TFLOPS" in text
+    assert "megatron-core runs on the CPU" in text

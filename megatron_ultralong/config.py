@@ -76,14 +76,21 @@ class ParallelConfig:
     """Pipeline parallel size (PP)."""
     context: int = 1
     """Context parallel size (CP): each rank holds sequence_length / CP tokens."""
+    ulysses: int = 1
+    """Of the CP ranks, how many neighbours exchange heads for sequence (all-to-all); the ring spans the rest:
+    context = ulysses x ring. 1: the ring alone; equal to context: no ring. The data lies the same for any choice."""
     sequence_parallel: bool = False
     """Split norms and dropouts along the sequence within the TP group; needs tensor > 1."""
     distributed_optimizer: bool = False
     """Spread optimizer state over the data-parallel ranks (ZeRO-1)."""
     attention: Literal["torch", "te"] = "torch"
     """Ring attention over PyTorch's own flash kernels, or Transformer Engine's context parallelism."""
-    recompute: Literal["none", "full"] = "none"
-    """Keep every activation, or only each layer's input and compute the rest again in backward."""
+    cp_comm_type: Literal["p2p", "all_gather", "a2a", "a2a+p2p"] = "p2p"
+    """Of attention "te": Transformer Engine's ring, all keys and values gathered, heads for sequence, or the last
+    within `ulysses` neighbours and the ring across."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Keep every activation; or each layer's input and attention's output, so that backward computes all but
+    attention again; or each layer's input alone."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """"auto": GPU where there is one."""
     timeout: int = 600

@@ -1,14 +1,23 @@
-"""What megatron-core's SelfAttention calls for its core attention, and the layout it is told."""
+"""What megatron-core's SelfAttention calls for its core attention, and the layout it is told.
+
+Two backends with one interface: PyTorch's own kernels in our ring, with heads exchanged inside it where
+parallel.ulysses asks for it ("torch"), and Transformer Engine ("te"). Both get sequence-first tensors in the
+order in which this rank holds the sequence; rotary positions are applied before, by position, so neither depends on
+the layout.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from megatron_ultralong.context_parallel.ring import ring_attention
+from megatron_ultralong.context_parallel.ulysses import ulysses_attention
 from megatron_ultralong.engine import mcore
 
 
@@ -41,7 +50,10 @@ class RingCoreAttention(torch.nn.Module):
         pg_collection: Any = None,
     ) -> None:
         super().__init__()
-        self.group = pg_collection.cp if config.context_parallel_size > 1 else None
+        self.heads_group = None
+        self.ring_group = pg_collection.cp if config.context_parallel_size > 1 else None
+        if config.hierarchical_context_parallel_sizes is not None:
+            self.heads_group, self.ring_group = pg_collection.hcp
         self.softmax_scale = softmax_scale if softmax_scale is not None else config.softmax_scale
 
     def forward(
@@ -55,12 +67,69 @@ class RingCoreAttention(torch.nn.Module):
         packed_seq_params: SequenceLayout | None = None,
     ) -> Tensor:
         """query [L, B, N, H], key and value [L, B, K, H] -> [L, B, N H]."""
-        out_BLNH = ring_attention(
+        attend = functools.partial(ring_attention, group=self.ring_group)
+        if self.heads_group is not None:
+            attend = functools.partial(ulysses_attention, heads_group=self.heads_group, ring_group=self.ring_group)
+        out_BLNH = attend(
             query.transpose(0, 1),
             key.transpose(0, 1),
             value.transpose(0, 1),
-            group=self.group,
             cu_seqlens=packed_seq_params.documents if packed_seq_params is not None else None,
             softmax_scale=self.softmax_scale,
         )
         return out_BLNH.transpose(0, 1).reshape(query.shape[0], query.shape[1], -1)
+
+
+class TECoreAttention(torch.nn.Module):
+    """megatron-core's TEDotProductAttention, told of documents in Transformer Engine's own form (backend "te").
+
+    megatron-core's own path for packed documents would apply rotary positions by document and rank; ours are
+    applied by position already, so only this call sees Transformer Engine's "thd" form.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+        self.attention = mcore.TEDotProductAttention(**arguments)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: mcore.AttnMaskType,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: SequenceLayout | None = None,
+    ) -> Tensor:
+        """query [L, B, N, H], key and value [L, B, K, H] -> [L, B, N H]; B is 1 where documents are masked."""
+        documents = packed_seq_params.documents if packed_seq_params is not None else None
+        packed = None
+        if documents is not None:
+            query, key, value = (x.squeeze(1) for x in (query, key, value))
+            packed = packed_documents(documents, query.device)
+        out = self.attention(
+            query,
+            key,
+            value,
+            attention_mask,
+            attn_mask_type=attn_mask_type,
+            attention_bias=attention_bias,
+            packed_seq_params=packed,
+        )
+        return out if documents is None else out.reshape(query.shape[0], 1, -1)
+
+
+@functools.lru_cache(maxsize=8)  # a step's microbatches; every layer asks again
+def packed_documents(documents: tuple[int, ...], device: torch.device) -> mcore.PackedSeqParams:
+    """Transformer Engine's account of the documents: bounds and longest length over the whole sequence."""
+    bounds = torch.tensor(documents, dtype=torch.int32, device=device)
+    longest = max(stop - start for start, stop in itertools.pairwise(documents))
+    return mcore.PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=bounds,
+        cu_seqlens_kv=bounds,
+        cu_seqlens_q_padded=bounds,
+        cu_seqlens_kv_padded=bounds,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+    )

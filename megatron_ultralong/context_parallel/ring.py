@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_ultralong.context_parallel import kernels, merge, zigzag
+from megatron_ultralong.context_parallel import kept, kernels, merge, zigzag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,21 +65,7 @@ class _Exchange:
 class _RingAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, ring: _Ring, scale: float) -> Tensor:
-        wide = torch.float64 if q_BLNH.dtype == torch.float64 else torch.float32
-        out_BLNH = torch.zeros(q_BLNH.shape, dtype=wide, device=q_BLNH.device)
-        lse_BLN = torch.full(q_BLNH.shape[:3], float("-inf"), dtype=wide, device=q_BLNH.device)
-        kv = torch.stack((k_BLKH, v_BLKH))
-        for step in range(ring.size):
-            exchange = ring.start(kv) if step + 1 < ring.size else None
-            for block in ring.blocks(step):
-                rows, keys = slice(block.q_start, block.q_stop), slice(block.k_start, block.k_stop)
-                block_out, block_lse = kernels.forward(
-                    q_BLNH[:, rows], kv[0][:, keys], kv[1][:, keys], block.causal, scale
-                )
-                merge.fold(out_BLNH[:, rows], lse_BLN[:, rows], block_out, block_lse)
-            if exchange is not None:
-                kv = exchange.finish()
-        out = out_BLNH.to(q_BLNH.dtype)
+        out, lse_BLN = kept.once(lambda: _attend(q_BLNH, k_BLKH, v_BLKH, ring, scale))
         ctx.save_for_backward(q_BLNH, k_BLKH, v_BLKH, out, lse_BLN)
         ctx.ring, ctx.scale = ring, scale
         return out
@@ -119,6 +105,23 @@ class _RingAttention(torch.autograd.Function):
         if dkv_exchange is not None:
             dkv = dkv_exchange.finish()
         return dq.to(q_BLNH.dtype), dkv[0].to(k_BLKH.dtype), dkv[1].to(v_BLKH.dtype), None, None
+
+
+def _attend(q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, ring: _Ring, scale: float) -> tuple[Tensor, Tensor]:
+    """Output in q's dtype and log-sum-exp, over the whole ring."""
+    wide = torch.float64 if q_BLNH.dtype == torch.float64 else torch.float32
+    out_BLNH = torch.zeros(q_BLNH.shape, dtype=wide, device=q_BLNH.device)
+    lse_BLN = torch.full(q_BLNH.shape[:3], float("-inf"), dtype=wide, device=q_BLNH.device)
+    kv = torch.stack((k_BLKH, v_BLKH))
+    for step in range(ring.size):
+        exchange = ring.start(kv) if step + 1 < ring.size else None
+        for block in ring.blocks(step):
+            rows, keys = slice(block.q_start, block.q_stop), slice(block.k_start, block.k_stop)
+            block_out, block_lse = kernels.forward(q_BLNH[:, rows], kv[0][:, keys], kv[1][:, keys], block.causal, scale)
+            merge.fold(out_BLNH[:, rows], lse_BLN[:, rows], block_out, block_lse)
+        if exchange is not None:
+            kv = exchange.finish()
+    return out_BLNH.to(q_BLNH.dtype), lse_BLN
 
 
 def ring_attention(

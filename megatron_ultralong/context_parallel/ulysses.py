@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_ultralong.context_parallel.heads import ulysses_problem
 from megatron_ultralong.context_parallel.ring import ring_attention
 from megatron_ultralong.errors import UserError
 
@@ -54,24 +55,12 @@ def ulysses_attention(
         UserError: heads that do not divide over the inner group.
     """
     size = dist.get_world_size(heads_group)
-    problem = heads_problem(q_BLNH.shape[2], k_BLKH.shape[2], size)
+    problem = ulysses_problem(q_BLNH.shape[2], k_BLKH.shape[2], size)
     if problem is not None:
         raise UserError(f"parallel.ulysses is {size}, {problem}")
     q, k, v = _ToHeads.apply(q_BLNH, k_BLKH, v_BLKH, heads_group)
     out = ring_attention(q, k, v, group=ring_group, cu_seqlens=cu_seqlens, softmax_scale=softmax_scale)
     return _ToSequence.apply(out, heads_group)
-
-
-def heads_problem(heads: int, kv_heads: int, ulysses: int) -> str | None:
-    """Why these heads of one rank cannot be spread over `ulysses` ranks, or None: they can."""
-    if heads % ulysses:
-        return f"which does not divide a rank's {heads} attention heads; give a divisor of {heads}."
-    if kv_heads % ulysses and ulysses % kv_heads:
-        return (
-            f"neither a divisor nor a multiple of a rank's {kv_heads} key-value heads; "
-            f"give a divisor of {heads} that is one."
-        )
-    return None
 
 
 class _ToHeads(torch.autograd.Function):

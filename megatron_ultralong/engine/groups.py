@@ -38,12 +38,18 @@ def initialize(parallel: ParallelConfig, seed: int = 1234) -> torch.device:
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         context_parallel_size=parallel.context,
+        hierarchical_context_parallel_sizes=hierarchy(parallel),
         distributed_timeout_minutes=max(1, parallel.timeout // 60),
     )
     mcore.model_parallel_cuda_manual_seed(seed)
     if device.type == "cpu":
         _share_cores()
     return device
+
+
+def hierarchy(parallel: ParallelConfig) -> list[int] | None:
+    """Sizes of the context-parallel group's two levels, inner ranks (neighbours) first; None: there is one level."""
+    return [parallel.ulysses, parallel.context // parallel.ulysses] if parallel.ulysses > 1 else None
 
 
 def _share_cores() -> None:

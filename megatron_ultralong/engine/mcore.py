@@ -16,6 +16,7 @@ with warnings.catch_warnings():  # on import it warns of each optional package t
     import megatron.core.tensor_parallel.random as megatron_random
     from megatron.core import dist_checkpointing, parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+    from megatron.core.extensions.transformer_engine import TEDotProductAttention
     from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
     from megatron.core.models.gpt.gpt_model import GPTModel
@@ -52,6 +53,7 @@ __all__ = [
     "RowParallelLinear",
     "SelfAttention",
     "SelfAttentionSubmodules",
+    "TEDotProductAttention",
     "TransformerBlockSubmodules",
     "TransformerConfig",
     "TransformerLayer",

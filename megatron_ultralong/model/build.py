@@ -7,15 +7,15 @@ parallelism without Transformer Engine, and ring attention as the core attention
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from megatron_ultralong.config import ParallelConfig
-from megatron_ultralong.context_parallel.core_attention import RingCoreAttention
-from megatron_ultralong.engine import cpu, mcore
+from megatron_ultralong.context_parallel.core_attention import RingCoreAttention, TECoreAttention
+from megatron_ultralong.context_parallel.kept import checkpoint_all_but_attention
+from megatron_ultralong.engine import cpu, groups, mcore, transformer_engine
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.model.loss import DEFAULT, LossOptions, sum_of_losses
 from megatron_ultralong.model.rope import RopeScaling
@@ -31,6 +31,16 @@ class RMSNorm(torch.nn.RMSNorm):
     def __init__(self, config: mcore.TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+class SelectiveLayer(mcore.TransformerLayer):
+    """A layer of which backward computes all again but the attention over the sequence."""
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        """As of mcore.TransformerLayer."""
+        if not (self.training and torch.is_grad_enabled()):
+            return super().forward(*arguments, **keywords)
+        return checkpoint_all_but_attention(super().forward, *arguments, **keywords)
 
 
 def transformer_config(
@@ -73,12 +83,11 @@ def transformer_config(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         context_parallel_size=parallel.context,
-        cp_comm_type="p2p",
+        cp_comm_type=parallel.cp_comm_type,
+        hierarchical_context_parallel_sizes=groups.hierarchy(parallel),
         sequence_parallel=parallel.sequence_parallel,
         calculate_per_token_loss=True,
-        recompute_granularity="full" if parallel.recompute == "full" else None,
-        recompute_method="uniform" if parallel.recompute == "full" else None,
-        recompute_num_layers=1 if parallel.recompute == "full" else None,
+        **_recompute(parallel),
         deallocate_pipeline_outputs=not cpu.is_active(),
         gradient_accumulation_fusion=False,
         bias_activation_fusion=False,
@@ -94,18 +103,27 @@ def transformer_config(
     return config
 
 
-def _layer_spec(config: mcore.TransformerConfig, attention: Literal["torch", "te"]) -> Any:
+def _recompute(parallel: ParallelConfig) -> dict[str, Any]:
+    """megatron-core's settings; selective recompute of attention "torch" is SelectiveLayer's instead."""
+    if parallel.recompute == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    if parallel.recompute == "selective" and parallel.attention == "te":
+        return {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}
+    return {}
+
+
+def _layer_spec(config: mcore.TransformerConfig, parallel: ParallelConfig) -> Any:
     """The transformer block's submodules: megatron-core's layers around this project's norm and attention."""
-    if attention == "te":
-        if importlib.util.find_spec("transformer_engine") is None:
-            raise UserError(
-                'parallel.attention is "te", but Transformer Engine is not installed; '
-                'run pip install "megatron-ultralong[te]" on a machine with CUDA, or set it to "torch".'
-            )
-        return mcore.get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+    if parallel.attention == "te":
+        problem = transformer_engine.problem()
+        if problem is not None:
+            raise UserError(problem)
+        layer = mcore.get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        layer.submodules.self_attention.submodules.core_attention = TECoreAttention
+        return layer
     qk_norm = RMSNorm if config.qk_layernorm else mcore.IdentityOp
     layer = mcore.ModuleSpec(
-        module=mcore.TransformerLayer,
+        module=SelectiveLayer if parallel.recompute == "selective" else mcore.TransformerLayer,
         submodules=mcore.TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=mcore.ModuleSpec(
@@ -189,7 +207,7 @@ def build_model(
     config = transformer_config(hf_config, rope, parallel, precision)
     model = LanguageModel(
         config=config,
-        transformer_layer_spec=_layer_spec(config, parallel.attention),
+        transformer_layer_spec=_layer_spec(config, parallel),
         vocab_size=hf_config["vocab_size"],
         max_sequence_length=rope.length,
         pre_process=mcore.parallel_state.is_pipeline_first_stage(),

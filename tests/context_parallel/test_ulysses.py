@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from megatron_ultralong.context_parallel import kernels, ulysses, zigzag
+from megatron_ultralong.context_parallel.heads import ulysses_problem
 from megatron_ultralong.errors import UserError
 
 S = 48
@@ -42,7 +43,7 @@ def test_shares_of_neighbours_lie_in_order():
     ],
 )
 def test_heads_that_cannot_be_spread_are_named(heads, kv_heads, degree, said):
-    assert ulysses.heads_problem(heads, kv_heads, degree) == said
+    assert ulysses_problem(heads, kv_heads, degree) == said
 
 
 def inputs(heads, dtype):

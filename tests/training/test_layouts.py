@@ -14,6 +14,11 @@ from tests.training.conftest import SEQUENCE_LENGTH, Train
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "full recompute": (1, ["--parallel.recompute", "full"]),
     "CP 2": (2, ["--parallel.context", "2"]),
+    "CP 2 by heads, selective recompute": (
+        2,
+        ["--parallel.context", "2", "--parallel.ulysses", "2", "--parallel.recompute", "selective"],
+    ),
+    "CP 2 x 2, heads and ring": (4, ["--parallel.context", "4", "--parallel.ulysses", "2"]),
     "CP 2, full recompute": (2, ["--parallel.context", "2", "--parallel.recompute", "full"]),
     "TP 2, sequence parallel": (
         2,
@@ -52,7 +57,7 @@ def test_equals_one_process(train: Train, one_process: dict[str, list[dict[str, 
 
 
 @pytest.mark.gloo
-@pytest.mark.parametrize("name", ["CP 2", "TP 2, sequence parallel"])
+@pytest.mark.parametrize("name", ["CP 2", "CP 2 x 2, heads and ring", "TP 2, sequence parallel"])
 def test_equals_one_process_with_masked_documents(
     train: Train, one_process: dict[str, list[dict[str, Any]]], name: str
 ) -> None:

@@ -1,4 +1,5 @@
 import hashlib
+import importlib.util
 import json
 from pathlib import Path
 
@@ -52,6 +53,8 @@ def pack(folder: str, **changes: object) -> None:
         ("", 1),
         ("", 4),
         ("--parallel.context 2", 2),
+        ("--parallel.context 8 --parallel.ulysses 8", 8),
+        ("--parallel.context 4 --parallel.ulysses 2 --data.document_mask true", 4),
         ("--parallel.context 2 --parallel.tensor 2 --parallel.sequence_parallel true --parallel.pipeline 3", 12),
         ("--train.micro_batch_size 2", 2),
         ("--rope.kind yarn --rope.target_length 4096", 1),
@@ -75,7 +78,24 @@ def test_runs_that_work(run, flags, world_size):
         ("--parallel.context 2 --parallel.tensor 2", 6, "6 processes are no multiple of parallel.tensor 2 x "),
         ("", 3, "train.global_batch_size is 4, not a multiple of train.micro_batch_size 1 x data-parallel size 3; "),
         ("--parallel.context 3", 3, "data.sequence_length is 2048, not divisible by 2 x parallel.context = 6, "),
-        ("--data.document_mask true --parallel.attention te", 1, "data.document_mask is true with parallel.attention "),
+        ("--parallel.context 4 --parallel.ulysses 3", 4, "parallel.ulysses is 3, which does not divide parallel.cont"),
+        ("--parallel.context 2 --parallel.ulysses 4", 2, "parallel.ulysses is 4, which does not divide parallel.cont"),
+        ("--parallel.ulysses 0", 1, "parallel.ulysses is 0; give 1 or more."),
+        (
+            "--parallel.context 16 --parallel.ulysses 16",
+            16,
+            "parallel.ulysses is 16, which does not divide a rank's 8 attention heads; give a divisor of 8.",
+        ),
+        (
+            "--parallel.context 8 --parallel.ulysses 8 --parallel.tensor 2",
+            16,
+            "parallel.ulysses is 8, which does not divide a rank's 4 attention heads; give a divisor of 4.",
+        ),
+        (
+            "--parallel.cp_comm_type a2a",
+            1,
+            'parallel.cp_comm_type is "a2a", which only parallel.attention "te" reads; ',
+        ),
         ("--parallel.tensor 8", 8, "parallel.tensor is 8, which does not divide the model's 4 key-value heads; "),
         ("--parallel.pipeline 4", 4, "parallel.pipeline is 4, which does not divide the model's 6 layers; "),
         ("--parallel.sequence_parallel true", 1, "parallel.sequence_parallel is true with parallel.tensor 1; "),
@@ -98,6 +118,50 @@ def test_runs_that_work(run, flags, world_size):
 def test_a_combination_that_cannot_run_is_named(run, flags, world_size, said):
     (problem,) = run(flags, world_size)
     assert problem.startswith(said) and problem.endswith(".")
+
+
+TE_FLAGS = "--parallel.attention te --parallel.context 4 "
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("", None),
+        ("--data.document_mask true", None),
+        ("--parallel.cp_comm_type all_gather", None),
+        ("--parallel.cp_comm_type a2a", None),
+        ("--parallel.cp_comm_type a2a+p2p --parallel.ulysses 2", None),
+        (
+            "--train.precision fp32",
+            'train.precision is "fp32", in which Transformer Engine has no flash attention; set',
+        ),
+        ("--parallel.device cpu", 'parallel.device is "cpu" with parallel.attention "te", which needs a GPU; set '),
+        (
+            "--parallel.ulysses 2",
+            'parallel.ulysses is 2, which parallel.attention "te" reads only with parallel.cp_comm_type "a2a+p2p", ',
+        ),
+        (
+            "--parallel.cp_comm_type a2a+p2p --parallel.ulysses 4",
+            'parallel.cp_comm_type is "a2a+p2p" with parallel.ulysses 4 of parallel.context 4; give ulysses a divisor ',
+        ),
+        (
+            "--parallel.cp_comm_type a2a --parallel.context 8",
+            'parallel.cp_comm_type is "a2a" and parallel.context 8 does not divide a rank\'s 4 key-value heads; give ',
+        ),
+        (
+            "--parallel.cp_comm_type a2a --data.document_mask true",
+            'data.document_mask is true with parallel.cp_comm_type "a2a", which takes no documents; set it to "p2p", ',
+        ),
+    ],
+)
+def test_transformer_engine_beside_what_it_cannot_do(run, flags, said):
+    found = run(TE_FLAGS + flags, 8)
+    if importlib.util.find_spec("transformer_engine") is None:
+        said_of_te = 'parallel.attention is "te", but Transformer Engine 2.9 to 2.11 is not installed; run pip install '
+        (missing,) = [problem for problem in found if problem.startswith(said_of_te)]
+        assert '--no-build-isolation "megatron-ultralong[te]" on a machine with CUDA' in missing
+        found.remove(missing)
+    assert len(found) == (said is not None) and all(problem.startswith(said) for problem in found)
 
 
 def test_masked_documents_take_one_sample_at_a_time(run):

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_ultralong.context_parallel.heads import ulysses_problem
+from megatron_ultralong.context_parallel.check import ulysses_problem
 from megatron_ultralong.context_parallel.ring import ring_attention
 from megatron_ultralong.errors import UserError
 

@@ -17,8 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_ultralong.context_parallel import zigzag
+from megatron_ultralong.config import RunConfig
+from megatron_ultralong.context_parallel import document_zigzag, zigzag
 from megatron_ultralong.context_parallel.core_attention import SequenceLayout
+from megatron_ultralong.data.blend import BlendedDataset
 from megatron_ultralong.engine import mcore
 from megatron_ultralong.planning.flops import causal_pairs
 from megatron_ultralong.training.setup import Run
@@ -50,14 +52,27 @@ def microbatches(run: Run, step: int) -> Iterator[Batch]:
     takes the samples from step x global + (m x dp + d) x micro on. Only this rank's positions are read.
     """
     state, config = mcore.parallel_state, run.config
-    spans = zigzag.spans(
-        config.data.sequence_length, state.get_context_parallel_rank(), state.get_context_parallel_world_size()
-    )
+    place = state.get_context_parallel_rank(), state.get_context_parallel_world_size()
     dp_rank, dp_size = state.get_data_parallel_rank(), state.get_data_parallel_world_size()
     micro = config.train.micro_batch_size
     for m in range(config.train.global_batch_size // (micro * dp_size)):
         first = step * config.train.global_batch_size + (m * dp_size + dp_rank) * micro
+        spans = held_spans(config, run.data, first, *place)
         yield _read(run, range(first, first + micro), spans)
+
+
+def held_spans(
+    config: RunConfig, data: BlendedDataset, sample: int, cp_rank: int, cp_size: int
+) -> tuple[tuple[int, int], ...]:
+    """Positions of `sample` that a rank holds: Transformer Engine cuts each masked document, our ring the whole.
+
+    Raises:
+        UserError: a document that Transformer Engine cannot cut.
+    """
+    if config.data.document_mask and config.parallel.attention == "te":
+        bounds = data.read(sample, ((0, 1),)).cu_seqlens
+        return document_zigzag.spans(bounds.tolist(), cp_rank, cp_size, sample)
+    return zigzag.spans(config.data.sequence_length, cp_rank, cp_size)
 
 
 def _read(run: Run, samples: range, spans: tuple[tuple[int, int], ...]) -> Batch:

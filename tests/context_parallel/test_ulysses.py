@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from megatron_ultralong.context_parallel import kernels, ulysses, zigzag
-from megatron_ultralong.context_parallel.heads import ulysses_problem
+from megatron_ultralong.context_parallel.check import ulysses_problem
 from megatron_ultralong.errors import UserError
 
 S = 48

@@ -115,6 +115,12 @@ class TrainConfig:
     """Weight of the squared log of the softmax's denominator, which keeps logits from drifting; 0: none."""
     seed: int = 1234
     """Of initial weights and of the order of samples."""
+    time_limit: str = ""
+    """[D-]HH:MM:SS as SLURM writes it, from the start of this process: the run saves and exits before a step that
+    would end past it, as it does on SIGTERM and SIGUSR1. Empty: no limit."""
+    requeue_code: int = 0
+    """Exit status of a run that saved and left before its last step (SIGTERM, SIGUSR1, train.time_limit), so that a
+    batch script can tell it from a finished one, which exits with 0. srun keeps it; torchrun makes 1 of any but 0."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

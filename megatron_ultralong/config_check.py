@@ -17,6 +17,7 @@ from megatron_ultralong.context_parallel.check import attention_problems
 from megatron_ultralong.data.tokenizer import tokenizer_fingerprint
 from megatron_ultralong.errors import UserError, raise_problems
 from megatron_ultralong.files import read_json
+from megatron_ultralong.progress import seconds_of
 
 _AT_LEAST_ONE = (
     "data.sequence_length train.steps train.global_batch_size train.micro_batch_size "
@@ -25,7 +26,7 @@ _AT_LEAST_ONE = (
 _AT_LEAST_ZERO = (
     "rope.target_length rope.original_length optimizer.learning_rate optimizer.min_learning_rate "
     "optimizer.warmup_steps optimizer.weight_decay optimizer.clip_grad checkpoint.interval "
-    "train.loss_chunk train.z_loss log.profile"
+    "train.loss_chunk train.z_loss train.requeue_code log.profile"
 ).split()
 
 
@@ -49,6 +50,7 @@ def check_config(config: RunConfig, *, hf_config: dict[str, Any], world_size: in
         problems += _data(config, hf_config)
         problems += _checkpoint(config)
         problems += _log(config)
+        problems += _stopping(config)
     raise_problems("the configuration", problems)
 
 
@@ -194,6 +196,23 @@ def _log(config: RunConfig) -> Iterator[str]:
         )
     if config.log.profile and config.checkpoint.save is None:
         yield f"log.profile is {config.log.profile}, but checkpoint.save is not given; its traces go below that."
+
+
+def _stopping(config: RunConfig) -> Iterator[str]:
+    """When a run leaves before its last step, and with what status."""
+    train = config.train
+    try:
+        limit = seconds_of(train.time_limit) if train.time_limit else None
+    except ValueError as error:
+        yield f"train.time_limit is {error}; give HH:MM:SS or D-HH:MM:SS."
+    else:
+        if limit == 0:
+            yield f"train.time_limit is {train.time_limit!r}, no time at all; give more, or an empty text for no limit."
+    if train.requeue_code > 125:
+        yield f"train.requeue_code is {train.requeue_code}; give at most 125: shells mean signals by what is above."
+    if config.checkpoint.save is None and (train.time_limit or train.requeue_code):
+        given = "train.time_limit" if train.time_limit else "train.requeue_code"
+        yield f"{given} is given, but checkpoint.save is not, so the steps done would be lost; give a folder."
 
 
 def _checkpoint(config: RunConfig) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 2 -m megatron_ultralong.train --config run.toml [--section.field value ...]
 
-A run that finds a checkpoint in its `checkpoint.save` resumes from the newest.
+A run that finds a checkpoint in its `checkpoint.save` resumes from the newest. SIGTERM, SIGUSR1 and
+`train.time_limit` end it with a checkpoint and exit status `train.requeue_code`; the same command goes on from it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def main() -> None:
         config = parse_command_line()
         from megatron_ultralong.training.loop import train
 
-        train(config)
+        if train(config).stopped_by:
+            sys.exit(config.train.requeue_code)
 
 
 if __name__ == "__main__":  # megatron-core's checkpoint writer spawns processes that import this module

@@ -1,6 +1,6 @@
 import pytest
 
-from megatron_ultralong.progress import Progress, duration, track
+from megatron_ultralong.progress import Progress, duration, seconds_of, track
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,15 @@ def test_a_failure_is_not_reported_as_the_end(capsys):
     with pytest.raises(RuntimeError), Progress("busy", 10, "steps"):
         raise RuntimeError
     assert capsys.readouterr().err == ""
+
+
+def test_a_limit_is_read_as_slurm_writes_it():
+    assert [seconds_of(text) for text in ("00:00:01", "01:30:00", "100:00:00", "2-03:00:05")] == [
+        1,
+        5400,
+        360000,
+        183605,
+    ]
+    for text in ("", "90", "10:00", "00:60:00", "1:2:3", "-1:00:00"):
+        with pytest.raises(ValueError, match="no time"):
+            seconds_of(text)

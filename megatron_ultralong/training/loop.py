@@ -14,38 +14,56 @@ from megatron_ultralong.config import RunConfig
 from megatron_ultralong.engine import device, groups
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.planning.flops import ModelShape, peak_flops, step_flops
-from megatron_ultralong.training import checkpoint
 from megatron_ultralong.training.metrics import Recorder, StepMetrics
 from megatron_ultralong.training.profile import Profiler
+from megatron_ultralong.training.saving import Saver
 from megatron_ultralong.training.setup import Run, prepare
 from megatron_ultralong.training.step import StepResult, train_step
+from megatron_ultralong.training.stopping import StopRequests
 
 logger = logging.getLogger(__name__)
 
 
-def train(config: RunConfig) -> Path | None:
-    """Run `config` to its last step, resuming from its newest checkpoint if it has one.
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
 
-    Returns:
-        The folder of the last checkpoint, or None if the run saves none.
+    Attributes:
+        saved: the folder of the last checkpoint, or None if the run saves none.
+        stopped_by: what ended it before its last step (see `stopping`), or "".
+    """
+
+    saved: Path | None
+    stopped_by: str = ""
+
+
+def train(config: RunConfig) -> Outcome:
+    """Run `config` to its last step, resuming from its newest checkpoint if it has one.
 
     Raises:
         UserError: anything in the configuration, the data or the checkpoint that cannot work, or a loss that
             is not finite (the checkpoints before it stay).
     """
-    run = prepare(config)
-    try:
-        return _train(run)
-    finally:
-        groups.finalize()
+    with StopRequests(config.train.time_limit) as requests:
+        run = prepare(config)
+        try:
+            return _train(run, requests)
+        finally:
+            groups.finalize()
 
 
-def _train(run: Run) -> Path | None:
+def _train(run: Run, requests: StopRequests) -> Outcome:
     config = run.config
     recorder = Recorder(config, run.step + 1) if dist.get_rank() == 0 else None
     profiler = Profiler(config.log.profile, (config.checkpoint.save or Path()) / "trace")
-    saved = checkpoint.newest(config.checkpoint.save)
+    saver = Saver(run, requests)
+    stopped_by = ""
     for step in range(run.step, config.train.steps):
+        stopped_by = requests.agreed(run.device)
+        if stopped_by:
+            saver.save(step)
+            _say_stopped(config, step, stopped_by)
+            break
         started = time.monotonic()
         result = train_step(run, step)
         if not math.isfinite(result.loss) or not math.isfinite(result.grad_norm):
@@ -53,26 +71,21 @@ def _train(run: Run) -> Path | None:
                 f"step {step + 1}: the loss is {result.loss} and the gradient norm {result.grad_norm}; "
                 "lower optimizer.learning_rate, or look at the data of this step."
             )
+        seconds = time.monotonic() - started
+        requests.took("step", seconds)
         if recorder is not None:
-            recorder.record(_metrics(run, step, result, time.monotonic() - started))
+            recorder.record(_metrics(run, step, result, seconds))
         profiler.step()
-        if _is_due(config, step + 1):
-            description = dataclasses.replace(run.description, step=step + 1)
-            saved = checkpoint.save_run(
-                config.checkpoint.save or Path(), run.weights, run.optimizer, run.scheduler, description
-            )
-            logger.info("saved %s", saved)
+        saver.after_step(step + 1)
     profiler.close()
     if recorder is not None:
         recorder.close()
-    return saved
+    return Outcome(saver.saved, stopped_by)
 
 
-def _is_due(config: RunConfig, done: int) -> bool:
-    """Whether a checkpoint is saved after `done` steps."""
-    if config.checkpoint.save is None:
-        return False
-    return done == config.train.steps or (config.checkpoint.interval > 0 and done % config.checkpoint.interval == 0)
+def _say_stopped(config: RunConfig, step: int, stopped_by: str) -> None:
+    go_on = "the same command goes on from there" if config.checkpoint.save else "nothing was saved: no checkpoint.save"
+    logger.info("stopped by %s after step %d of %d; %s", stopped_by, step, config.train.steps, go_on)
 
 
 def _metrics(run: Run, step: int, result: StepResult, seconds: float) -> StepMetrics:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +20,7 @@ from megatron_ultralong.data.tokenize import tokenize_corpus
 from megatron_ultralong.data.tokenizer import load_tokenizer
 from tests.convert.tiny_models import build_model
 from tests.data.conftest import train_tokenizer
+from tests.training.jobs import Job
 
 SEQUENCE_LENGTH = 64
 CONFIG = """
@@ -97,54 +94,9 @@ def launch(workspace: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return start
 
 
-class Job:
-    """A run in progress: its ranks as processes of their own, started as srun does, without torchrun.
-
-    stderr of each goes to a file; `log(rank)` reads it. What still runs at the end of the test is killed.
-    """
-
-    def __init__(self, folder: Path, processes: int, words: list[str]) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        self.ranks = []
-        for rank in range(processes):
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
-            place |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", **place}
-            command = [sys.executable, "-m", "megatron_ultralong.train", *words]
-            with (folder / f"rank{rank}.log").open("w") as log:
-                self.ranks.append(subprocess.Popen(command, stderr=log, stdout=log, env=environment, process_group=0))
-
-    def log(self, rank: int = 0) -> str:
-        return (self.folder / f"rank{rank}.log").read_text()
-
-    def until(self, condition: Callable[[], bool], seconds: float = 120.0) -> None:
-        """Wait for a condition; fail if a rank ends first or it takes too long."""
-        end = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < end, self.log()[-2000:]
-            assert all(rank.poll() is None for rank in self.ranks), self.log()[-4000:]
-            time.sleep(0.02)
-
-    def statuses(self, seconds: float = 120.0) -> list[int]:
-        """Every rank's exit status, once all have ended."""
-        end = time.monotonic() + seconds
-        return [rank.wait(max(0.1, end - time.monotonic())) for rank in self.ranks]
-
-    def kill(self) -> None:
-        """SIGKILL every rank and the processes it forked."""
-        for rank in self.ranks:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(rank.pid, signal.SIGKILL)
-            rank.wait()
-
-
 @pytest.fixture
 def begin(workspace: Path, tmp_path: Path) -> Iterator[Callable[..., Job]]:
-    """begin(processes, *overrides) -> Job."""
+    """begin(processes, *overrides) -> Job: the tiny model's training, going on while the test does."""
     jobs: list[Job] = []
 
     def start(processes: int, *overrides: str) -> Job:
@@ -155,13 +107,6 @@ def begin(workspace: Path, tmp_path: Path) -> Iterator[Callable[..., Job]]:
     yield start
     for job in jobs:
         job.kill()
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics.jsonl that may not be there yet, or be in the middle of its last line."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from megatron_ultralong.engine import groups
 from megatron_ultralong.training.stopping import StopRequests
-from tests.training.conftest import rows_of
+from tests.training.jobs import rows_of
 
 LONG = ["--train.steps", "100000"]
 
@@ -31,7 +31,7 @@ def test_a_signal_to_one_rank_stops_every_rank_with_a_checkpoint_and_the_code(be
     words = [*LONG, "--parallel.context", "2", "--checkpoint.save", str(save), "--train.requeue_code", "85"]
     job = begin(2, *words)
     job.until(lambda: len(rows_of(save / "metrics.jsonl")) >= 3)
-    job.ranks[1].send_signal(signal.SIGUSR1)
+    job.signal(1, signal.SIGUSR1)
     assert job.statuses() == [85, 85]
     steps = len(rows_of(save / "metrics.jsonl"))
     assert f"stopped by SIGUSR1 after step {steps} of 100000; the same command goes on from there" in job.log()
@@ -102,6 +102,6 @@ def test_a_signal_through_torchrun(workspace: Path, tmp_path: Path, name: str) -
 def test_a_run_that_saves_nothing_says_so(begin) -> None:
     job = begin(1, *LONG)
     job.until(lambda: "step 2 of" in job.log())
-    job.ranks[0].send_signal(signal.SIGTERM)
+    job.signal(0, signal.SIGTERM)
     assert job.statuses() == [0]
     assert "nothing was saved: no checkpoint.save" in job.log()

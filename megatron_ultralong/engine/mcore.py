@@ -5,13 +5,36 @@ Checked against megatron-core 0.16.1; the supported range is >=0.16.1,<0.17.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
+
+import torch
 
 # What megatron-core's own calls of torch.distributed.checkpoint warn of, at every save and load.
 warnings.filterwarnings("ignore", category=FutureWarning, message="Please use DTensor instead")
 warnings.filterwarnings("ignore", category=FutureWarning, message="`(load|save)_state_dict` is deprecated")
 
-with warnings.catch_warnings():  # on import it warns of each optional package that is missing
+
+@contextlib.contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Without a GPU, megatron-core's fused functions stay plain Python.
+
+    It hands each of them to torch.compile as it is imported, which alone loads the compiler (1.6 s of a CPU core in
+    every process) and at the first call would build C++ for shapes that the next document changes.
+    """
+    if torch.cuda.is_available():
+        yield
+        return
+    compile_function = torch.compile
+    torch.compile = lambda function: function  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compile_function
+
+
+with warnings.catch_warnings(), _uncompiled():  # on import it warns of each optional package that is missing
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     import megatron.core.tensor_parallel.random as megatron_random
     from megatron.core import dist_checkpointing, parallel_state

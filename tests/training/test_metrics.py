@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import os
 import pty
@@ -28,10 +29,11 @@ def test_every_place_gets_the_same_numbers(
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    wandb = [] if importlib.util.find_spec("wandb") is None else ["--log.wandb", "ultralong"]
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     save = tmp_path / "run"
-    done = launch(2, "--checkpoint.save", str(save), "--log.wandb", "ultralong", "--log.profile", "1")
+    done = launch(2, "--checkpoint.save", str(save), *wandb, "--log.profile", "1")
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in (save / "metrics.jsonl").read_text().splitlines()]
     assert [(row["step"], row["samples"]) for row in rows] == [(1, 4), (2, 8), (3, 12)]
@@ -46,7 +48,7 @@ def test_every_place_gets_the_same_numbers(
     events.Reload()
     assert [event.value for event in events.Scalars("loss")] == pytest.approx([row["loss"] for row in rows])
     assert "mfu" not in events.Tags()["scalars"]
-    assert list(tmp_path.glob("wandb/offline-run-*-run/*.wandb"))
+    assert bool(wandb) == bool(list(tmp_path.glob("wandb/offline-run-*-run/*.wandb")))
     for rank in (0, 1):
         with gzip.open(save / "trace" / f"rank_{rank}.json.gz") as stream:
             trace = json.load(stream)

@@ -1,10 +1,9 @@
-// Assemble a sample, or parts of it, straight from the memory-mapped tokens: every token is read once, widened
-// to int64 and written once.
+// Assemble a sample, or parts of it, straight from the memory-mapped tokens: one walk over the lengths of its
+// documents finds their bounds, then every token asked for is read once, widened to int64 and written once.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
 #include <vector>
 
 #include "view.hpp"
@@ -15,6 +14,38 @@ struct Span {
     std::int64_t begin, end;
 };
 
+// The units that have a token in a sample. All places count from the sample's first token.
+struct Units {
+    std::vector<std::int64_t> positions; // in the stream
+    std::vector<std::int64_t> starts;    // of the units, the first is 0; then where the last one ends
+    std::vector<std::int64_t> ends;      // of the documents; what follows in a unit is separator
+    std::int64_t skipped = 0;            // tokens of the first unit before the sample
+};
+
+// Walk from (position, offset) until `count` tokens or the stream's end.
+inline Units walk(const Stream &stream, std::int64_t position, std::int64_t offset, std::int64_t count) {
+    Units units;
+    std::int64_t at = 0;
+    for (; at < count && position < stream.last(); ++position) {
+        const std::int64_t length = stream.document_length(position);
+        const std::int64_t unit = length + stream.separator_after(position);
+        if (offset >= unit) {
+            offset -= unit;
+            continue;
+        }
+        if (units.positions.empty()) {
+            units.skipped = offset;
+        }
+        units.positions.push_back(position);
+        units.starts.push_back(at);
+        units.ends.push_back(at + std::max(length - offset, std::int64_t{0}));
+        at += unit - offset;
+        offset = 0;
+    }
+    units.starts.push_back(at);
+    return units;
+}
+
 // Tokens on disk, their documents' byte offsets in it, and what stands between documents and after the last.
 template <class T>
 struct Source {
@@ -22,69 +53,58 @@ struct Source {
     View<std::int64_t> offsets;
     View<std::int64_t> separator;
     std::int64_t fill;
+
+    // Where the tokens `from .. from + count` of a document lie.
+    std::int64_t locate(std::int64_t document, std::int64_t from, std::int64_t count) const {
+        const std::int64_t byte = offsets.at(document);
+        const std::int64_t size = static_cast<std::int64_t>(sizeof(T));
+        if (byte < 0 || byte % size != 0 || byte / size > tokens.size() ||
+            count > tokens.size() - byte / size - from) {
+            throw std::invalid_argument("offsets: document " + std::to_string(document) +
+                                        " reaches outside the tokens on disk");
+        }
+        return byte / size + from;
+    }
 };
 
+// Write the tokens of one span.
 template <class T>
-void copy_document(const Source<T> &source, std::int64_t document, std::int64_t from, std::int64_t count,
-                   std::int64_t *out) {
-    const std::int64_t byte = source.offsets.at(document);
-    const std::int64_t size = static_cast<std::int64_t>(sizeof(T));
-    if (byte < 0 || byte % size != 0 || byte / size > source.tokens.size() ||
-        count > source.tokens.size() - byte / size - from) {
-        throw std::invalid_argument("offsets: document " + std::to_string(document) +
-                                    " reaches outside the tokens on disk");
+void gather_span(const Stream &stream, const Source<T> &source, const Units &units, Span span, std::int64_t *out) {
+    const auto count = static_cast<std::int64_t>(units.positions.size());
+    const auto after = std::upper_bound(units.starts.begin(), units.starts.end() - 1, span.begin);
+    std::int64_t at = span.begin;
+    for (std::int64_t k = std::max<std::int64_t>(after - units.starts.begin() - 1, 0); k < count && at < span.end; ++k) {
+        const std::int64_t start = units.starts[k], skipped = k == 0 ? units.skipped : 0;
+        const std::int64_t document_end = std::min(units.ends[k], span.end);
+        if (at < document_end) {
+            const std::int64_t document = stream.document(units.positions[k]);
+            const std::int64_t from = source.locate(document, at - start + skipped, document_end - at);
+            source.tokens.copy(from, document_end - at, out);
+            out += document_end - at;
+            at = document_end;
+        }
+        const std::int64_t end = std::min(units.starts[k + 1], span.end);
+        for (const std::int64_t separator = start - skipped + stream.document_length(units.positions[k]); at < end; ++at) {
+            *out++ = source.separator.at(at - separator);
+        }
     }
-    for (std::int64_t i = 0; i < count; ++i) {
-        out[i] = source.tokens[byte / size + from + i];
-    }
+    std::fill_n(out, span.end - at, source.fill);
 }
 
-// Write the tokens `begin .. end` counted from token `offset` of unit `position`.
-template <class T>
-void gather_span(const Stream &stream, const Source<T> &source, std::int64_t position, std::int64_t offset, Span span,
-                 std::int64_t *out) {
-    offset += span.begin;
-    stream.settle(position, offset);
-    for (std::int64_t left = span.end - span.begin; left > 0;) {
-        if (position >= stream.last()) {
-            std::fill_n(out, left, source.fill);
-            return;
-        }
-        const std::int64_t length = stream.document_length(position);
-        std::int64_t count = 0;
-        if (offset < length) {
-            count = std::min(left, length - offset);
-            copy_document(source, stream.document(position), offset, count, out);
-        } else {
-            count = std::min(left, stream.unit_length(position) - offset);
-            for (std::int64_t i = 0; i < count; ++i) {
-                out[i] = source.separator.at(offset - length + i);
-            }
-        }
-        out += count;
-        left -= count;
-        offset += count;
-        stream.settle(position, offset);
+// Write the positions `begin .. end` of one span, which restart at each of `bounds` (ascending, the first is 0).
+inline void number_span(const View<std::int64_t> &bounds, Span span, std::int64_t *out) {
+    std::int64_t low = 0, high = bounds.size(); // the last bound at or before span.begin
+    while (high - low > 1) {
+        const std::int64_t middle = (low + high) / 2;
+        (bounds[middle] <= span.begin ? low : high) = middle;
     }
-}
-
-// Where the units begin that have a token among the `count` tokens from (position, offset), relative to the
-// first of these tokens; the first start is 0. After the last unit, the start of the filling, if there is any.
-inline std::vector<std::int64_t> unit_starts(const Stream &stream, std::int64_t position, std::int64_t offset,
-                                             std::int64_t count) {
-    std::vector<std::int64_t> starts;
-    stream.settle(position, offset);
-    for (std::int64_t at = 0; at < count;) {
-        starts.push_back(at);
-        if (position >= stream.last()) {
-            break;
+    for (std::int64_t at = span.begin; at < span.end; ++low) {
+        const std::int64_t start = bounds.at(low);
+        const std::int64_t end = low + 1 < bounds.size() ? std::min(bounds[low + 1], span.end) : span.end;
+        for (; at < end; ++at) {
+            *out++ = at - start;
         }
-        at += stream.unit_length(position) - offset;
-        ++position;
-        offset = 0;
-        stream.settle(position, offset);
     }
-    return starts;
 }
 
 } // namespace packing

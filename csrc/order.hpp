@@ -16,12 +16,42 @@ inline std::uint64_t splitmix64(std::uint64_t &state) {
     return z ^ (z >> 31);
 }
 
-// Fisher-Yates; a number below n is the high half of (random x n), whose bias is below n / 2^64.
-inline void shuffle(std::int64_t *values, std::int64_t count, std::uint64_t key) {
-    std::iota(values, values + count, std::int64_t{0});
+// A number below n: the high half of (random x n), whose bias is below n / 2^64.
+inline std::int64_t below(std::uint64_t n, std::uint64_t &state) {
+    return static_cast<std::int64_t>((static_cast<unsigned __int128>(splitmix64(state)) * n) >> 64);
+}
+
+// Numbers that are shuffled in one piece: 512 KiB, which the second-level cache holds.
+constexpr std::int64_t shuffle_block = 1 << 16;
+
+inline void fisher_yates(std::int64_t *values, std::int64_t count, std::uint64_t &state) {
     for (std::int64_t i = count - 1; i > 0; --i) {
-        const auto product = static_cast<unsigned __int128>(splitmix64(key)) * static_cast<std::uint64_t>(i + 1);
-        std::swap(values[i], values[static_cast<std::int64_t>(product >> 64)]);
+        std::swap(values[i], values[below(static_cast<std::uint64_t>(i + 1), state)]);
+    }
+}
+
+// Throw each number into one of several blocks at random, then shuffle each block where it lies (Rao 1961,
+// Sandelius 1962): as uniform as Fisher-Yates over all, and several times faster where that misses the cache.
+inline void shuffle(std::int64_t *values, std::int64_t count, std::uint64_t key) {
+    const std::int64_t blocks = (count + shuffle_block - 1) / shuffle_block;
+    if (blocks <= 1) {
+        std::iota(values, values + count, std::int64_t{0});
+        fisher_yates(values, count, key);
+        return;
+    }
+    std::vector<std::uint32_t> block_of(count);
+    std::vector<std::int64_t> next(blocks + 1, 0);
+    for (std::int64_t i = 0; i < count; ++i) {
+        block_of[i] = static_cast<std::uint32_t>(below(static_cast<std::uint64_t>(blocks), key));
+        ++next[block_of[i] + 1];
+    }
+    std::partial_sum(next.begin(), next.end(), next.begin());
+    const std::vector<std::int64_t> starts = next;
+    for (std::int64_t i = 0; i < count; ++i) {
+        values[next[block_of[i]]++] = i;
+    }
+    for (std::int64_t block = 0; block < blocks; ++block) {
+        fisher_yates(values + starts[block], starts[block + 1] - starts[block], key);
     }
 }
 

@@ -48,6 +48,16 @@ class View {
         return (*this)[i];
     }
 
+    // Write `count` elements from element `from` on, widened; the caller has checked the range.
+    void copy(std::int64_t from, std::int64_t count, std::int64_t *out) const {
+        const char *start = data_ + from * static_cast<std::int64_t>(sizeof(T));
+        for (std::int64_t i = 0; i < count; ++i) {
+            T value;
+            std::memcpy(&value, start + i * static_cast<std::int64_t>(sizeof(T)), sizeof(T));
+            out[i] = static_cast<std::int64_t>(value);
+        }
+    }
+
   private:
     static std::string dtype_name() { return py::cast<std::string>(py::str(py::dtype::of<T>())); }
 
@@ -83,20 +93,11 @@ class Stream {
         return length < longest_ ? length : longest_;
     }
 
-    std::int64_t unit_length(std::int64_t position) const {
-        return document_length(position) + (position + 1 < last_ ? separator_ : 0);
-    }
+    // Tokens of the separator behind the document at `position`.
+    std::int64_t separator_after(std::int64_t position) const { return position + 1 < last_ ? separator_ : 0; }
 
-    // Move `offset` tokens on from the start of unit `position`, to the unit that holds that token.
-    void settle(std::int64_t &position, std::int64_t &offset) const {
-        while (position < last_) {
-            const std::int64_t length = unit_length(position);
-            if (offset < length) {
-                return;
-            }
-            offset -= length;
-            ++position;
-        }
+    std::int64_t unit_length(std::int64_t position) const {
+        return document_length(position) + separator_after(position);
     }
 
   private:

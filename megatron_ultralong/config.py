@@ -64,6 +64,10 @@ class DataConfig:
     """Tokens a sample; every source must be packed for it."""
     document_mask: bool = False
     """True: tokens attend only within their document. False, the paper's way: to the whole packed sequence."""
+    loss_on_separators: bool = True
+    """Whether the model learns to write separators: the loss counts where the next token is part of one."""
+    loss_on_first_tokens: bool = True
+    """Whether the loss counts where the next token is a document's first; with document_mask it never does."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -148,12 +148,14 @@ def _data(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
         tokenizer = tokenizer_fingerprint(config.model.hf)
     except UserError as error:
         yield str(error)
+    manifests = []
     for source in config.data.sources:
         try:
             manifest = read_manifest(source.index)
         except UserError as error:
             yield str(error)
             continue
+        manifests.append(manifest)
         where = source.index / "manifest.json"
         if manifest["sequence_length"] != length:
             yield (
@@ -170,6 +172,8 @@ def _data(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
                 f"{where}: tokens of another tokenizer than {config.model.hf / 'tokenizer.json'}; "
                 "tokenize with the model's own, or set model.hf to the model that the data was made for."
             )
+    if not config.data.loss_on_separators and manifests and not any(m.get("separator") for m in manifests):
+        yield "data.loss_on_separators is false, but no source has separators; remove data.loss_on_separators."
 
 
 def read_manifest(index: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ def pack(
     documents: Path | None = None,
     packing: Literal["concatenate", "best-fit"] = "concatenate",
     shuffle_seed: int | None = 1234,
+    last_sample: Literal["drop", "keep"] = "drop",
     overlong: Literal["drop", "cut"] = "drop",
 ) -> None:
     """Write a packed index.
@@ -31,11 +32,12 @@ def pack(
         documents: Folder written by tools/resample_corpus.py; by default every document once.
         packing: Join documents and cut (pretraining), or keep documents whole and pad (SFT).
         shuffle_seed: Seed of the order of documents; None keeps the order.
+        last_sample: For concatenate: leave out the tokens that do not fill a last sample, or keep them as a padded one.
         overlong: For best-fit: drop documents that are longer than a sample, or cut them.
     """
     from megatron_ultralong.data.corpus import open_corpus
     from megatron_ultralong.data.packed_index import PackOptions, write_packed_index
-    from megatron_ultralong.data.resampled import read_document_ids
+    from megatron_ultralong.data.resampled import read_documents
     from megatron_ultralong.data.tokenizer import check_tokenizer, load_tokenizer
 
     corpus = open_corpus(tokens)
@@ -46,10 +48,10 @@ def pack(
         packing="concatenate" if joined else "best_fit",
         separator=load_tokenizer(tokenizer_model).encode(separator) if joined and separator else (),
         shuffle_seed=shuffle_seed,
+        last_sample=last_sample,
         overlong=overlong,
     )
-    document_ids = None if documents is None else read_document_ids(documents, corpus)
-    write_packed_index(corpus, output, options, document_ids)
+    write_packed_index(corpus, output, options, None if documents is None else read_documents(documents, corpus))
 
 
 if __name__ == "__main__":

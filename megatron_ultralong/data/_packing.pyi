@@ -9,7 +9,7 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 
 def build_sample_index(
-    lengths: npt.NDArray[np.int32], document_ids: Ints, separator_length: int, sequence_length: int
+    lengths: npt.NDArray[np.int32], document_ids: Ints, separator_length: int, sequence_length: int, keep_last: bool
 ) -> tuple[Ints, int]: ...
 def best_fit(lengths: npt.NDArray[np.int32], document_ids: Ints, capacity: int, longest: int) -> tuple[Ints, Ints]: ...
 def gather(
@@ -23,17 +23,9 @@ def gather(
     offset: int,
     last: int,
     longest: int,
-    spans: Sequence[tuple[int, int]],
-) -> Ints: ...
-def document_starts(
-    lengths: npt.NDArray[np.int32],
-    document_ids: Ints,
-    separator_length: int,
-    position: int,
-    offset: int,
-    last: int,
-    longest: int,
     count: int,
-) -> Ints: ...
+    spans: Sequence[tuple[int, int]],
+) -> tuple[Ints, Ints, Ints]: ...
+def positions(bounds: Ints, spans: Sequence[tuple[int, int]]) -> Ints: ...
 def permutation(count: int, key: int) -> Ints: ...
 def blend(weights: Sequence[float], drawn: Sequence[int], count: int) -> tuple[npt.NDArray[np.int32], list[int]]: ...

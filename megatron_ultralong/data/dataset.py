@@ -4,8 +4,10 @@ A context-parallel rank asks for its own ranges of the sequence (`spans`) and on
 document mask the bounds of the whole sequence are needed on every rank; they come from the documents' lengths
 alone. Shapes: S sequence length, n tokens in the spans, M documents.
 
-Cost: each token asked for is read once and written once (as int64); finding a span walks over the lengths of the
-documents before it in the sample. Nothing of size S x S exists.
+Cost: each token asked for is read once and written once (as int64). Of one range, tokens and labels are views of
+the same buffer; of several, both are copied out of it. Positions and masks that are the same for every sample are
+made once and handed out again, read-only. Finding a span walks over the lengths of the documents before it in the
+sample. Nothing of size S x S exists.
 """
 
 from __future__ import annotations
@@ -23,32 +25,48 @@ from megatron_ultralong.data.packed_index import open_packed_index
 from megatron_ultralong.data.packing import UNLIMITED
 
 Spans = Sequence[tuple[int, int]]
+Ints = npt.NDArray[np.int64]
 _PAD = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """The asked-for part of one sample; the arrays are the spans' pieces one after the other."""
+    """The asked-for part of one sample; the arrays are the spans' pieces one after the other.
 
-    tokens: npt.NDArray[np.int64]
+    They may share memory with each other and with other samples: copy before writing into one.
+    """
+
+    tokens: Ints
     """int64 [n]."""
-    labels: npt.NDArray[np.int64]
+    labels: Ints
     """int64 [n]: the next token of each."""
     loss_mask: npt.NDArray[np.float32]
     """float32 [n]: 1 where the label counts."""
-    position_ids: npt.NDArray[np.int64]
+    position_ids: Ints
     """int64 [n]."""
     cu_seqlens: npt.NDArray[np.int32]
     """int32 [M + 1]: bounds of the documents of the whole sequence, 0 .. S, whatever the spans are."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where a sample begins in the stream of documents, and where that stream ends (see packing.py)."""
+class Layout:
+    """Where a sample's documents lie among its S + 1 tokens; all places count from its first token."""
 
-    position: int
-    offset: int
-    last: int
+    starts: Ints
+    """int64 [M + 1]: of each document, the first 0; then the end of the last one with its separator."""
+    ends: Ints
+    """int64 [M]: of each document; from there to the next start is separator."""
+
+    def bounds(self, sequence_length: int) -> Ints:
+        """int64: starts of documents in 0 .. S, that of the padding if there is any, and S."""
+        inner = self.starts[: int(np.searchsorted(self.starts, sequence_length))]
+        return np.append(inner, np.int64(sequence_length))
+
+    def separators(self) -> Ints:
+        """int64: places of all tokens of separators, ascending; also those behind the sample's last token."""
+        counts = self.starts[1:] - self.ends
+        within = np.arange(int(counts.sum()), dtype=np.int64) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.repeat(self.ends, counts) + within
 
 
 class PackedDataset:
@@ -60,25 +78,42 @@ class PackedDataset:
             document to attention, and labels cross documents. True: positions restart at each document, of which
             the separator behind it is part, and the label that would be the next document's first token does not
             count. Padding never counts; with the mask it is a document of its own.
+        loss_on_separators: whether labels that are part of a separator count. Of chats they never do.
+        loss_on_first_tokens: whether a label that is a document's first token, predicted from the document or the
+            separator before it, counts. With `document_mask` it never does.
 
     Raises:
         UserError: the index or its tokens are missing, or the tokens are not those that were packed.
     """
 
-    def __init__(self, index: Path, *, document_mask: bool = False) -> None:
-        self._index = open_packed_index(index)
-        manifest = self._index.manifest
+    def __init__(
+        self,
+        index: Path,
+        *,
+        document_mask: bool = False,
+        loss_on_separators: bool = True,
+        loss_on_first_tokens: bool = True,
+    ) -> None:
+        self.index = open_packed_index(index)
+        manifest = self.index.manifest
         self.sequence_length: int = manifest["sequence_length"]
         self.vocab_size: int = manifest["vocab_size"]
         self.tokenizer_fingerprint: str = manifest["tokenizer_fingerprint"]
-        self.fingerprint = self._index.fingerprint
+        self.fingerprint = self.index.fingerprint
         self._document_mask = document_mask
+        self._skip_separators = not loss_on_separators and bool(manifest["separator"])
+        self._skip_first_tokens = document_mask or not loss_on_first_tokens
         self._concatenated = manifest["packing"] == "concatenate"
         self._longest = UNLIMITED if self._concatenated else self.sequence_length + 1
         self._separator = np.array(manifest["separator"], dtype=np.int64)
+        self._plain: tuple[Spans, Ints, npt.NDArray[np.float32]] | None = None
 
     def __len__(self) -> int:
-        return len(self._index.sample_index) - 1
+        return len(self.index.sample_index) - 1
+
+    def __getitem__(self, i: int) -> Sample:
+        """All of sample `i`."""
+        return self.read(i)
 
     def read(self, i: int, spans: Spans | None = None) -> Sample:
         """Read sample `i`, or the parts of it that a rank holds.
@@ -91,95 +126,123 @@ class PackedDataset:
             IndexError: no such sample.
             ValueError: a span outside 0 .. S.
         """
-        if not 0 <= i < len(self):
-            raise IndexError(f"sample {i} of {len(self)}")
         spans = [(0, self.sequence_length)] if spans is None else list(spans)
         if any(not 0 <= begin < end <= self.sequence_length for begin, end in spans):
             raise ValueError(f"spans: {spans} do not lie in 0..{self.sequence_length}")
-        place = self._place(i)
-        starts, padding = self._starts(place)
-        inner = starts[starts < self.sequence_length] if self._document_mask else starts[:1]
-        bounds = np.append(inner, np.int64(self.sequence_length))
-        tokens, labels = self._gather(place, spans)
+        spans = _merged(spans)
+        labels_too = [(begin, end + 1) for begin, end in spans]
+        flat, layout = self._gather(i, self.index.corpus.tokens, self._separator, labels_too)
+        pieces = _split(flat, labels_too)
+        bounds = layout.bounds(self.sequence_length) if self._document_mask else self._one_document()
         return Sample(
-            tokens=tokens,
-            labels=labels,
-            loss_mask=self._loss_mask(place, spans, starts, padding),
-            position_ids=_positions(bounds, spans),
+            tokens=_join([piece[:-1] for piece in pieces]),
+            labels=_join([piece[1:] for piece in pieces]),
+            loss_mask=self._loss_mask(i, spans, layout),
+            position_ids=_packing.positions(bounds, spans) if self._document_mask else self._unmasked(spans)[1],
             cu_seqlens=bounds.astype(np.int32),
         )
 
-    def _place(self, i: int) -> _Place:
-        row = self._index.sample_index[i]
+    def layout(self, i: int) -> Layout:
+        """Where the documents of sample `i` lie; no token is read."""
+        return self._gather(i, self.index.corpus.tokens, self._separator, [(0, 0)], self.sequence_length + 1)[1]
+
+    def documents(self, i: int) -> Ints:
+        """int64 [M]: ids in the corpus of the documents of sample `i`."""
+        position = self._place(i)[0]
+        return np.array(self.index.document_ids[position : position + len(self.layout(i).ends)])
+
+    def _one_document(self) -> Ints:
+        return np.array([0, self.sequence_length], dtype=np.int64)
+
+    def _place(self, i: int) -> tuple[int, int, int]:
+        """Where a sample begins in the stream of documents, and where that stream ends (see packing.py)."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        row = self.index.sample_index[i]
         if self._concatenated:
-            return _Place(int(row[0]), int(row[1]), len(self._index.document_ids))
-        return _Place(int(row), 0, int(self._index.sample_index[i + 1]))
+            return int(row[0]), int(row[1]), len(self.index.document_ids)
+        return int(row), 0, int(self.index.sample_index[i + 1])
 
-    def _starts(self, place: _Place) -> tuple[npt.NDArray[np.int64], int]:
-        """Starts of documents (and of the padding) in 0 .. S, and where the padding begins (S + 1: nowhere)."""
-        count = self.sequence_length + 1
-        if self._concatenated and not self._document_mask:
-            return np.zeros(1, dtype=np.int64), count
-        lengths, ids = self._index.corpus.tokens.lengths, self._index.document_ids
-        place_arguments = (place.position, place.offset, place.last, self._longest)
-        starts = _packing.document_starts(lengths, ids, len(self._separator), *place_arguments, count)
-        if self._concatenated:
-            return starts, count
-        used = int(np.minimum(lengths[ids[place.position : place.last]], self._longest).sum(dtype=np.int64))
-        return starts, used
-
-    def _gather(self, place: _Place, spans: Spans) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        flat = self._read(self._index.corpus.tokens, self._separator, place, [(a, b + 1) for a, b in spans])
-        ends = np.cumsum([b - a + 1 for a, b in spans])
-        pieces = [flat[end - (b - a + 1) : end] for end, (a, b) in zip(ends.tolist(), spans, strict=True)]
-        return _join([piece[:-1] for piece in pieces]), _join([piece[1:] for piece in pieces])
-
-    def _read(
-        self, source: IndexedTokens, separator: npt.NDArray[np.int64], place: _Place, spans: Spans
-    ) -> npt.NDArray[np.int64]:
-        return _packing.gather(
+    def _gather(
+        self, i: int, source: IndexedTokens, separator: Ints, spans: Spans, count: int | None = None
+    ) -> tuple[Ints, Layout]:
+        if count is None:  # what the mask needs of the documents behind the last span
+            whole = self._document_mask or self._skip_first_tokens or self._skip_separators or self._may_end(i)
+            count = self.sequence_length + 1 if whole else 0
+        flat, starts, ends = _packing.gather(
             source.tokens,
             source.offsets,
             source.lengths,
-            self._index.document_ids,
+            self.index.document_ids,
             separator,
             _PAD,
-            place.position,
-            place.offset,
-            place.last,
+            *self._place(i),
             self._longest,
+            count,
             spans,
         )
+        return flat, Layout(starts, ends)
 
-    def _loss_mask(
-        self, place: _Place, spans: Spans, starts: npt.NDArray[np.int64], padding: int
-    ) -> npt.NDArray[np.float32]:
-        responses = self._index.corpus.loss_mask
+    def _may_end(self, i: int) -> bool:
+        """Whether there can be padding in sample i."""
+        return not self._concatenated or i == len(self) - 1
+
+    def _unmasked(self, spans: Spans) -> tuple[Spans, Ints, npt.NDArray[np.float32]]:
+        """Positions without a document mask, and the mask of a sample whose every label counts; made once."""
+        if self._plain is None or self._plain[0] != spans:
+            ids = _packing.positions(np.zeros(1, dtype=np.int64), spans)
+            ones = np.ones(len(ids), dtype=np.float32)
+            for array in (ids, ones):
+                array.flags.writeable = False
+            self._plain = (spans, ids, ones)
+        return self._plain
+
+    def _loss_mask(self, i: int, spans: Spans, layout: Layout) -> npt.NDArray[np.float32]:
+        """Which labels count: position t's is token t + 1."""
+        responses = self.index.corpus.loss_mask
+        places = self._uncounted(i, layout)
+        if responses is None and places is None:
+            return self._unmasked(spans)[2]
         labels = [(begin + 1, end + 1) for begin, end in spans]
         if responses is None:
             mask = np.ones(sum(end - begin for begin, end in spans), dtype=np.float32)
         else:
-            mask = self._read(responses, np.zeros_like(self._separator), place, labels).astype(np.float32)
-        first = 0
-        for begin, end in labels:
-            piece = mask[first : first + end - begin]
-            if self._document_mask:
-                piece[starts[(starts >= max(begin, 1)) & (starts < end)] - begin] = 0
-            if padding < end:
-                piece[max(padding - begin, 0) :] = 0
-            first += end - begin
+            mask = self._gather(i, responses, np.zeros_like(self._separator), labels)[0].astype(np.float32)
+        for piece, (begin, end) in zip(_split(mask, labels), labels, strict=True):
+            if places is not None:
+                inside = places[(places >= begin) & (places < end)]
+                piece[inside - begin] = 0
+            if self._may_end(i):
+                piece[max(int(layout.starts[-1]) - begin, 0) :] = 0
         return mask
 
+    def _uncounted(self, i: int, layout: Layout) -> Ints | None:
+        """Places of tokens that do not count as labels, padding aside; None if all others count."""
+        padded = self._may_end(i) and layout.starts[-1] <= self.sequence_length
+        places = [np.zeros(0, dtype=np.int64)]
+        if self._skip_first_tokens:
+            places.append(layout.starts[1:])
+        if self._skip_separators:
+            places.append(layout.separators())
+        return np.concatenate(places) if len(places) > 1 or padded else None
 
-def _join(pieces: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-
-def _positions(bounds: npt.NDArray[np.int64], spans: Spans) -> npt.NDArray[np.int64]:
-    """Positions that restart at each bound, of the spans only."""
-    pieces = []
+def _merged(spans: Spans) -> list[tuple[int, int]]:
+    """The spans, each that begins where the one before it ends joined to that one."""
+    merged: list[tuple[int, int]] = []
     for begin, end in spans:
-        clipped = np.clip(bounds, begin, end)
-        starts = np.repeat(bounds[:-1], clipped[1:] - clipped[:-1])
-        pieces.append(np.arange(begin, end, dtype=np.int64) - starts)
-    return _join(pieces)
+        if merged and merged[-1][1] == begin:
+            merged[-1] = (merged[-1][0], end)
+        else:
+            merged.append((begin, end))
+    return merged
+
+
+def _split(flat: npt.NDArray, spans: Spans) -> list[npt.NDArray]:
+    """Views of the spans' pieces of an array that holds them one after the other."""
+    ends = np.cumsum([end - begin for begin, end in spans]).tolist()
+    return [flat[last - (end - begin) : last] for last, (begin, end) in zip(ends, spans, strict=True)]
+
+
+def _join(pieces: list[npt.NDArray]) -> npt.NDArray:
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

@@ -12,7 +12,7 @@ token `offset`. M documents are listed, S is the sequence length.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,11 @@ Ints = npt.NDArray[np.int64]
 UNLIMITED = np.iinfo(np.int64).max
 """`longest` where no document is cut."""
 _MASK = (1 << 64) - 1
+_SHUFFLE_BLOCK = 1 << 16
 
 
 def build_sample_index(
-    lengths: npt.NDArray[np.int32], document_ids: Ints, separator_length: int, sequence_length: int
+    lengths: npt.NDArray[np.int32], document_ids: Ints, separator_length: int, sequence_length: int, keep_last: bool
 ) -> tuple[Ints, int]:
     """Cut the stream into samples of S + 1 tokens, the last of each being the first of the next.
 
@@ -34,11 +35,13 @@ def build_sample_index(
         document_ids: int64 [M], the stream's documents.
         separator_length: tokens of the separator, 0 for none.
         sequence_length: S.
+        keep_last: whether what is left after the last border is a sample too, although too short.
 
     Returns:
         int64 [samples + 1, 2]: (position, offset) of token i S of the stream for i = 0 .. samples, so that
-        samples = (tokens - 1) // S; and the tokens of the stream. Tokens after the last border are in no sample.
-        Without any token there is no row.
+        samples = (tokens - 1) // S; and the tokens of the stream. Tokens after the last border are in no sample;
+        with `keep_last` they are in one more, samples = ceil((tokens - 1) / S), and if it is too short, the last row
+        is the stream's end, (M, 0). Without any token there is no row.
     """
     rows: list[tuple[int, int]] = []
     token = 0
@@ -47,6 +50,8 @@ def build_sample_index(
         for offset in range(-token % sequence_length, unit, sequence_length):
             rows.append((position, offset))
         token += unit
+    if keep_last and rows and (token - 1) % sequence_length:
+        rows.append((len(document_ids), 0))
     return np.array(rows, dtype=np.int64).reshape(-1, 2), token
 
 
@@ -114,9 +119,10 @@ def gather(
     offset: int,
     last: int,
     longest: int,
+    count: int,
     spans: Sequence[tuple[int, int]],
-) -> Ints:
-    """Read parts of a sample.
+) -> tuple[Ints, Ints, Ints]:
+    """Read parts of a sample, and find where its documents begin and end.
 
     Args:
         tokens: uint8, uint16, int32 or int64: every token on disk.
@@ -129,10 +135,14 @@ def gather(
         offset: tokens of that unit before the sample.
         last: the stream ends before unit `last`.
         longest: tokens at which a document is cut.
+        count: tokens of the sample whose documents are looked for; at least up to the last span they are found anyway.
         spans: half-open ranges of tokens, counted from the sample's first.
 
     Returns:
-        int64 [n]: the spans' tokens, one span after the other.
+        int64 [n]: the spans' tokens, one span after the other; int64 [units + 1]: where each unit begins that has a
+        token among the first `count`, the first 0 even if it began before the sample, and where the last one ends
+        (at `count` or later, unless the stream ends before); int64 [units]: where the document of each ends (0 if it
+        ended before the sample), so that the rest of the unit is separator.
 
     Raises:
         ValueError: (C++ only) an index outside its array, an array of another dtype, a span that runs backwards.
@@ -149,37 +159,36 @@ def gather(
             size = min(int(lengths[document]), longest)
             start = int(offsets[document]) // tokens.itemsize
             values.append(int(tokens[start + within] if within < size else separator[within - size]))
+    starts: list[int] = []
+    ends: list[int] = []
+    for unit in dict.fromkeys(at for at, _ in rest[: max([count, *(end for _, end in spans)])]):
+        whole = [index for index, (at, _) in enumerate(rest) if at == unit]
+        starts.append(whole[0])
+        size = min(int(lengths[document_ids[unit]]), longest)
+        ends.append(sum(1 for at, within in rest if at <= unit and (at < unit or within < size)))
+    starts.append(whole[-1] + 1 if starts else 0)
+    return np.array(values, dtype=np.int64), np.array(starts, dtype=np.int64), np.array(ends, dtype=np.int64)
+
+
+def positions(bounds: Ints, spans: Sequence[tuple[int, int]]) -> Ints:
+    """Positions that restart at each bound.
+
+    Args:
+        bounds: int64, ascending from 0.
+        spans: half-open ranges.
+
+    Returns:
+        int64 [n]: for each token of the spans its distance from the last bound at or before it.
+    """
+    values = [at - max(b for b in bounds.tolist() if b <= at) for begin, end in spans for at in range(begin, end)]
     return np.array(values, dtype=np.int64)
 
 
-def document_starts(
-    lengths: npt.NDArray[np.int32],
-    document_ids: Ints,
-    separator_length: int,
-    position: int,
-    offset: int,
-    last: int,
-    longest: int,
-    count: int,
-) -> Ints:
-    """Where units begin within a sample; a separator belongs to the document before it.
-
-    Args:
-        lengths, document_ids, position, offset, last, longest: as in `gather`.
-        separator_length: tokens of the separator.
-        count: tokens of the sample.
-
-    Returns:
-        int64 [units]: indices in 0 .. count - 1, the first is 0 even where the sample begins within a unit. If the
-        stream ends before `count`, the last entry is where the filling begins.
-    """
-    rest = _rest(_stream(lengths, document_ids, separator_length, last, longest), position, offset)
-    units = [token[0] for token in rest[:count]] + [-1] * (count - len(rest))
-    return np.array([i for i in range(count) if i == 0 or units[i] != units[i - 1]], dtype=np.int64)
-
-
 def permutation(count: int, key: int) -> Ints:
-    """Shuffle 0 .. count - 1: Fisher-Yates over SplitMix64, the same in every version of every library.
+    """Shuffle 0 .. count - 1 over SplitMix64, the same in every version of every library.
+
+    Up to 65,536 numbers by Fisher-Yates. More are first thrown at random into as many blocks as 65,536 go into
+    `count` (rounded up), then each block is shuffled by itself: as uniform, and kind to caches.
 
     Args:
         count: how many.
@@ -188,15 +197,28 @@ def permutation(count: int, key: int) -> Ints:
     Returns:
         int64 [count].
     """
-    values = list(range(count))
-    state = key
-    for i in range(count - 1, 0, -1):
+    below = _random_below(key)
+    blocks: list[list[int]] = [[] for _ in range(-(-count // _SHUFFLE_BLOCK))]
+    for value in range(count):
+        blocks[below(len(blocks)) if len(blocks) > 1 else 0].append(value)
+    for values in blocks:
+        for i in range(len(values) - 1, 0, -1):
+            j = below(i + 1)
+            values[i], values[j] = values[j], values[i]
+    return np.array([value for values in blocks for value in values], dtype=np.int64)
+
+
+def _random_below(state: int) -> Callable[[int], int]:
+    """Random numbers from 0 to n - 1: the high half of SplitMix64's next number times n."""
+
+    def below(n: int) -> int:
+        nonlocal state
         state = (state + 0x9E3779B97F4A7C15) & _MASK
         z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-        j = ((z ^ (z >> 31)) * (i + 1)) >> 64
-        values[i], values[j] = values[j], values[i]
-    return np.array(values, dtype=np.int64)
+        return ((z ^ (z >> 31)) * n) >> 64
+
+    return below
 
 
 def blend(weights: Sequence[float], drawn: Sequence[int], count: int) -> tuple[npt.NDArray[np.int32], list[int]]:

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data.corpus import Corpus
+from megatron_ultralong.data.packed_index import Documents
 from megatron_ultralong.data.resample import LengthPolicy, SourceResult, resample
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import atomic_directory, read_json, write_json
+from megatron_ultralong.files import atomic_directory, fingerprint, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -70,21 +71,32 @@ def write_resampled(corpus: Corpus, folder: Path, policy: LengthPolicy, total: i
     return report
 
 
-def read_document_ids(folder: Path, corpus: Corpus) -> Ints:
-    """The resampled list, int64 [listed].
+def read_documents(folder: Path, corpus: Corpus) -> Documents:
+    """The resampled list of `folder`, for `write_packed_index`.
 
     Raises:
-        UserError: it is missing, or was made for other tokens than `corpus`.
+        UserError: it is missing or damaged, or was made for other tokens than `corpus`.
     """
     again = "resample again with tools/resample_corpus.py"
     manifest = read_json(Path(folder) / "manifest.json", "the resampled list's manifest", again)
-    if manifest.get("tokens_fingerprint") != corpus.tokens_fingerprint:
-        raise UserError(f"{folder}: was resampled from other tokens than those in {corpus.prefix}.bin; {again}.")
+    made_for = manifest.get("tokens_fingerprint", "none") if isinstance(manifest, dict) else "none"
+    if made_for != corpus.tokens_fingerprint:
+        raise UserError(
+            f"{folder}: was resampled from tokens with the fingerprint {made_for[:12]}, but {corpus.prefix}.bin has "
+            f"{corpus.tokens_fingerprint[:12]}; {again}."
+        )
+    path = Path(folder) / "document_ids.npy"
     try:
-        ids: Ints = np.load(Path(folder) / "document_ids.npy", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}/document_ids.npy: cannot be read ({error}); {again}.") from None
-    return ids
+        ids: Ints = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {again}.") from None
+    if ids.dtype != np.int64 or ids.shape != (manifest.get("documents_after"),):
+        raise UserError(
+            f"{path}: is {ids.dtype} {list(ids.shape)} where its manifest describes int64 "
+            f"[{manifest.get('documents_after')}]; {again}."
+        )
+    made_by = {name: manifest.get(name) for name in ("policy", "weights", "total_tokens", "seed")}
+    return Documents(ids, {**made_by, "fingerprint": fingerprint(path)})
 
 
 def _describe(result: SourceResult) -> dict[str, Any]:

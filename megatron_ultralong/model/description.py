@@ -28,6 +28,7 @@ class Description:
         tokenizer_fingerprint: of the tokenizer whose ids the model takes, or "".
         step: optimizer steps done; 0 for converted weights.
         run: the resolved configuration with versions, or what converted the weights.
+        data: how far the data was read (`data.blend.Position`), or None if the weights come from no run.
     """
 
     hf_config: dict[str, Any]
@@ -35,6 +36,7 @@ class Description:
     tokenizer_fingerprint: str
     step: int
     run: dict[str, Any]
+    data: dict[str, Any] | None = None
 
     def write(self, folder: Path) -> None:
         """Write ultralong.json into a checkpoint folder."""
@@ -53,7 +55,8 @@ class Description:
         if found != FORMAT:
             raise UserError(f"{folder / DESCRIPTION}: format {found} is not {FORMAT}; {mend}.")
         try:
-            fields = {field.name: value[field.name] for field in dataclasses.fields(cls)}
+            fields = {field.name: value[field.name] for field in dataclasses.fields(cls) if field.name != "data"}
+            fields["data"] = value.get("data")
             return cls(**{**fields, "rope": RopeScaling(**value["rope"])})
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder / DESCRIPTION}: an entry is missing or unknown ({error}); {mend}.") from None

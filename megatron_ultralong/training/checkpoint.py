@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
 
+from megatron_ultralong.data.blend import Position
 from megatron_ultralong.engine import mcore
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import replace_directory
@@ -37,6 +38,22 @@ def newest(save: Path | None) -> Path | None:
     found = [entry for entry in save.iterdir() if re.fullmatch(r"step_\d+", entry.name)]
     complete = [entry for entry in found if (entry / DESCRIPTION).is_file()]
     return max(complete, key=lambda entry: int(entry.name[5:]), default=None)
+
+
+def data_position(folder: Path) -> Position:
+    """How far the run of this checkpoint had read its data.
+
+    Raises:
+        UserError: its description does not say.
+    """
+    value = Description.read(folder).data
+    try:
+        return Position.from_json(value or {})
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / DESCRIPTION}: does not say how far the data was read ({error}); "
+            "give the folder as checkpoint.load to start a new run from its weights."
+        ) from None
 
 
 def _model_state(model: torch.nn.Module) -> dict[str, Any]:

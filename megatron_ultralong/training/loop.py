@@ -99,7 +99,7 @@ def _metrics(run: Run, step: int, result: StepResult, seconds: float) -> StepMet
         grad_norm=result.grad_norm,
         learning_rate=result.learning_rate,
         tokens=result.labels,
-        samples=(step + 1) * train.global_batch_size,
+        samples=run.samples_before(step + 1),
         seconds=seconds,
         tokens_per_second=tokens / seconds,
         tokens_per_second_per_rank=tokens / seconds / ranks,

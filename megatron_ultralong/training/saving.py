@@ -43,7 +43,8 @@ class Saver:
             return
         started = time.monotonic()
         run = self.run
-        description = dataclasses.replace(run.description, step=done)
+        position = run.data.position(run.samples_before(done))
+        description = dataclasses.replace(run.description, step=done, data=position.to_json())
         self.saved = checkpoint.save_run(self.section.save, run.weights, run.optimizer, run.scheduler, description)
         self.step = done
         self.requests.took("save", time.monotonic() - started)

@@ -40,6 +40,7 @@ class Run:
         data: the blend of packed samples.
         description: what this run's checkpoints say of the model, at step 0.
         step: optimizer steps already done.
+        samples: samples of the blend read before them.
         device: where batches go.
     """
 
@@ -51,7 +52,12 @@ class Run:
     data: BlendedDataset
     description: Description
     step: int
+    samples: int
     device: torch.device
+
+    def samples_before(self, step: int) -> int:
+        """Samples of the blend that the run, resumed or not, has read before optimizer step `step`."""
+        return self.samples + (step - self.step) * self.config.train.global_batch_size
 
 
 def prepare(config: RunConfig) -> Run:
@@ -63,11 +69,7 @@ def prepare(config: RunConfig) -> Run:
     hf_config = read_hf_config(config)
     config_io.check_config(config, hf_config=hf_config, world_size=groups.world_size_from_environment())
     description = _describe(config, hf_config)
-    data = BlendedDataset(
-        [PackedDataset(source.index, document_mask=config.data.document_mask) for source in config.data.sources],
-        weights=[source.weight for source in config.data.sources],
-        seed=config.train.seed,
-    )
+    data = _blend(config)
     device = groups.initialize(config.parallel, config.train.seed)
     loss = LossOptions(config.train.loss_chunk, config.train.z_loss)
     weights = build.build_model(
@@ -82,7 +84,25 @@ def prepare(config: RunConfig) -> Run:
     if resume_from is not None:
         step = checkpoint.load_run(resume_from, weights, optimizer, scheduler)
         logger.info("resuming from %s", resume_from)
-    return Run(config, model, weights, optimizer, scheduler, data, description, step, device)
+    return Run(config, model, weights, optimizer, scheduler, data, description, step, data.first, device)
+
+
+def _blend(config: RunConfig) -> BlendedDataset:
+    """The blend, from where the newest checkpoint's run had read it."""
+    section = config.data
+    datasets = [
+        PackedDataset(
+            source.index,
+            document_mask=section.document_mask,
+            loss_on_separators=section.loss_on_separators,
+            loss_on_first_tokens=section.loss_on_first_tokens,
+        )
+        for source in section.sources
+    ]
+    weights = [source.weight for source in section.sources]
+    resume_from = checkpoint.newest(config.checkpoint.save)
+    start = None if resume_from is None else checkpoint.data_position(resume_from)
+    return BlendedDataset(datasets, weights, config.train.seed, start)
 
 
 def read_hf_config(config: RunConfig) -> dict[str, Any]:

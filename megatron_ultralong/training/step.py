@@ -49,14 +49,14 @@ def microbatches(run: Run, step: int) -> Iterator[Batch]:
     """This rank's microbatches of optimizer step `step` (0 for the first).
 
     Sample k of the run is the k-th of the blend, whatever the layout: microbatch m on data-parallel rank d
-    takes the samples from step x global + (m x dp + d) x micro on. Only this rank's positions are read.
+    takes the samples from the step's first + (m x dp + d) x micro on. Only this rank's positions are read.
     """
     state, config = mcore.parallel_state, run.config
     place = state.get_context_parallel_rank(), state.get_context_parallel_world_size()
     dp_rank, dp_size = state.get_data_parallel_rank(), state.get_data_parallel_world_size()
     micro = config.train.micro_batch_size
     for m in range(config.train.global_batch_size // (micro * dp_size)):
-        first = step * config.train.global_batch_size + (m * dp_size + dp_rank) * micro
+        first = run.samples_before(step) + (m * dp_size + dp_rank) * micro
         spans = held_spans(config, run.data, first, *place)
         yield _read(run, range(first, first + micro), spans)
 

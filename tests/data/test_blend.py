@@ -1,6 +1,9 @@
+import itertools
+import json
+
 import pytest
 
-from megatron_ultralong.data.blend import BlendedDataset
+from megatron_ultralong.data.blend import BlendedDataset, Position
 from megatron_ultralong.data.dataset import PackedDataset
 from megatron_ultralong.data.packed_index import PackOptions, write_packed_index
 from megatron_ultralong.errors import UserError
@@ -73,3 +76,72 @@ def test_sources_that_cannot_be_blended(dataset, weights, lengths, sentence):
 def test_a_sample_before_the_first(dataset):
     with pytest.raises(IndexError):
         BlendedDataset([dataset(2, "a")], [1], seed=1).locate(-1)
+
+
+def test_a_source_may_be_listed_once(dataset):
+    source = dataset(2, "a")
+    with pytest.raises(UserError, match=r"a-packed is the same packed index as .*a-packed; list it once"):
+        BlendedDataset([source, source], [1, 1], seed=1)
+
+
+def through_json(position):
+    return Position.from_json(json.loads(json.dumps(position.to_json())))
+
+
+@pytest.mark.parametrize("stops", [[1], [37], [4096], [5000, 5001], [10, 20, 30]])
+def test_a_resumed_blend_goes_on_as_if_nothing_had_happened(dataset, stops):
+    sources = [dataset(20, "a"), dataset(7, "b"), dataset(3, "c")]
+    straight = BlendedDataset(sources, [5, 3, 2], seed=3)
+    position = None
+    for begin, end in itertools.pairwise([0, *stops, 6000]):
+        resumed = BlendedDataset(sources, [5, 3, 2], seed=3, start=position)
+        assert resumed.first == begin
+        assert [resumed.locate(k) for k in range(begin, end)] == [straight.locate(k) for k in range(begin, end)]
+        position = through_json(resumed.position(end))
+        assert position == straight.position(end)
+
+
+def test_new_weights_neither_repeat_nor_lose_a_sample(dataset):
+    sources = {name: dataset(size, name) for name, size in (("a", 40), ("b", 30), ("c", 50), ("d", 10))}
+    drawn = {name: [] for name in sources}
+    position, k = None, 0
+    stages = [
+        ({"a": 1, "b": 1}, 33),
+        ({"a": 1, "b": 9}, 41),  # other weights
+        ({"b": 9, "a": 1}, 7),  # in another order
+        ({"a": 2, "c": 1}, 30),  # one goes, one comes
+        ({"d": 1, "c": 3, "b": 1, "a": 1}, 60),  # and comes back
+    ]
+    for weights, count in stages:
+        blend = BlendedDataset([sources[name] for name in weights], list(weights.values()), 5, position)
+        here = dict.fromkeys(weights, 0)
+        for step in range(count):
+            source, i = blend.locate(k)
+            name = list(weights)[source]
+            drawn[name].append(i)
+            here[name] += 1
+            k += 1
+            if weights != stages[2][0]:  # which goes on with the shares of the stage before it
+                assert all(abs(here[n] - (step + 1) * w / sum(weights.values())) < 1 for n, w in weights.items())
+        position = through_json(blend.position(k))
+    assert sum(map(len, drawn.values())) == k == position.samples
+    assert {source.drawn for source in position.sources} == {len(rows) for rows in drawn.values()}
+    for name, rows in drawn.items():
+        size = len(sources[name])
+        epochs = [rows[first : first + size] for first in range(0, len(rows), size)]
+        assert all(sorted(epoch) == list(range(size)) for epoch in epochs[:-1])
+        assert len(set(epochs[-1])) == len(epochs[-1])
+
+
+def test_extreme_weights_and_sizes(dataset):
+    blend = BlendedDataset([dataset(1, "a"), dataset(2, "b")], [1e-12, 1e12], seed=1)
+    assert {blend.locate(k)[0] for k in range(10_000)} == {1}
+
+
+def test_the_world_does_not_matter(dataset):
+    """Ranks of any number that each read their share read the same samples together."""
+    sources = [dataset(20, "a"), dataset(7, "b")]
+    whole = [BlendedDataset(sources, [2, 1], seed=3).locate(k) for k in range(24)]
+    for ranks in (1, 2, 4, 8):
+        blends = [BlendedDataset(sources, [2, 1], seed=3) for _ in range(ranks)]
+        assert [blends[k % ranks].locate(k) for k in range(24)] == whole

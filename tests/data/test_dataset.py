@@ -12,10 +12,15 @@ MASKS = [[0, 0, 1, 1, 1], [0, 1, 1], [0, 0, 0, 1]]
 
 @pytest.fixture
 def pack(write_corpus, tmp_path):
-    def pack(document_mask=False, masks=None, **options):
+    def pack(masks=None, document_mask=False, loss_on_separators=True, loss_on_first_tokens=True, **options):
         corpus = write_corpus(DOCUMENTS, masks=masks)
         write_packed_index(corpus, tmp_path / "p", PackOptions(**options))
-        return PackedDataset(tmp_path / "p", document_mask=document_mask)
+        return PackedDataset(
+            tmp_path / "p",
+            document_mask=document_mask,
+            loss_on_separators=loss_on_separators,
+            loss_on_first_tokens=loss_on_first_tokens,
+        )
 
     return pack
 
@@ -53,6 +58,50 @@ def test_a_sample_that_begins_within_a_separator(pack):
         [0, 0, 1, 2, 3],
         [0, 1, 5],
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "masks"),
+    [
+        # Labels of the two samples: 11 12 13 14 7 8, 20 21 22 7 8 30.
+        ({"loss_on_separators": False}, [[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 1]]),
+        ({"loss_on_first_tokens": False}, [[1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0]]),
+        ({"document_mask": True}, [[1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 0]]),
+        ({"loss_on_separators": False, "loss_on_first_tokens": False}, [[1, 1, 1, 1, 0, 0], [0, 1, 1, 0, 0, 0]]),
+        ({"loss_on_separators": False, "document_mask": True}, [[1, 1, 1, 1, 0, 0], [0, 1, 1, 0, 0, 0]]),
+    ],
+)
+def test_which_labels_count(pack, options, masks):
+    dataset = pack(sequence_length=6, separator=(7, 8), **options)
+    assert [dataset.read(i).loss_mask.tolist() for i in range(2)] == masks
+    # The samples' border lies within a separator in the middle of a rank's share.
+    assert dataset.read(0, [(4, 5), (5, 6), (1, 2)]).loss_mask.tolist() == [masks[0][i] for i in (4, 5, 1)]
+
+
+def test_a_kept_last_sample_is_padded(pack):
+    for document_mask, documents in ((False, [[0, 5], [0, 5], [0, 5]]), (True, [[0, 5], [0, 1, 5], [0, 4, 5]])):
+        dataset = pack(sequence_length=5, separator=(7,), last_sample="keep", document_mask=document_mask)
+        assert [dataset.read(i).cu_seqlens.tolist() for i in range(3)] == documents
+        assert lists(dataset.read(2))[:3] == [[30, 31, 32, 33, 0], [31, 32, 33, 0, 0], [1, 1, 1, 0, 0]]
+        assert dataset.read(2, [(3, 4)]).loss_mask.tolist() == [0]
+        assert dataset.read(1).loss_mask.tolist() == ([0, 1, 1, 1, 0] if document_mask else [1, 1, 1, 1, 1])
+
+
+def test_the_layout_of_a_sample(pack):
+    dataset = pack(sequence_length=5, separator=(7, 8))
+    layout = dataset.layout(1)
+    assert layout.starts.tolist() == [0, 2, 7] and layout.ends.tolist() == [0, 5]
+    assert layout.separators().tolist() == [0, 1, 5, 6]
+    assert dataset.documents(1).tolist() == [0, 1]
+    assert lists(dataset[1])[0] == [7, 8, 20, 21, 22]
+
+
+def test_a_whole_sample_is_written_once(pack):
+    sample = pack(sequence_length=6).read(0)
+    assert np.shares_memory(sample.tokens, sample.labels)
+    two = pack(sequence_length=6).read(0, [(0, 3), (3, 6)])
+    assert np.shares_memory(two.tokens, two.labels) and two.tokens.tolist() == sample.tokens.tolist()
+    assert not sample.loss_mask.flags.writeable and not sample.position_ids.flags.writeable
 
 
 def test_best_fit_with_a_document_mask(pack):
@@ -118,24 +167,29 @@ def test_what_is_not_there(pack):
     packing=st.sampled_from(["concatenate", "best_fit"]),
     document_mask=st.booleans(),
     chat=st.booleans(),
+    on_separators=st.booleans(),
+    on_first_tokens=st.booleans(),
     cp=st.sampled_from([1, 2, 3]),
 )
 def test_a_ranks_share_is_that_share_of_the_whole(
-    write_corpus, tmp_path, lengths, separator, packing, document_mask, chat, cp
+    write_corpus, tmp_path, lengths, separator, packing, document_mask, chat, on_separators, on_first_tokens, cp
 ):
     documents = [list(range(100 * i + 1, 100 * i + 1 + length)) for i, length in enumerate(lengths)]
     masks = [[token % 2 for token in document] for document in documents] if chat else None
     size = 2 * cp * 2
-    if packing == "concatenate" and sum(lengths) + (len(lengths) - 1) * len(separator) <= size:
+    joined = packing == "concatenate"
+    if joined and sum(lengths) + (len(lengths) - 1) * len(separator) < 2:
         return
     options = PackOptions(
         sequence_length=size,
         packing=packing,
-        separator=separator if packing == "concatenate" else (),
+        separator=separator if joined else (),
+        last_sample="keep" if joined else "drop",
         overlong="cut",
     )
     write_packed_index(write_corpus(documents, masks=masks), tmp_path / "p", options)
-    dataset = PackedDataset(tmp_path / "p", document_mask=document_mask)
+    flags = {"loss_on_separators": on_separators, "loss_on_first_tokens": on_first_tokens}
+    dataset = PackedDataset(tmp_path / "p", document_mask=document_mask, **flags)
     for i in range(len(dataset)):
         whole = dataset.read(i)
         assert whole.cu_seqlens[0] == 0 and whole.cu_seqlens[-1] == size and (np.diff(whole.cu_seqlens) > 0).all()

@@ -20,6 +20,15 @@ def test_the_shuffle_equals_its_specification_and_loses_nothing(count, seed):
     assert sorted(fast.tolist()) == list(range(count))
 
 
+def test_a_shuffle_in_blocks_equals_its_specification():
+    count = 2 * 65536 + 77  # three blocks
+    fast = _packing.permutation(count, 99)
+    assert np.array_equal(fast, packing.permutation(count, 99))
+    assert np.array_equal(np.sort(fast), np.arange(count))
+    # Where a number comes to lie says nothing of the number: the correlation's standard deviation is 1 / 362.
+    assert abs(np.corrcoef(fast, np.arange(count))[0, 1]) < 0.015
+
+
 def test_every_order_of_three_is_as_likely():
     orders = [tuple(_packing.permutation(3, key(0, i)).tolist()) for i in range(6000)]
     counts = [orders.count(order) for order in sorted(set(orders))]

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from megatron_ultralong.data.packed_index import PackOptions, open_packed_index, write_packed_index
+from megatron_ultralong.data.packed_index import Documents, PackOptions, open_packed_index, write_packed_index
 from megatron_ultralong.errors import UserError
 
 DOCUMENTS = [[10, 11, 12, 13, 14], [20, 21, 22], [30, 31, 32, 33]]
@@ -12,7 +12,7 @@ DOCUMENTS = [[10, 11, 12, 13, 14], [20, 21, 22], [30, 31, 32, 33]]
 def test_concatenate(write_corpus, tmp_path):
     corpus = write_corpus(DOCUMENTS)
     options = PackOptions(sequence_length=4, separator=(7, 8))
-    manifest = write_packed_index(corpus, tmp_path / "sub" / "p", options, np.array([0, 1, 2, 0]))
+    manifest = write_packed_index(corpus, tmp_path / "sub" / "p", options, Documents(np.array([0, 1, 2, 0]), {}))
     assert (manifest["samples"], manifest["tokens_in_all"], manifest["dropped_tail_tokens"]) == (5, 23, 2)
     assert manifest["tokens"] == "../../corpus" and manifest["separator"] == [7, 8]
     index = open_packed_index(tmp_path / "sub" / "p")
@@ -53,6 +53,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_order_with_another(write
     [
         ({"sequence_length": 0}, "sequence_length: 0 is no length"),
         ({"sequence_length": 12}, "its 3 documents give 12 tokens, less than one sample of 13; shorten"),
+        ({"sequence_length": 2**31}, "sequence_length: 2147483648 is more than 2147483646"),
+        ({"sequence_length": 4, "packing": "best_fit", "last_sample": "keep"}, "last_sample: 'keep' has no meaning"),
         ({"sequence_length": 4, "separator": (1000,)}, "separator: id 1000 is not in the vocabulary of 1000"),
         ({"sequence_length": 4, "separator": (1,), "packing": "best_fit"}, "separator: .* leave it empty"),
         ({"sequence_length": 1, "packing": "best_fit"}, "all of its 3 documents are longer than 2 tokens; raise"),
@@ -67,22 +69,72 @@ def test_what_cannot_be_packed(write_corpus, tmp_path, options, sentence):
 def test_other_tokens_than_those_packed_are_refused(write_corpus, tmp_path):
     write_packed_index(write_corpus(DOCUMENTS), tmp_path / "p", PackOptions(sequence_length=4))
     write_corpus([[10, 11, 12, 13, 15], *DOCUMENTS[1:]])
-    with pytest.raises(UserError, match=r"p: was packed from other tokens than those in .*corpus\.bin; pack again"):
+    with pytest.raises(
+        UserError, match=r"p: was packed from tokens with .* \w{12}, but .*corpus\.bin has \w{12}; bring"
+    ):
         open_packed_index(tmp_path / "p")
 
 
 def test_a_damaged_index_is_named(write_corpus, tmp_path):
     folder = tmp_path / "p"
-    write_packed_index(write_corpus(DOCUMENTS), folder, PackOptions(sequence_length=4))
+    manifest = write_packed_index(write_corpus(DOCUMENTS), folder, PackOptions(sequence_length=4))
+    good = (folder / "sample_index.npy").read_bytes()
     np.save(folder / "sample_index.npy", np.zeros((1, 2), dtype=np.int64))
-    with pytest.raises(UserError, match="p: its arrays are not those that its manifest describes; pack again"):
+    with pytest.raises(UserError, match=r"sample_index\.npy: has the fingerprint \w{12}, but .* for \w{12}; pack"):
+        open_packed_index(folder)
+    (folder / "sample_index.npy").write_bytes(good[:50])
+    with pytest.raises(UserError, match=r"sample_index\.npy: cannot be read .*; pack again"):
         open_packed_index(folder)
     (folder / "sample_index.npy").unlink()
     with pytest.raises(UserError, match=r"sample_index\.npy: cannot be read .*; pack again"):
         open_packed_index(folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "sample_index.npy").write_bytes(good)
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "documents": 4}))
+    with pytest.raises(UserError, match=r"document_ids\.npy: is int64 \[3\] where its manifest describes int64 \[4\]"):
+        open_packed_index(folder)
     (folder / "manifest.json").write_text(json.dumps({**manifest, "version": 99}))
-    with pytest.raises(UserError, match="has version 99, not 1; pack again"):
+    with pytest.raises(UserError, match="has version 99, not 2; pack again"):
         open_packed_index(folder)
     with pytest.raises(UserError, match="the packed index's manifest is missing; pack again"):
         open_packed_index(tmp_path / "none")
+
+
+def test_the_fingerprint_is_of_the_content_wherever_it_lies(write_corpus, tmp_path):
+    corpus = write_corpus(DOCUMENTS)
+    prints = []
+    for name, options in (("a", {}), ("deep/down/b", {}), ("c", {"separator": (7,)})):
+        write_packed_index(corpus, tmp_path / name, PackOptions(sequence_length=4, **options))
+        prints.append(open_packed_index(tmp_path / name).fingerprint)
+    write_packed_index(corpus, tmp_path / "d", PackOptions(sequence_length=4), Documents(np.arange(3), {"seed": 1}))
+    assert prints[0] == prints[1] != prints[2]
+    assert open_packed_index(tmp_path / "d").fingerprint not in prints
+
+
+def test_the_arrays_stay_on_disk(write_corpus, tmp_path):
+    write_packed_index(write_corpus(DOCUMENTS), tmp_path / "p", PackOptions(sequence_length=4))
+    index = open_packed_index(tmp_path / "p")
+    tokens = index.corpus.tokens
+    for array in (index.document_ids, index.sample_index, tokens.tokens, tokens.lengths, tokens.offsets):
+        assert isinstance(array, np.memmap) and not array.flags.writeable
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "p").iterdir())
+    open_packed_index(tmp_path / "p")
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "p").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("length", "last_sample", "samples", "dropped", "padding"),
+    [
+        (5, "drop", 2, 1, 0),
+        (5, "keep", 3, 0, 4),
+        (11, "drop", 1, 0, 0),
+        (11, "keep", 1, 0, 0),
+        (10, "keep", 2, 0, 9),
+        (100, "keep", 1, 0, 89),
+    ],
+)
+def test_the_last_sample_is_kept_or_dropped(write_corpus, tmp_path, length, last_sample, samples, dropped, padding):
+    # 12 tokens: a sample of S + 1 and then S for each further one.
+    options = PackOptions(sequence_length=length, last_sample=last_sample)
+    manifest = write_packed_index(write_corpus(DOCUMENTS), tmp_path / "p", options)
+    assert (manifest["samples"], manifest["tokens_in_all"]) == (samples, 12)
+    assert (manifest["dropped_tail_tokens"], manifest["padding_tokens"]) == (dropped, padding)

@@ -45,7 +45,7 @@ def joined(lengths, ids, separator):
 
 def test_borders_by_hand():
     # Stream: 5 tokens, 2 of separator, 3, 2, 4: borders at 0, 4, 8, 12.
-    rows, total = _packing.build_sample_index(int32([5, 3, 4]), int64([0, 1, 2]), 2, 4)
+    rows, total = _packing.build_sample_index(int32([5, 3, 4]), int64([0, 1, 2]), 2, 4, False)
     assert total == 16
     assert rows.tolist() == [[0, 0], [0, 4], [1, 1], [2, 0]]
 
@@ -56,32 +56,37 @@ def test_best_fit_by_hand():
     assert order.tolist() == [0, 2, 1, 4, 5] and offsets.tolist() == [0, 2, 5]
 
 
-@given(streams(), st.integers(1, 9))
-def test_sample_index_equals_its_specification(stream, sequence_length):
+@given(streams(), st.integers(1, 9), st.booleans())
+def test_sample_index_equals_its_specification(stream, sequence_length, keep_last):
     lengths, ids, separator = stream
-    fast = _packing.build_sample_index(lengths, ids, len(separator), sequence_length)
-    slow = packing.build_sample_index(lengths, ids, len(separator), sequence_length)
+    fast = _packing.build_sample_index(lengths, ids, len(separator), sequence_length, keep_last)
+    slow = packing.build_sample_index(lengths, ids, len(separator), sequence_length, keep_last)
     assert fast[0].tolist() == slow[0].tolist() and fast[1] == slow[1]
 
 
-@given(streams(), st.integers(1, 9))
-def test_samples_are_the_stream_cut_with_shared_borders(stream, sequence_length):
+@given(streams(), st.integers(1, 9), st.booleans())
+def test_samples_are_the_stream_cut_with_shared_borders(stream, sequence_length, keep_last):
     lengths, ids, separator = stream
     tokens, offsets = corpus_of(lengths)
     expected = joined(lengths, ids, separator)
-    rows, total = _packing.build_sample_index(lengths, ids, len(separator), sequence_length)
+    rows, total = _packing.build_sample_index(lengths, ids, len(separator), sequence_length, keep_last)
     assert total == len(expected)
-    assert len(rows) == ((total - 1) // sequence_length + 1 if total else 0)
+    drop, keep = (total - 1) // sequence_length, -(-(total - 1) // sequence_length)
+    assert len(rows) == ((keep if keep_last else drop) + 1 if total else 0)
     count = sequence_length + 1
     samples = [
-        _packing.gather(tokens, offsets, lengths, ids, separator, -1, *row, len(ids), UNLIMITED, [(0, count)]).tolist()
+        _packing.gather(tokens, offsets, lengths, ids, separator, -1, *row, len(ids), UNLIMITED, 0, [(0, count)])[0]
         for row in rows[:-1].tolist()
     ]
     assert all(len(sample) == count for sample in samples)
-    rejoined = samples[0][:1] + [token for sample in samples for token in sample[1:]] if samples else []
-    # Every token once and in order, separators exactly between documents; only the tail is missing.
-    assert rejoined == expected[: len(samples) * sequence_length + 1 if samples else 0]
-    assert len(expected) - len(rejoined) < count + (not samples)
+    rejoined = [token for sample in samples for token in sample[1:].tolist()]
+    rejoined = samples[0][:1].tolist() + rejoined if samples else []
+    # Every token once and in order, separators exactly between documents; then padding, or only the tail is missing.
+    known = expected[:1] + expected[1 : len(rejoined)] if samples else []
+    assert rejoined == known + [-1] * (len(rejoined) - len(known))
+    assert len(rejoined) - len(known) < sequence_length
+    if not (keep_last and total > 1):
+        assert len(expected) - len(rejoined) < count + (not samples)
 
 
 @given(streams(), st.integers(1, 14), st.booleans())
@@ -108,10 +113,36 @@ def test_gather_and_starts_equal_their_specification(stream, dtype, data):
     longest = data.draw(st.sampled_from([5, UNLIMITED]))
     ends = st.integers(0, 25)
     spans = [tuple(sorted(pair)) for pair in data.draw(st.lists(st.tuples(ends, ends), max_size=3))]
-    arguments = (tokens, offsets, lengths, ids, separator, -7, position, offset, last, longest, spans)
-    assert _packing.gather(*arguments).tolist() == packing.gather(*arguments).tolist()
-    place = (lengths, ids, len(separator), position, offset, last, longest, 20)
-    assert _packing.document_starts(*place).tolist() == packing.document_starts(*place).tolist()
+    count = data.draw(st.integers(0, 20))
+    arguments = (tokens, offsets, lengths, ids, separator, -7, position, offset, last, longest, count, spans)
+    for fast, slow in zip(_packing.gather(*arguments), packing.gather(*arguments), strict=True):
+        assert fast.tolist() == slow.tolist()
+
+
+def test_bounds_by_hand():
+    # From the second token of the separator behind document 0: 9 | 3 4 5 6 8 9 | 0 1 2, then nothing.
+    place = (int64([9, 8, 9]), 0, 0, 5, 3, UNLIMITED)
+    arguments = (np.arange(7, dtype=np.uint16), int64([0, 6]), int32([3, 4]), int64([0, 1, 0]), *place)
+    tokens, starts, ends = _packing.gather(*arguments, 20, [(0, 12)])
+    assert tokens.tolist() == [9, 3, 4, 5, 6, 9, 8, 9, 0, 1, 2, 0]
+    assert starts.tolist() == [0, 1, 8, 11] and ends.tolist() == [0, 5, 11]
+    assert _packing.gather(*arguments, 2, [])[1].tolist() == [0, 1, 8]
+
+
+@given(st.lists(st.integers(0, 9), max_size=6), st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), max_size=3))
+def test_positions_equal_their_specification(steps, ranges):
+    bounds = np.cumsum([0, *steps], dtype=np.int64)
+    spans = [(begin, begin + length) for begin, length in ranges]
+    assert _packing.positions(bounds, spans).tolist() == packing.positions(bounds, spans).tolist()
+
+
+@pytest.mark.parametrize(
+    ("bounds", "spans", "names"),
+    [([], [], "begin with 0"), ([1, 2], [], "begin with 0"), ([0, 3, 2], [], "ascend"), ([0], [(2, 1)], "spans: 2..1")],
+)
+def test_positions_refuse_bounds_out_of_order(bounds, spans, names):
+    with pytest.raises(ValueError, match=names):
+        _packing.positions(int64(bounds), spans)
 
 
 @pytest.mark.parametrize(
@@ -123,20 +154,28 @@ def test_gather_and_starts_equal_their_specification(stream, dtype, data):
 )
 def test_counts_are_right_past_32_bits(documents, length, tokens):
     ids = np.arange(documents, dtype=np.int64)
-    rows, total = _packing.build_sample_index(np.full(documents, length, np.int32), ids, 3, 4_194_304)
+    lengths = np.full(documents, length, np.int32)
+    rows, total = _packing.build_sample_index(lengths, ids, 3, 4_194_304, False)
     assert total == tokens
     samples = (tokens - 1) // 4_194_304
     assert len(rows) == samples + 1
     border = samples * 4_194_304
     assert rows[-1].tolist() == [border // (length + 3), border % (length + 3)]
+    kept, _ = _packing.build_sample_index(lengths, ids, 3, 4_194_304, True)
+    assert kept[:-1].tolist() == rows.tolist() and kept[-1].tolist() == [documents, 0]
 
 
 def test_a_count_that_single_precision_rounds_wrongly():
-    # 4,210,032,642 tokens at 1,048,576: megatron-core 0.16.1 loses the sample of the border (it rounds in float32).
+    # 4,210,032,642 tokens at 1,048,576 are 4,015 samples and two tokens more, so 4,016 with the last one kept:
+    # megatron-core 0.16.1 counts 4,015 there, because it rounds in float32.
     lengths = np.full(4_015, 1_048_576, np.int32)
     lengths[-1] += 2
-    rows, total = _packing.build_sample_index(lengths, np.arange(4_015, dtype=np.int64), 0, 1_048_576)
-    assert total == 4_210_032_642 and len(rows) == 4_016 and rows[-1].tolist() == [4_014, 1_048_576]
+    for keep_last, samples in ((False, 4_015), (True, 4_016)):
+        ids = np.arange(4_015, dtype=np.int64)
+        rows, total = _packing.build_sample_index(lengths, ids, 0, 1_048_576, keep_last)
+        assert total == 4_210_032_642 and len(rows) == samples + 1
+        assert rows[4_015].tolist() == [4_014, 1_048_576]
+    assert rows[-1].tolist() == [4_015, 0]
 
 
 GOOD = {
@@ -150,12 +189,13 @@ GOOD = {
     "offset": 0,
     "last": 2,
     "longest": UNLIMITED,
+    "count": 0,
     "spans": [(0, 8)],
 }
 
 
 def test_the_arguments_that_the_bad_ones_are_made_from():
-    assert _packing.gather(**GOOD).tolist() == [0, 1, 2, 9, 3, 4, 5, 6]
+    assert _packing.gather(**GOOD)[0].tolist() == [0, 1, 2, 9, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize(
@@ -187,8 +227,8 @@ def test_an_index_outside_its_array_is_an_error(changes, names):
 
 def test_builders_refuse_what_they_cannot_index():
     with pytest.raises(ValueError, match="lengths: index 5"):
-        _packing.build_sample_index(int32([1]), int64([5]), 0, 4)
+        _packing.build_sample_index(int32([1]), int64([5]), 0, 4, False)
     with pytest.raises(ValueError, match="sequence_length: must be positive, got 0"):
-        _packing.build_sample_index(int32([1]), int64([0]), 0, 0)
+        _packing.build_sample_index(int32([1]), int64([0]), 0, 0, False)
     with pytest.raises(ValueError, match="capacity: must be positive, got -1"):
         _packing.best_fit(int32([1]), int64([0]), -1, UNLIMITED)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from megatron_ultralong.data.resample import LengthPolicy
-from megatron_ultralong.data.resampled import read_document_ids, write_resampled
+from megatron_ultralong.data.resampled import read_documents, write_resampled
 from megatron_ultralong.errors import UserError
 
 POLICY = LengthPolicy(short_below=4, keep_short=0.5, long_above=7)
@@ -15,7 +15,7 @@ def test_list_report_and_picture(write_corpus, tmp_path):
     corpus = write_corpus(documents, sources=["web", "web", "web", "web", "books", "books"])
     report = write_resampled(corpus, tmp_path / "out", POLICY, None, 1)
     assert report == json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert read_document_ids(tmp_path / "out", corpus).tolist() in (
+    assert read_documents(tmp_path / "out", corpus).ids.tolist() in (
         [0, 2, 3, 4],
         [0, 2, 3, 5],
         [1, 2, 3, 4],
@@ -38,7 +38,7 @@ def test_list_report_and_picture(write_corpus, tmp_path):
 def test_repeats_are_counted(write_corpus, tmp_path):
     corpus = write_corpus([[1] * 2] * 16 + [[1] * 8])
     report = write_resampled(corpus, tmp_path / "out", POLICY, None, 1)
-    assert read_document_ids(tmp_path / "out", corpus).tolist()[-3:] == [16, 16, 16]
+    assert read_documents(tmp_path / "out", corpus).ids.tolist()[-3:] == [16, 16, 16]
     assert (report["sources"][0]["repeated_documents"], report["sources"][0]["most_repeats"]) == (1, 3)
 
 
@@ -60,8 +60,8 @@ def test_nothing_left_is_an_error(write_corpus, tmp_path):
 def test_a_list_for_other_tokens_is_refused(write_corpus, tmp_path):
     write_resampled(write_corpus([[1] * 9]), tmp_path / "out", POLICY, None, 1)
     other = write_corpus([[2] * 9], name="other")
-    with pytest.raises(UserError, match=r"out: was resampled from other tokens than those in .*other\.bin; resample"):
-        read_document_ids(tmp_path / "out", other)
+    with pytest.raises(UserError, match=r"out: was resampled from tokens .* \w{12}, but .*other\.bin has \w{12}; res"):
+        read_documents(tmp_path / "out", other)
     np.save(tmp_path / "out" / "document_ids.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(UserError, match=r"document_ids\.npy: cannot be read"):
-        read_document_ids(tmp_path / "out", write_corpus([[1] * 9]))
+        read_documents(tmp_path / "out", write_corpus([[1] * 9]))

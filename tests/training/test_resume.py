@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ultralong.data.blend import BlendedDataset, Position
+from megatron_ultralong.data.dataset import PackedDataset
+from megatron_ultralong.training import checkpoint
 from tests.training.conftest import Train
 
 
@@ -46,3 +49,30 @@ def test_a_finished_run_can_be_given_more_steps(train: Train, tmp_path: Path) ->
     train(1, "--train.steps", "1", *saved)
     rows = train(1, "--train.steps", "2", "--optimizer.learning_rate", "5e-4", *saved)
     assert [(row["step"], row["learning_rate"]) for row in rows] == [(2, 5e-4)]
+
+
+@pytest.mark.gloo
+def test_weights_and_batch_may_change_on_resume(train: Train, workspace: Path, tmp_path: Path) -> None:
+    """Each source goes on where it was: nothing is read twice or left out."""
+    saved = tmp_path / "run"
+    words = ["--checkpoint.save", str(saved), "--data.loss_on_first_tokens", "false"]
+    words += ["--data.sources.1.index", str(workspace / "packed_chats"), "--data.sources.1.weight"]
+    train(1, *words, "1", "--train.steps", "2")
+    train(1, *words, "3", "--train.steps", "4", "--train.global_batch_size", "8")
+
+    def position(step: int) -> Position:
+        return checkpoint.data_position(saved / f"step_{step:06d}")
+
+    first, second = position(2), position(4)
+    assert (first.samples, second.samples) == (8, 8 + 16)
+    assert [(source.drawn_before, source.drawn) for source in first.sources] == [(0, 4), (0, 4)]
+    assert [(source.drawn_before, source.drawn) for source in second.sources] == [(4, 4 + 4), (4, 4 + 12)]
+    assert [source.weight for source in second.sources] == [0.25, 0.75]
+    sources = [PackedDataset(workspace / name) for name in ("packed", "packed_chats")]
+    before = BlendedDataset(sources, [1, 1], seed=1234)
+    after = BlendedDataset(sources, [1, 3], seed=1234, start=first)
+    read = [before.locate(k) for k in range(8)] + [after.locate(k) for k in range(8, 24)]
+    for source, dataset in enumerate(sources):
+        drawn = [i for where, i in read if where == source]
+        for epoch in range(0, len(drawn), len(dataset)):
+            assert len(set(drawn[epoch : epoch + len(dataset)])) == len(drawn[epoch : epoch + len(dataset)])

@@ -11,10 +11,11 @@ def resample(
     *,
     tokens: Path,
     output: Path,
-    short_below: int = 4096,
-    keep_short: float = 0.1,
+    short_below: tuple[int, ...] = (4096,),
+    keep_short: tuple[float, ...] = (0.1,),
     long_above: int = 8192,
     max_repeats: int | None = None,
+    weights: tuple[str, ...] = (),
     total_tokens: int | None = None,
     seed: int = 1234,
 ) -> None:
@@ -23,19 +24,25 @@ def resample(
     Args:
         tokens: PREFIX written by tools/preprocess_data.py.
         output: Folder to write; an existing list there is replaced.
-        short_below: Documents of fewer tokens are thinned out.
-        keep_short: Share of a source's short documents that is kept.
+        short_below: Documents of fewer tokens are thinned out; several lengths, ascending, make several bands.
+        keep_short: Share of a source's short documents that is kept, one for each of --short-below.
         long_above: Documents of more tokens are repeated until their source has its share of the total again.
         max_repeats: Most times a document may be listed; None for no limit.
+        weights: Share of the total of each source as NAME=NUMBER, relative to the others'; by default each source
+            keeps its share of the tokens.
         total_tokens: Tokens of the list; None for as many as the corpus has.
         seed: Of every choice.
     """
     from megatron_ultralong.data.corpus import open_corpus
     from megatron_ultralong.data.resample import LengthPolicy
-    from megatron_ultralong.data.resampled import write_resampled
+    from megatron_ultralong.data.resampled import parse_weights, write_resampled
 
     policy = LengthPolicy(
-        short_below=short_below, keep_short=keep_short, long_above=long_above, max_repeats=max_repeats
+        short_below=short_below,
+        keep_short=keep_short,
+        long_above=long_above,
+        max_repeats=max_repeats,
+        weights=parse_weights(weights),
     )
     write_resampled(open_corpus(tokens), output, policy, total_tokens, seed)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,27 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 Ints = npt.NDArray[np.int64]
+
+
+def parse_weights(words: Sequence[str]) -> dict[str, float] | None:
+    """Weights from `NAME=NUMBER` words; None without any.
+
+    Raises:
+        UserError: a word is not of this form, or names a source twice.
+    """
+    weights: dict[str, float] = {}
+    for word in words:
+        name, _, number = word.rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            name = ""
+        if not name:
+            raise UserError(f"weights: '{word}' is not NAME=NUMBER; write for instance web=0.7.")
+        if name in weights:
+            raise UserError(f"weights: source '{name}' has two; give one.")
+        weights[name] = weight
+    return weights or None
 
 
 def write_resampled(corpus: Corpus, folder: Path, policy: LengthPolicy, total: int | None, seed: int) -> dict[str, Any]:
@@ -45,7 +67,8 @@ def write_resampled(corpus: Corpus, folder: Path, policy: LengthPolicy, total: i
         "version": VERSION,
         "tokens": os.path.relpath(Path(corpus.prefix).resolve(), Path(folder).resolve()),
         "tokens_fingerprint": corpus.tokens_fingerprint,
-        "policy": dataclasses.asdict(policy),
+        "policy": {name: value for name, value in dataclasses.asdict(policy).items() if name != "weights"},
+        "weights": None if policy.weights is None else dict(policy.weights),
         "total_tokens": total,
         "seed": seed,
         "documents_before": len(lengths),
@@ -105,6 +128,7 @@ def _describe(result: SourceResult) -> dict[str, Any]:
     return {
         "name": result.name,
         "budget": result.budget,
+        "missing_tokens": result.missing,
         "documents_before": len(lengths),
         "documents_after": int(counts.sum()),
         "tokens_before": int(lengths.sum()),
@@ -112,6 +136,7 @@ def _describe(result: SourceResult) -> dict[str, Any]:
         "dropped_documents": int((counts == 0).sum()),
         "dropped_tokens": int(lengths[counts == 0].sum()),
         "repeated_documents": int((counts > 1).sum()),
+        "repeated_tokens": int(np.maximum(counts - 1, 0) @ lengths),
         "most_repeats": int(counts.max(initial=0)),
         "histogram": [
             {"from": 1 << power, "below": 2 << power, **before, **{f"{name}_after": n for name, n in after.items()}}
@@ -133,6 +158,14 @@ def _histogram(lengths: Ints, counts: Ints) -> list[dict[str, int]]:
     return rows
 
 
+def _title(result: SourceResult) -> str:
+    dropped, repeated = int((result.counts == 0).sum()), int((result.counts > 1).sum())
+    lines = [result.name[:40], f"{dropped:,} documents dropped, {repeated:,} repeated"]
+    if result.missing:
+        lines.append(f"lacks {result.missing:,} of {result.budget:,} tokens")
+    return "\n".join(lines)
+
+
 def _plot(results: list[SourceResult], path: Path) -> None:
     """Tokens by document length, before and after; the largest sources, one panel each."""
     import matplotlib
@@ -151,7 +184,7 @@ def _plot(results: list[SourceResult], path: Path) -> None:
         axis.bar(powers - 0.2, before, width=0.4, label="before")
         axis.bar(powers + 0.2, after, width=0.4, label="after")
         axis.set_xticks(powers[::2], [f"{1 << int(power):,}" for power in powers[::2]], rotation=45, fontsize=7)
-        axis.set_title(result.name, fontsize=9)
+        axis.set_title(_title(result), fontsize=8, color="firebrick" if result.missing else "black")
         axis.set_xlabel("document length from (tokens)", fontsize=8)
         axis.set_ylabel("tokens", fontsize=8)
     for axis in axes.flat[len(shown) :]:

@@ -40,7 +40,54 @@ def test_each_source_keeps_its_share():
         assert result.budget == round(10_000_000 * share)
         assert 0 <= result.budget - result.tokens < 20_000 and result.unmet is None
         repeats = result.counts[result.lengths > 8192]
-        assert repeats.max() - repeats.min() <= 2  # no document is favoured
+        assert repeats.max() - repeats.min() <= 1  # no document is favoured
+
+
+def test_weights_set_the_shares():
+    lengths = int64([9000] * 10 + [9000] * 30 + [100] * 50)
+    sources = np.repeat([0, 1, 2], [10, 30, 50])
+    policy = LengthPolicy(weights={"a": 3, "b": 1, "c": 0})
+    _, results = resample(lengths, sources, ("a", "b", "c"), policy, 360_000, 1)
+    assert [result.budget for result in results] == [270_000, 90_000, 0]
+    assert [result.tokens for result in results] == [270_000, 90_000, 0]
+    assert results[0].counts.tolist() == [3] * 10 and sorted(results[1].counts.tolist()) == [0] * 20 + [1] * 10
+    assert [result.unmet for result in results] == [None] * 3
+
+
+def test_several_bands_of_short_documents():
+    lengths = [10] * 100 + [50] * 100 + [500] * 10 + [9000]
+    policy = LengthPolicy(short_below=(20, 100), keep_short=(0.05, 0.5))
+    counts = one_source(lengths, policy)[1].counts
+    assert [int(counts[a:b].sum()) for a, b in ((0, 100), (100, 200), (200, 210))] == [5, 50, 10]
+
+
+def test_sources_may_be_many_and_mixed():
+    random = np.random.default_rng(0)
+    sources = random.integers(0, 500, 5000)
+    names = tuple(f"s{i}" for i in range(500))
+    _, results = resample(random.integers(1, 20_000, 5000), sources, names, PAPER, None, 1)
+    assert [len(result.counts) for result in results] == np.bincount(sources, minlength=500).tolist()
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=30),
+    st.integers(1, 2000),
+    st.one_of(st.none(), st.integers(1, 4)),
+    st.integers(0, 3),
+)
+def test_budgets_are_met_to_within_a_document_or_named(sizes, total, most, seed):
+    policy = LengthPolicy(short_below=(8,), keep_short=(0.3,), long_above=15, max_repeats=most)
+    _, result = one_source(sizes, policy, total, seed)
+    long = result.counts[result.lengths > 15]
+    assert result.tokens <= result.budget == total
+    assert not len(long) or result.missing or long.max() - long.min() <= 1
+    assert most is None or result.counts.max() <= most
+    assert result.counts[(result.lengths <= 15)].max(initial=0) <= 1
+    if result.missing:
+        assert result.missing == total - result.tokens and result.unmet is not None
+        assert most is not None or not len(long)
+    else:
+        assert total - result.tokens < max(sizes)
 
 
 def test_the_same_seed_gives_the_same_list():
@@ -77,8 +124,16 @@ def test_an_impossible_budget_is_named(lengths, policy, sentence):
 @pytest.mark.parametrize(
     ("policy", "total", "sentence"),
     [
-        ({"keep_short": 1.5}, None, "keep_short: 1.5 is no probability"),
-        ({"short_below": 100, "long_above": 50}, None, "long_above: 50 lies below short_below 100"),
+        ({"keep_short": (1.5,)}, None, "keep_short: 1.5 is no probability"),
+        ({"short_below": (100,), "long_above": 50}, None, "long_above: 50 lies below short_below 100"),
+        ({"short_below": (10, 20)}, None, "keep_short: 1 shares for 2 lengths of short_below"),
+        ({"short_below": (20, 10), "keep_short": (0, 0)}, None, r"short_below: \[20, 10\] do not ascend"),
+        ({"short_below": (), "keep_short": (), "long_above": -1}, None, "long_above: -1 is no length"),
+        ({"weights": {"books": 1}}, None, "weights: there is no source 'books'; the sources are 'web'"),
+        ({"weights": {}}, None, "weights: source 'web' has none; give one for each"),
+        ({"weights": {"web": 0}}, None, "weights: all are 0"),
+        ({"weights": {"web": -1}}, None, "weights: -1 for source 'web' is no share"),
+        ({"short_below": (), "keep_short": (), "long_above": 1}, 2**40, "more than 4294967296; lower it"),
         ({"max_repeats": 0}, None, "max_repeats: 0 lists no document"),
         ({}, 0, "total_tokens: 0 is no budget"),
     ],

@@ -1,20 +1,21 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from megatron_ultralong.data.resample import LengthPolicy
-from megatron_ultralong.data.resampled import read_documents, write_resampled
+from megatron_ultralong.data.resampled import parse_weights, read_documents, write_resampled
 from megatron_ultralong.errors import UserError
 
-POLICY = LengthPolicy(short_below=4, keep_short=0.5, long_above=7)
+POLICY = LengthPolicy(short_below=(4,), keep_short=(0.5,), long_above=7)
 
 
 def test_list_report_and_picture(write_corpus, tmp_path):
     documents = [[1] * n for n in (2, 2, 5, 8, 3, 3)]
     corpus = write_corpus(documents, sources=["web", "web", "web", "web", "books", "books"])
     report = write_resampled(corpus, tmp_path / "out", POLICY, None, 1)
-    assert report == json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert json.loads(json.dumps(report)) == json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert read_documents(tmp_path / "out", corpus).ids.tolist() in (
         [0, 2, 3, 4],
         [0, 2, 3, 5],
@@ -53,7 +54,7 @@ def test_the_same_seed_gives_the_same_bytes(write_corpus, tmp_path):
 def test_nothing_left_is_an_error(write_corpus, tmp_path):
     corpus = write_corpus([[1, 2]])
     with pytest.raises(UserError, match="none of its 1 documents is left by the length policy"):
-        write_resampled(corpus, tmp_path / "out", LengthPolicy(keep_short=0), None, 1)
+        write_resampled(corpus, tmp_path / "out", LengthPolicy(keep_short=(0,)), None, 1)
     assert not (tmp_path / "out").exists()
 
 
@@ -65,3 +66,18 @@ def test_a_list_for_other_tokens_is_refused(write_corpus, tmp_path):
     np.save(tmp_path / "out" / "document_ids.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(UserError, match=r"document_ids\.npy: cannot be read"):
         read_documents(tmp_path / "out", write_corpus([[1] * 9]))
+
+
+def test_weights_as_words(write_corpus, tmp_path):
+    assert parse_weights([]) is None
+    assert parse_weights(["web=0.5", "a=b=2"]) == {"web": 0.5, "a=b": 2.0}
+    for words, sentence in ((["web"], "'web' is not NAME=NUMBER"), (["a=x"], "'a=x' is not"), (["a=1", "a=2"], "two")):
+        with pytest.raises(UserError, match=sentence):
+            parse_weights(words)
+    corpus = write_corpus([[1] * 9] * 4, sources=["web", "web", "books", "books"])
+    policy = dataclasses.replace(POLICY, weights={"web": 1, "books": 3})
+    report = write_resampled(corpus, tmp_path / "out", policy, 36, 1)
+    assert report["weights"] == {"web": 1, "books": 3}
+    assert [source["tokens_after"] for source in report["sources"]] == [9, 27]
+    assert [source["repeated_tokens"] for source in report["sources"]] == [0, 9]
+    assert read_documents(tmp_path / "out", corpus).made_by["weights"] == {"web": 1, "books": 3}

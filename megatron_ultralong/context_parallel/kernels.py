@@ -1,44 +1,56 @@
-"""Block attention with its log-sum-exp: PyTorch's own flash kernels behind one pair of functions.
+"""Block attention with its log-sum-exp: one pair of functions over whichever kernel suits the tensors.
 
 `forward` returns the block's output and log-sum-exp; `backward` takes the output and log-sum-exp *merged* over
-all blocks, so that the blocks' gradients sum to those of full attention. Nothing is built or downloaded: both
-kernels are operators that PyTorch ships. Grouped-query attention is native; K and V are never expanded.
+all blocks, so that the blocks' gradients sum to those of full attention. PyTorch ships a kernel for every device, so
+nothing has to be built; flash-attn 2 and 3 are used where they are installed. Grouped-query attention is native: K
+and V are never expanded. There is no dropout. What was chosen is logged once for each kind of tensor.
+
+Deterministic: on a CPU always; on a GPU forward always, and backward under torch.use_deterministic_algorithms(True).
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from megatron_ultralong.context_parallel import kernels_cpu, kernels_gpu, kernels_plain
+from megatron_ultralong.context_parallel.kernels_plain import reference
 from megatron_ultralong.errors import UserError
 
-_aten = torch.ops.aten
+logger = logging.getLogger(__name__)
+
+__all__ = ["backward", "forward", "reference"]
 
 
-def forward(q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def forward(
+    q_BLNH: Tensor,
+    k_BLKH: Tensor,
+    v_BLKH: Tensor,
+    causal: bool,
+    scale: float,
+    bounds: tuple[int, ...] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Attention of one block.
 
     Args:
         q_BLNH: [B, L, N, H]; k_BLKH, v_BLKH: [B, L', K, H] with N a multiple of K, last dimension contiguous.
         causal: lower-triangular mask; needs L == L'.
         scale: factor on the logits.
+        bounds: [documents + 1], 0 first and L last, rising: rows attend within their document; needs L == L'.
 
     Returns:
         out [B, L, N, H] in q's dtype, and log-sum-exp [B, L, N] in fp32 (fp64 for fp64 inputs).
 
     Raises:
-        UserError: a dtype that the device's kernel does not take.
+        UserError: a dtype or head dimension that no kernel of the device takes.
     """
-    if q_BLNH.device.type == "cpu":
-        out, lse = _aten._scaled_dot_product_flash_attention_for_cpu(
-            q_BLNH.transpose(1, 2), k_BLKH.transpose(1, 2), v_BLKH.transpose(1, 2), 0.0, causal, scale=scale
-        )
-        return out.transpose(1, 2), lse.transpose(1, 2)
-    _check_cuda(q_BLNH)
-    out, lse, *_ = _aten._flash_attention_forward(
-        q_BLNH, k_BLKH, v_BLKH, None, None, q_BLNH.shape[1], k_BLKH.shape[1], 0.0, causal, False, scale=scale
-    )
-    return out, lse.transpose(1, 2)
+    out, lse = _kernel(q_BLNH, bounds, False).run(q_BLNH, k_BLKH, v_BLKH, causal, scale, bounds)
+    return out, lse
 
 
 def backward(
@@ -50,64 +62,76 @@ def backward(
     lse_BLN: Tensor,
     causal: bool,
     scale: float,
+    bounds: tuple[int, ...] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of one block, given the merged output and log-sum-exp of its rows.
 
     Returns:
         dq [B, L, N, H], dk and dv [B, L', K, H], in the inputs' dtype.
     """
-    if q_BLNH.device.type == "cpu":
-        gradients = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            *(x.transpose(1, 2) for x in (grad_BLNH, q_BLNH, k_BLKH, v_BLKH, out_BLNH)),
-            lse_BLN.transpose(1, 2),
-            0.0,
-            causal,
-            scale=scale,
-        )
-        dq, dk, dv = (x.transpose(1, 2) for x in gradients)
-        return dq, dk, dv
-    _check_cuda(q_BLNH)
-    no_random = torch.empty(0, dtype=torch.uint64, device=q_BLNH.device)
-    return _aten._flash_attention_backward(
-        grad_BLNH,
-        q_BLNH,
-        k_BLKH,
-        v_BLKH,
-        out_BLNH,
-        lse_BLN.transpose(1, 2).contiguous(),
-        None,
-        None,
-        q_BLNH.shape[1],
-        k_BLKH.shape[1],
-        0.0,
-        causal,
-        no_random,
-        no_random,
-        scale=scale,
+    kernel = _kernel(q_BLNH, bounds, True)
+    dq, dk, dv = kernel.run(grad_BLNH, q_BLNH, k_BLKH, v_BLKH, out_BLNH, lse_BLN, causal, scale, bounds)
+    return dq, dk, dv
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kernel:
+    name: str
+    run: Callable[..., tuple[Tensor, ...]]
+
+
+def _kernel(q: Tensor, bounds: tuple[int, ...] | None, is_backward: bool) -> _Kernel:
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return choose(q.device, q.dtype, q.shape[-1], bounds is not None, is_backward, deterministic)
+
+
+@functools.cache
+def choose(
+    device: torch.device, dtype: torch.dtype, head_dim: int, documents: bool, is_backward: bool, deterministic: bool
+) -> _Kernel:
+    """The first kernel that takes such tensors, fastest first; logged when it is chosen."""
+    if device.type == "cpu":
+        kernel = _Kernel("PyTorch's flash kernel for CPUs", (kernels_cpu.forward, kernels_cpu.backward)[is_backward])
+    elif dtype in (torch.float32, torch.float64):
+        kernel = _Kernel("plain matrix products", (kernels_plain.forward, kernels_plain.backward)[is_backward])
+        logger.warning("On a GPU attention is fast in bf16 only; in %s it runs as plain matrix products.", dtype)
+    else:
+        kernel = _on_gpu(device, dtype, head_dim, documents, is_backward, deterministic)
+    way = "backward" if is_backward else "forward"
+    logger.info(
+        "Attention %s%s: %s (%s, %s, head dim %d).",
+        *(way, " within documents" if documents else "", kernel.name, device.type, dtype, head_dim),
     )
+    return kernel
 
 
-def _check_cuda(q_BLNH: Tensor) -> None:
-    if q_BLNH.dtype not in (torch.bfloat16, torch.float16):
+def _on_gpu(
+    device: torch.device, dtype: torch.dtype, head_dim: int, documents: bool, is_backward: bool, deterministic: bool
+) -> _Kernel:
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
         raise UserError(
-            f'train.precision: PyTorch\'s flash kernel on a GPU takes bf16, not {q_BLNH.dtype}; set it to "bf16".'
+            f"Attention on a GPU needs compute capability 8.0 (A100) or newer, and this one has {capability}."
         )
-
-
-def reference(
-    q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, scale: float, cu_seqlens: tuple[int, ...] | None = None
-) -> Tensor:
-    """Plain causal attention over a whole sequence, differentiable, in the inputs' dtype: the slow twin.
-
-    Materialises [B, N, S, S] scores; for tests and for short sequences.
-    """
-    S, groups = q_BLNH.shape[1], q_BLNH.shape[2] // k_BLKH.shape[2]
-    k, v = (x.repeat_interleave(groups, dim=2) for x in (k_BLKH, v_BLKH))
-    scores = torch.einsum("bqnh,bknh->bnqk", q_BLNH, k) * scale
-    mask = torch.ones(S, S, dtype=torch.bool, device=q_BLNH.device).tril()
-    if cu_seqlens is not None:
-        bounds = torch.tensor(cu_seqlens, device=q_BLNH.device)
-        document = torch.bucketize(torch.arange(S, device=q_BLNH.device), bounds, right=True)
-        mask &= document[:, None] == document[None, :]
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1)
-    return torch.einsum("bnqk,bknh->bqnh", weights, v)
+    if head_dim % 8 or head_dim > 256:
+        raise UserError(
+            f"Attention on a GPU needs heads of at most 256 channels, a multiple of 8, and these have {head_dim}."
+        )
+    small = head_dim <= 128
+    hopper, atomics = capability >= (9, 0), is_backward and deterministic
+    gpu = kernels_gpu
+    offered = [
+        (
+            capability[0] == 9 and (small or not atomics) and gpu.flash_attn(3) is not None,
+            "flash-attn 3",
+            (gpu.flash_attn_3_forward, gpu.flash_attn_3_backward),
+        ),
+        (
+            hopper and small and not documents and not atomics,
+            "cuDNN's kernel",
+            (gpu.cudnn_forward, gpu.cudnn_backward),
+        ),
+        (gpu.flash_attn(2) is not None, "flash-attn 2", (gpu.flash_attn_2_forward, gpu.flash_attn_2_backward)),
+        (True, "PyTorch's flash kernel", (gpu.torch_flash_forward, gpu.torch_flash_backward)),
+    ]
+    return next(_Kernel(name, pair[is_backward]) for fits, name, pair in offered if fits)

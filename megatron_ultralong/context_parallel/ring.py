@@ -1,127 +1,191 @@
-"""Causal ring attention over a zig-zag layout: exact, streaming, documents of any length.
+"""Ring attention over a zig-zag layout: exact, streaming, documents of any length.
 
 Each rank keeps its queries and passes keys and values on around the ring, receiving the next share while it
 computes with the one at hand. Partial outputs are folded at once into one fp32 accumulator, so a call holds two
-KV shares and one fp32 output whatever the ring's size. Backward sends KV around again, with fp32 dKV that comes
-home after a full turn.
+KV shares and one fp32 output whatever the ring's size (`memory.ring_memory`). Backward sends KV around again, and
+behind it an fp32 dKV that comes home after a full turn. `rectangles` says what is computed when, `exchange` moves rows.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_ultralong.context_parallel import kept, kernels, merge, zigzag
+from megatron_ultralong.context_parallel import kept, kernels, merge, rectangles
+from megatron_ultralong.context_parallel.exchange import Exchange, Neighbours
+
+_KEYS, _GRADIENTS = 1, 2  # tags
 
 
 @dataclasses.dataclass(frozen=True)
-class _Ring:
-    """Where this rank stands, and the geometry of the whole sequence."""
+class _Call:
+    """What one call of attention is: its plan, its neighbours (None: alone), and the kernels' arguments."""
 
-    group: dist.ProcessGroup | None
-    rank: int
-    size: int
-    sequence_length: int
-    cu_seqlens: tuple[int, ...] | None
+    plan: rectangles.Plan
+    neighbours: Neighbours | None
+    causal: bool
+    scale: float
 
-    def blocks(self, step: int) -> list[zigzag.Block]:
-        """This rank's rectangles against the share it holds at `step`, which started at rank - step."""
-        source = (self.rank - step) % self.size
-        return zigzag.blocks(self.sequence_length, self.rank, source, self.size, self.cu_seqlens)
-
-    def start(self, outgoing: Tensor) -> _Exchange:
-        """Begin to send `outgoing` to the next rank and to receive its like from the one before."""
-        assert self.group is not None
-        incoming = torch.empty_like(outgoing)
-        following = dist.get_global_rank(self.group, (self.rank + 1) % self.size)
-        preceding = dist.get_global_rank(self.group, (self.rank - 1) % self.size)
-        works = dist.batch_isend_irecv(
-            [
-                dist.P2POp(dist.isend, outgoing, following, self.group),
-                dist.P2POp(dist.irecv, incoming, preceding, self.group),
-            ]
-        )
-        return _Exchange(works, outgoing, incoming)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Exchange:
-    """A send and a receive under way; `outgoing` is held so that its memory outlives the send."""
-
-    works: list[Any]
-    outgoing: Tensor
-    incoming: Tensor
-
-    def finish(self) -> Tensor:
-        for work in self.works:
-            work.wait()
-        return self.incoming
+    @property
+    def bounds(self) -> tuple[int, ...] | None:
+        """Bounds of the documents in this rank's own share; None: it is of one document."""
+        return self.plan.documents if len(self.plan.documents) > 2 else None
 
 
 class _RingAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, ring: _Ring, scale: float) -> Tensor:
-        out, lse_BLN = kept.once(lambda: _attend(q_BLNH, k_BLKH, v_BLKH, ring, scale))
-        ctx.save_for_backward(q_BLNH, k_BLKH, v_BLKH, out, lse_BLN)
-        ctx.ring, ctx.scale = ring, scale
-        return out
+    def forward(ctx: Any, q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, call: _Call) -> Tensor:
+        out_BLNH, lse_BLN = kept.once(lambda: _attend(q_BLNH, k_BLKH, v_BLKH, call))
+        ctx.save_for_backward(q_BLNH, k_BLKH, v_BLKH, out_BLNH, lse_BLN)
+        ctx.call = call
+        return out_BLNH
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q_BLNH, k_BLKH, v_BLKH, out_BLNH, lse_BLN = ctx.saved_tensors
-        grad_BLNH, ring, scale = gradients[0].contiguous(), ctx.ring, ctx.scale
-        dq = torch.zeros(q_BLNH.shape, dtype=lse_BLN.dtype, device=q_BLNH.device)
-        kv = torch.stack((k_BLKH, v_BLKH))
-        kv_exchange = dkv_exchange = None
-        for step in range(ring.size):
-            if step + 1 < ring.size:
-                kv_exchange = ring.start(kv)
-            dkv = torch.zeros(kv.shape, dtype=lse_BLN.dtype, device=kv.device)
-            for block in ring.blocks(step):
-                rows, keys = slice(block.q_start, block.q_stop), slice(block.k_start, block.k_stop)
-                block_dq, block_dk, block_dv = kernels.backward(
-                    grad_BLNH[:, rows],
-                    q_BLNH[:, rows],
-                    kv[0][:, keys],
-                    kv[1][:, keys],
-                    out_BLNH[:, rows],
-                    lse_BLN[:, rows],
-                    block.causal,
-                    scale,
-                )
-                dq[:, rows] += block_dq
-                dkv[0][:, keys] += block_dk
-                dkv[1][:, keys] += block_dv
-            if dkv_exchange is not None:
-                dkv += dkv_exchange.finish()
-            if ring.size > 1:
-                dkv_exchange = ring.start(dkv)
-            if kv_exchange is not None:
-                kv, kv_exchange = kv_exchange.finish(), None
-        if dkv_exchange is not None:
-            dkv = dkv_exchange.finish()
-        return dq.to(q_BLNH.dtype), dkv[0].to(k_BLKH.dtype), dkv[1].to(v_BLKH.dtype), None, None
+        by_row = (_for_kernels(gradients[0]), q_BLNH, out_BLNH, lse_BLN)
+        return *_differentiate(by_row, k_BLKH, v_BLKH, ctx.call), None
 
 
-def _attend(q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, ring: _Ring, scale: float) -> tuple[Tensor, Tensor]:
-    """Output in q's dtype and log-sum-exp, over the whole ring."""
-    wide = torch.float64 if q_BLNH.dtype == torch.float64 else torch.float32
-    out_BLNH = torch.zeros(q_BLNH.shape, dtype=wide, device=q_BLNH.device)
-    lse_BLN = torch.full(q_BLNH.shape[:3], float("-inf"), dtype=wide, device=q_BLNH.device)
-    kv = torch.stack((k_BLKH, v_BLKH))
-    for step in range(ring.size):
-        exchange = ring.start(kv) if step + 1 < ring.size else None
-        for block in ring.blocks(step):
-            rows, keys = slice(block.q_start, block.q_stop), slice(block.k_start, block.k_stop)
-            block_out, block_lse = kernels.forward(q_BLNH[:, rows], kv[0][:, keys], kv[1][:, keys], block.causal, scale)
-            merge.fold(out_BLNH[:, rows], lse_BLN[:, rows], block_out, block_lse)
-        if exchange is not None:
-            kv = exchange.finish()
+def _attend(q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
+    """Output in q's dtype and its log-sum-exp, over the whole ring."""
+    if call.neighbours is None:
+        return kernels.forward(q_BLNH, k_BLKH, v_BLKH, call.causal, call.scale, call.bounds)
+    keys = _TravellingKeys(call, k_BLKH, v_BLKH)
+    out_BLNH, lse_BLN = kernels.forward(q_BLNH, k_BLKH, v_BLKH, call.causal, call.scale, call.bounds)
+    out_BLNH = out_BLNH.to(lse_BLN.dtype)
+    for number, step in enumerate(call.plan.steps[1:], start=1):
+        k, v = keys.arrive(number)
+        for block in step.blocks:
+            rows, seen = block.rows, block.keys
+            partial = kernels.forward(q_BLNH[:, rows], k[:, seen], v[:, seen], block.causal, call.scale)
+            merge.fold(out_BLNH[:, rows], lse_BLN[:, rows], *partial)
+            del partial
+    keys.leave()
     return out_BLNH.to(q_BLNH.dtype), lse_BLN
+
+
+def _differentiate(
+    by_row: tuple[Tensor, ...], k_BLKH: Tensor, v_BLKH: Tensor, call: _Call
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dq, dk and dv of this rank's share.
+
+    What a rank finds for its own dK and dV stays with it; what others find for them travels behind the keys.
+
+    Args:
+        by_row: the output's gradient, q and the output, [B, L, N, H], and the log-sum-exp [B, L, N].
+    """
+    keys = _TravellingKeys(call, k_BLKH, v_BLKH) if call.neighbours is not None else None
+    dq, dk, dv = _block_gradients(by_row, k_BLKH, v_BLKH, call, call.causal, call.bounds)
+    if keys is None:
+        return dq, dk, dv
+    wide, dtype = by_row[-1].dtype, dq.dtype
+    dq = dq.to(wide)
+    gradients = _TravellingGradients(call, k_BLKH, wide)
+    for number, step in enumerate(call.plan.steps[1:], start=1):
+        k, v = keys.arrive(number)
+        found = []
+        for block in step.blocks:
+            at_rows = tuple(x[:, block.rows] for x in by_row)
+            more, block_dk, block_dv = _block_gradients(
+                at_rows, k[:, block.keys], v[:, block.keys], call, block.causal, None
+            )
+            merge.add(dq[:, block.rows], more)
+            found.append((block.keys, block_dk, block_dv))
+            del more, block_dk, block_dv
+        gradients.add(number, found)
+    keys.leave()
+    gradients.come_home(dk, dv)
+    return dq.to(dtype), dk, dv
+
+
+def _block_gradients(
+    by_row: tuple[Tensor, ...], k: Tensor, v: Tensor, call: _Call, causal: bool, bounds: tuple[int, ...] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad, q, out, lse = by_row
+    return kernels.backward(grad, q, k, v, out, lse, causal, call.scale, bounds)
+
+
+class _Travelling:
+    """What goes around the ring: two buffers [L, 2, B, K, H], rows first so that ranges of rows are contiguous.
+
+    The buffer of step s is s mod 2; while it is used and sent on, the next step's arrives in the other.
+    """
+
+    def __init__(self, call: _Call, k_BLKH: Tensor, dtype: torch.dtype) -> None:
+        self.call, self.steps = call, call.plan.steps
+        B, L, K, H = k_BLKH.shape
+        rows = L if call.plan.travels else 0
+        self.buffers = tuple(torch.empty(rows, 2, B, K, H, dtype=dtype, device=k_BLKH.device) for _ in range(2))
+        self.under_way: Exchange | None = None
+
+    def _start(self, number: int, sent: rectangles.Ranges, received: rectangles.Ranges, what: str, tag: int) -> None:
+        assert self.call.neighbours is not None
+        here, there = self.buffers[number % 2], self.buffers[(number + 1) % 2]
+        what = f"{what} after step {number + 1} of {len(self.steps)}"
+        self.under_way = self.call.neighbours.start(here, sent, there, received, what=what, tag=tag)
+
+    def _finish(self) -> None:
+        if self.under_way is not None:
+            self.under_way.finish()
+            self.under_way = None
+
+
+class _TravellingKeys(_Travelling):
+    """Keys and values; this rank's own lie in buffer 0 until they have left."""
+
+    def __init__(self, call: _Call, k_BLKH: Tensor, v_BLKH: Tensor) -> None:
+        super().__init__(call, k_BLKH, k_BLKH.dtype)
+        for start, stop in self.steps[0].keys_out:
+            self.buffers[0][start:stop, 0] = k_BLKH[:, start:stop].transpose(0, 1)
+            self.buffers[0][start:stop, 1] = v_BLKH[:, start:stop].transpose(0, 1)
+        self._pass_on(0)
+
+    def arrive(self, number: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, L, K, H] of a step, which are being passed on meanwhile.
+
+        Only rows that the step's blocks need hold anything.
+        """
+        self._finish()
+        self._pass_on(number)
+        k_LBKH, v_LBKH = self.buffers[number % 2].unbind(1)
+        return k_LBKH.transpose(0, 1), v_LBKH.transpose(0, 1)
+
+    def leave(self) -> None:
+        """Wait until the last rows have left, so that the buffers may go."""
+        self._finish()
+
+    def _pass_on(self, number: int) -> None:
+        step = self.steps[number]
+        self._start(number, step.keys_out, step.keys_in, "keys and values", _KEYS)
+
+
+class _TravellingGradients(_Travelling):
+    """dK and dV, in fp32 (fp64): they follow the keys, and each rank adds its part and passes them on."""
+
+    def add(self, number: int, found: list[tuple[slice, Tensor, Tensor]]) -> None:
+        """Add what this rank has found for rows of the share of step `number`, and pass the share on."""
+        self._finish()
+        step, here = self.steps[number], self.buffers[number % 2]
+        for start, stop in step.fresh:
+            here[start:stop] = 0
+        for rows, dk_BLKH, dv_BLKH in found:
+            merge.add(here[rows, 0].transpose(0, 1), dk_BLKH)
+            merge.add(here[rows, 1].transpose(0, 1), dv_BLKH)
+        self._start(number, step.gradients_out, step.gradients_in, "gradients of keys and values", _GRADIENTS)
+
+    def come_home(self, dk_BLKH: Tensor, dv_BLKH: Tensor) -> None:
+        """Add what the others found for this rank's own keys and values."""
+        self._finish()
+        home = self.buffers[len(self.steps) % 2]
+        for start, stop in self.steps[-1].gradients_in:
+            merge.add(dk_BLKH[:, start:stop], home[start:stop, 0].transpose(0, 1))
+            merge.add(dv_BLKH[:, start:stop], home[start:stop, 1].transpose(0, 1))
 
 
 def ring_attention(
@@ -130,10 +194,13 @@ def ring_attention(
     v_BLKH: Tensor,
     *,
     group: dist.ProcessGroup | None,
-    cu_seqlens: tuple[int, ...] | None = None,
+    cu_seqlens: Sequence[int] | Tensor | None = None,
+    causal: bool = True,
     softmax_scale: float | None = None,
 ) -> Tensor:
-    """Causal attention over a sequence of S = L cp tokens whose zig-zag shares the ranks of `group` hold.
+    """Attention over a sequence of S = L cp tokens whose zig-zag shares the ranks of `group` hold.
+
+    Every rank of the group calls it with the same shapes, cu_seqlens and causal. There is no dropout.
 
     Args:
         q_BLNH: this rank's queries, [B, L, N, H].
@@ -141,14 +208,48 @@ def ring_attention(
         v_BLKH: this rank's values, [B, L, K, H].
         group: the context-parallel group; None for a sequence that is here whole.
         cu_seqlens: [documents + 1] bounds over the whole sequence, 0 first and S last: tokens attend only
-            within their document. None: to everything before them.
-        softmax_scale: factor on the logits; None: 1 / sqrt(H).
+            within their document. None: to everything. A tuple is best: a GPU tensor is copied to the host.
+        causal: tokens attend to what precedes them, and to themselves; False: to what follows as well.
+        softmax_scale: factor on the logits, with any attention factor in it; None: 1 / sqrt(H).
 
     Returns:
-        [B, L, N, H] in q's dtype.
+        [B, L, N, H] in q's dtype. Memory: `memory.ring_memory`.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit each other.
+        UserError: bad cu_seqlens; a dtype or head dimension that no kernel of the device takes.
+        LostPeerError: a rank of the ring ended, or did not answer within the group's timeout (gloo; NCCL's watchdog
+            ends the process itself).
     """
-    size = dist.get_world_size(group) if group is not None else 1
-    rank = dist.get_rank(group) if group is not None else 0
-    ring = _Ring(group, rank, size, q_BLNH.shape[1] * size, cu_seqlens)
-    scale = softmax_scale if softmax_scale is not None else q_BLNH.shape[-1] ** -0.5
-    return _RingAttention.apply(q_BLNH, k_BLKH, v_BLKH, ring, scale)
+    neighbours = Neighbours(group) if group is not None and dist.get_world_size(group) > 1 else None
+    rank, size = (neighbours.rank, neighbours.size) if neighbours is not None else (0, 1)
+    _check(q_BLNH, k_BLKH, v_BLKH, size)
+    if cu_seqlens is not None:
+        cu_seqlens = tuple(cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else cu_seqlens)
+    if neighbours is not None:
+        neighbours.connect(q_BLNH.device)
+    call = _Call(
+        rectangles.plan(q_BLNH.shape[1] * size, rank, size, cu_seqlens, causal),
+        neighbours,
+        causal,
+        softmax_scale if softmax_scale is not None else q_BLNH.shape[-1] ** -0.5,
+    )
+    return _RingAttention.apply(*(_for_kernels(x) for x in (q_BLNH, k_BLKH, v_BLKH)), call)
+
+
+def _check(q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, size: int) -> None:
+    shapes = f"q {list(q_BLNH.shape)}, k {list(k_BLKH.shape)}, v {list(v_BLKH.shape)}"
+    if q_BLNH.dim() != 4 or k_BLKH.dim() != 4 or k_BLKH.shape != v_BLKH.shape:
+        raise ValueError(f"q must be [B, L, N, H] and k and v alike [B, L, K, H]; these are {shapes}")
+    (B, L, N, H), (k_B, k_L, K, k_H) = q_BLNH.shape, k_BLKH.shape
+    if (B, L, H) != (k_B, k_L, k_H) or N % K:
+        raise ValueError(f"q, k and v must agree in B, L and H, and K must divide N; these are {shapes}")
+    if size > 1 and L % 2:
+        raise ValueError(f"each rank of a zig-zag layout holds two chunks of one length, not {L} tokens")
+    if not q_BLNH.dtype == k_BLKH.dtype == v_BLKH.dtype:
+        raise ValueError(f"q, k and v must be of one dtype, not {q_BLNH.dtype}, {k_BLKH.dtype} and {v_BLKH.dtype}")
+
+
+def _for_kernels(x_BLNH: Tensor) -> Tensor:
+    """A tensor whose channels lie together and whose strides a matrix product takes (no expanded dimension)."""
+    return x_BLNH if x_BLNH.stride(-1) == 1 and 0 not in x_BLNH.stride() else x_BLNH.contiguous()

@@ -1,7 +1,7 @@
-"""The zig-zag layout against literal lists and against a mask drawn element by element."""
+"""The zig-zag layout against literal lists, and shard against unshard."""
 
-import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +12,8 @@ from megatron_ultralong.errors import UserError
 def test_chunks_pair_an_early_with_a_late_one():
     assert zigzag.chunks(0, 1) == (0,)
     assert [zigzag.chunks(rank, 4) for rank in range(4)] == [(0, 7), (1, 6), (2, 5), (3, 4)]
+    with pytest.raises(ValueError, match="rank 4 is not one of 4"):
+        zigzag.chunks(4, 4)
 
 
 def test_spans_of_sixteen_positions_on_two_ranks():
@@ -21,44 +23,38 @@ def test_spans_of_sixteen_positions_on_two_ranks():
 
 
 def test_an_indivisible_length_is_refused():
-    with pytest.raises(UserError, match=r"data.sequence_length 18 is not divisible by 2 x parallel.context = 4"):
+    with pytest.raises(UserError, match=r"data.sequence_length 18 .* 2 x parallel.context = 4; .*: 20\.$"):
         zigzag.spans(18, 0, 2)
+    with pytest.raises(UserError, match="not divisible"):
+        zigzag.shard(torch.zeros(1, 18), 0, 2)
 
 
-def test_full_causal_blocks_of_two_ranks():
-    assert zigzag.blocks(16, 0, 1, 2, None) == [
-        zigzag.Block(4, 8, 0, 4, causal=False),
-        zigzag.Block(4, 8, 4, 8, causal=False),
-    ]
-    assert zigzag.blocks(16, 1, 0, 2, None) == [
-        zigzag.Block(0, 4, 0, 4, causal=False),
-        zigzag.Block(4, 8, 0, 4, causal=False),
-    ]
+def test_shards_of_a_batch_and_of_sequence_first_tensors():
+    tokens = torch.arange(16).reshape(1, 16)
+    assert zigzag.shard(tokens, 0, 2).tolist() == [[0, 1, 2, 3, 12, 13, 14, 15]]
+    assert zigzag.shard(tokens, 1, 2).tolist() == [[4, 5, 6, 7, 8, 9, 10, 11]]
+    sequence_first = tokens.T.reshape(16, 1, 1).expand(16, 2, 3)
+    assert zigzag.shard(sequence_first, 0, 2, dim=0)[:, 1, 2].tolist() == [0, 1, 2, 3, 12, 13, 14, 15]
 
 
-@st.composite
-def packed_sequences(draw):
-    cp_size = draw(st.integers(1, 4))
-    length = 2 * cp_size * draw(st.integers(1, 6))
-    cuts = draw(st.sets(st.integers(1, length - 1), max_size=8)) if length > 1 else set()
-    return cp_size, length, (0, *sorted(cuts), length)
+def test_padding_by_choice_ends_the_sequence_with_rows_that_do_not_count():
+    loss_mask = torch.ones(2, 6)
+    shares = [zigzag.shard(loss_mask, rank, 2, pad=0) for rank in range(2)]
+    assert [share[0].tolist() for share in shares] == [[1, 1, 0, 0], [1, 1, 1, 1]]
+    torch.testing.assert_close(zigzag.unshard(shares, length=6), loss_mask)
+    assert (zigzag.padded_length(6, 2), zigzag.padded_length(8, 2), zigzag.padded_length(6, 1)) == (8, 8, 6)
 
 
-@given(packed_sequences())
-def test_blocks_cover_the_mask_once(case):
-    """Every pair that causal, document-masked attention allows is in just one block, and no other pair is."""
-    cp_size, length, bounds = case
-    document = np.searchsorted(bounds, np.arange(length), side="right")
-    wanted = np.tril(document[:, None] == document[None, :]).astype(int)
-    seen = np.zeros((length, length), dtype=int)
-    held = [
-        np.concatenate([np.arange(*span) for span in zigzag.spans(length, rank, cp_size)]) for rank in range(cp_size)
-    ]
-    for q_rank in range(cp_size):
-        for k_rank in range(cp_size):
-            for block in zigzag.blocks(length, q_rank, k_rank, cp_size, bounds):
-                rows = held[q_rank][block.q_start : block.q_stop]
-                keys = held[k_rank][block.k_start : block.k_stop]
-                ones = np.ones((len(rows), len(keys)), dtype=int)
-                seen[np.ix_(rows, keys)] += np.tril(ones) if block.causal else ones
-    np.testing.assert_array_equal(seen, wanted)
+def test_shares_that_are_not_of_one_sequence_are_refused():
+    with pytest.raises(ValueError, match=r"shares of \[4, 6\] positions"):
+        zigzag.unshard([torch.zeros(1, 4), torch.zeros(1, 6)])
+    with pytest.raises(ValueError, match=r"shares of \[3\] positions"):
+        zigzag.unshard([torch.zeros(1, 3), torch.zeros(1, 3)])
+
+
+@given(st.integers(1, 9), st.integers(1, 5), st.integers(0, 1), st.integers(0, 17))
+def test_unshard_undoes_shard(cp_size, chunk, dim, missing):
+    length = max((1 if cp_size == 1 else 2 * cp_size) * chunk - missing % (2 * cp_size), 1)
+    whole = torch.arange(6 * length).reshape((length, 2, 3) if dim == 0 else (2, length, 3))
+    shares = [zigzag.shard(whole, rank, cp_size, dim=dim, pad=0) for rank in range(cp_size)]
+    assert torch.equal(zigzag.unshard(shares, dim=dim, length=length), whole)

@@ -1,0 +1,214 @@
+"""PyTorch's CPU flash kernel as a block kernel, and how its short sequences are made fast.
+
+The kernel takes fp64, fp32, bf16 and fp16, any head dimension and grouped queries. Two habits of it cost time:
+- it works on 512 keys at a time, so a causal square of 512 is computed whole, and one of 1,024 to three quarters. Short
+  squares are therefore computed as bands of rows, each against the keys up to its own end, with a mask;
+- a call costs some tens of microseconds, which is more than a document of a few tokens. Short documents of about one
+  length are therefore computed as a batch, padded at their ends, where a causal mask keeps them from being seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+_BANDED = range(129, 1025)  # lengths of causal squares that are computed as bands
+_SHORT = 64  # tokens of the longest document that is batched with others
+_BATCH_ROWS = 4096  # padded rows in one batch, which bounds what is copied
+
+
+def forward(
+    q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, causal: bool, scale: float, bounds: tuple[int, ...] | None
+) -> tuple[Tensor, Tensor]:
+    """See `kernels.forward`."""
+    if bounds is None or len(bounds) == 2:
+        return _square(q_BLNH, k_BLKH, v_BLKH, causal, scale)
+    out_BLNH = torch.empty(q_BLNH.shape, dtype=q_BLNH.dtype)
+    lse_BLN = torch.empty(q_BLNH.shape[:3], dtype=torch.promote_types(q_BLNH.dtype, torch.float32))
+    single, batches = _documents(bounds, causal)
+    for start, stop in single:
+        rows = slice(start, stop)
+        out_BLNH[:, rows], lse_BLN[:, rows] = _square(q_BLNH[:, rows], k_BLKH[:, rows], v_BLKH[:, rows], causal, scale)
+    for batch in batches:
+        q, k, v = (batch.take(x) for x in (q_BLNH, k_BLKH, v_BLKH))
+        out, lse = _plain(q, k, v, causal, scale)
+        batch.put(out_BLNH, out)
+        batch.put(lse_BLN, lse)
+    return out_BLNH, lse_BLN
+
+
+def backward(
+    grad_BLNH: Tensor,
+    q_BLNH: Tensor,
+    k_BLKH: Tensor,
+    v_BLKH: Tensor,
+    out_BLNH: Tensor,
+    lse_BLN: Tensor,
+    causal: bool,
+    scale: float,
+    bounds: tuple[int, ...] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `kernels.backward`."""
+    inputs = (q_BLNH, k_BLKH, v_BLKH)
+    if bounds is None or len(bounds) == 2:
+        return _square_backward(grad_BLNH, *inputs, out_BLNH, lse_BLN, causal, scale)
+    dq, dk, dv = found = tuple(torch.empty(x.shape, dtype=x.dtype) for x in inputs)
+    single, batches = _documents(bounds, causal)
+    for start, stop in single:
+        rows = slice(start, stop)
+        grad, q, k, v, out, lse = (x[:, rows] for x in (grad_BLNH, *inputs, out_BLNH, lse_BLN))
+        dq[:, rows], dk[:, rows], dv[:, rows] = _square_backward(grad, q, k, v, out, lse, causal, scale)
+    for batch in batches:
+        q, k, v = (batch.take(x) for x in inputs)
+        grad, out = (batch.take(x, padding=0.0) for x in (grad_BLNH, out_BLNH))
+        lse = batch.take(lse_BLN, padding=float("inf"))  # so that padded rows have weights of 0
+        for whole, part in zip(found, _plain_backward(grad, q, k, v, out, lse, causal, scale), strict=True):
+            batch.put(whole, part)
+    return dq, dk, dv
+
+
+def _plain(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    out, lse = _forward(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), 0.0, causal, attn_mask=mask, scale=scale
+    )
+    return out.transpose(1, 2), lse.transpose(1, 2)
+
+
+def _plain_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    scale: float,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    gradients = _backward(
+        *(x.transpose(1, 2) for x in (grad, q, k, v, out, lse)), 0.0, causal, attn_mask=mask, scale=scale
+    )
+    dq, dk, dv = (x.transpose(1, 2) for x in gradients)
+    return dq, dk, dv
+
+
+def _square(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """A block without documents in it, in bands where that is faster."""
+    if not _in_bands(q, causal):
+        return _plain(q, k, v, causal, scale)
+    out = torch.empty(q.shape, dtype=q.dtype)
+    lse = torch.empty(q.shape[:3], dtype=q.dtype)
+    for start, stop in _bands(q.shape[1]):
+        out[:, start:stop], lse[:, start:stop] = _plain(
+            q[:, start:stop], k[:, :stop], v[:, :stop], False, scale, _mask(start, stop, q.dtype)
+        )
+    return out, lse
+
+
+def _square_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    if not _in_bands(q, causal):
+        return _plain_backward(grad, q, k, v, out, lse, causal, scale)
+    dq = torch.empty(q.shape, dtype=q.dtype)
+    dk = dv = torch.empty(0)
+    for start, stop in reversed(_bands(q.shape[1])):  # the last band covers all keys, and the others add to it
+        rows = slice(start, stop)
+        dq[:, rows], band_dk, band_dv = _plain_backward(
+            grad[:, rows],
+            q[:, rows],
+            k[:, :stop],
+            v[:, :stop],
+            out[:, rows],
+            lse[:, rows],
+            False,
+            scale,
+            _mask(start, stop, q.dtype),
+        )
+        if stop == q.shape[1]:
+            dk, dv = band_dk, band_dv
+        else:
+            dk[:, :stop] += band_dk
+            dv[:, :stop] += band_dv
+    return dq, dk, dv
+
+
+def _in_bands(q: Tensor, causal: bool) -> bool:
+    """Not in bf16: its backward is slower in bands (measured), and the bands' sums would be rounded."""
+    return causal and q.shape[1] in _BANDED and q.dtype in (torch.float32, torch.float64)
+
+
+def _bands(length: int) -> list[tuple[int, int]]:
+    rows = 64 if length <= 256 else 128
+    return [(start, min(start + rows, length)) for start in range(0, length, rows)]
+
+
+def _mask(start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask of rows start:stop against keys 0:stop, a view of one that all bands share."""
+    triangle, last = _triangle(dtype), _BANDED.stop
+    return triangle[: stop - start, last - start : last - start + stop]
+
+
+@functools.lru_cache(maxsize=2)
+def _triangle(dtype: torch.dtype) -> Tensor:
+    """[128, 1025 + 128]: row i may see columns up to 1025 + i."""
+    return torch.full((128, _BANDED.stop + 128), float("-inf"), dtype=dtype).triu(_BANDED.stop + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """Documents of about one length, padded to one: rows int64 [M, length] to take, and bool whether they are real."""
+
+    rows: Tensor
+    real: Tensor
+
+    def take(self, x_BL: Tensor, padding: float | None = None) -> Tensor:
+        """[B, L, ...] -> [B M, length, ...]; padded rows are another row's copies, or `padding`."""
+        taken = x_BL[:, self.rows]
+        if padding is not None:
+            taken[:, ~self.real] = padding
+        return taken.flatten(0, 1)
+
+    def put(self, x_BL: Tensor, taken: Tensor) -> None:
+        """The inverse, into `x_BL`; padded rows are dropped."""
+        x_BL[:, self.rows[self.real]] = taken.unflatten(0, (x_BL.shape[0], -1))[:, self.real]
+
+
+@functools.lru_cache(maxsize=64)
+def _documents(bounds: tuple[int, ...], causal: bool) -> tuple[list[tuple[int, int]], list[_Batch]]:
+    """Documents that are computed alone, and batches of short ones (causal only)."""
+    single: list[tuple[int, int]] = []
+    short: dict[int, list[tuple[int, int]]] = {}
+    for start, stop in itertools.pairwise(bounds):
+        length = stop - start
+        if causal and length <= _SHORT:
+            padded = next(size for size in (4, 8, 16, 24, 32, 48, _SHORT) if size >= length)
+            short.setdefault(padded, []).append((start, stop))
+        else:
+            single.append((start, stop))
+    batches = [
+        _batch(few, padded, bounds[-1])
+        for padded, spans in sorted(short.items())
+        for few in _by(spans, max(_BATCH_ROWS // padded, 1))
+    ]
+    return single, batches
+
+
+def _by(spans: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
+    return (spans[start : start + size] for start in range(0, len(spans), size))
+
+
+def _batch(spans: list[tuple[int, int]], padded: int, length: int) -> _Batch:
+    starts, stops = torch.tensor(spans).unsqueeze(-1).unbind(1)
+    rows = starts + torch.arange(padded)
+    return _Batch(rows.clamp(max=length - 1), rows < stops)

@@ -1,0 +1,93 @@
+"""Ranks of a ring for tests: eight processes over gloo, started once, that run calls of ring attention on request.
+
+Whoever asks has the whole sequence; each rank of the first n cuts its share, attends, and hands back its part. So a
+case costs what it computes, not what eight interpreters cost to start.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from megatron_ultralong.context_parallel import zigzag
+from megatron_ultralong.context_parallel.ring import ring_attention
+
+SIZES = (2, 3, 4, 8)
+
+
+@dataclasses.dataclass
+class Case:
+    """Whole tensors q, k, v and the output's gradient, [B, S, heads, H], and the arguments of ring_attention."""
+
+    tensors: list[torch.Tensor]
+    arguments: dict[str, Any]
+
+
+class Ranks:
+    """The processes; use as a context manager."""
+
+    def __enter__(self) -> Ranks:
+        self.folder = tempfile.TemporaryDirectory()
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(["megatron_ultralong.context_parallel.ring"])
+        pipes = [context.Pipe() for _ in range(max(SIZES))]
+        self.pipes = [here for here, _ in pipes]
+        self.processes = [
+            context.Process(target=_serve, args=(rank, Path(self.folder.name) / "store", there), daemon=True)
+            for rank, (_, there) in enumerate(pipes)
+        ]
+        for process in self.processes:
+            process.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pipe in self.pipes:
+            pipe.send(None)
+        for process in self.processes:
+            process.join(30)
+        self.folder.cleanup()
+
+    def attend(self, size: int, tensors: list[torch.Tensor], **arguments: Any) -> list[torch.Tensor]:
+        """The whole output, dq, dk and dv of a ring of `size` ranks; 1: of this process."""
+        if size == 1:
+            return with_gradients(lambda *qkv: ring_attention(*qkv, group=None, **arguments), *tensors)
+        for pipe in self.pipes[:size]:
+            pipe.send((size, Case(tensors, arguments)))
+        shares = []
+        for rank, pipe in enumerate(self.pipes[:size]):
+            if not pipe.poll(60):
+                raise TimeoutError(f"rank {rank} of {size} does not answer")
+            shares.append(pipe.recv())
+        for share in shares:
+            if isinstance(share, Exception):
+                raise share
+        return [zigzag.unshard(parts) for parts in zip(*shares, strict=True)]
+
+
+def with_gradients(attend: Any, q: Any, k: Any, v: Any, grad: Any) -> list[torch.Tensor]:
+    """Output, dq, dk and dv of a call."""
+    q, k, v = (x.clone().requires_grad_() for x in (q, k, v))
+    out = attend(q, k, v)
+    out.backward(grad)
+    return [x.detach() for x in (out, q.grad, k.grad, v.grad)]
+
+
+def _serve(rank: int, store: Path, pipe: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(str(store), max(SIZES)), rank=rank, world_size=max(SIZES))
+    groups = {size: dist.new_group(range(size)) for size in SIZES}
+    while (asked := pipe.recv()) is not None:
+        size, case = asked
+        try:
+            tensors = [zigzag.shard(x, rank, size) for x in case.tensors]
+            attend = lambda *qkv: ring_attention(*qkv, group=groups[size], **case.arguments)  # noqa: E731, B023
+            pipe.send(with_gradients(attend, *tensors))
+        except Exception as error:
+            pipe.send(error)
+    dist.destroy_process_group()

@@ -1,8 +1,9 @@
 """megatron-core's GPTModel from a Hugging Face config.json.
 
 The architecture is read from the config.json and nowhere else; parallelism and precision come from the run.
-The layer is megatron-core's TransformerLayer with two modules of our own: a norm that allows sequence
-parallelism without Transformer Engine, and ring attention as the core attention.
+The layer is megatron-core's TransformerLayer with three modules of our own: a norm that allows sequence
+parallelism without Transformer Engine, self-attention that rotates by one table of cos and sin for all layers, and
+ring attention as the core attention.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from megatron_ultralong.errors import UserError
 from megatron_ultralong.model.loss import DEFAULT, LossOptions, sum_of_losses
 from megatron_ultralong.model.rope import RopeScaling
 from megatron_ultralong.model.rope_hf import head_dim
-from megatron_ultralong.model.rotary import Rotary
+from megatron_ultralong.model.rotary import Angles, Rotary, RotarySelfAttention
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -44,7 +45,7 @@ class SelectiveLayer(mcore.TransformerLayer):
 
 
 def transformer_config(
-    hf_config: dict[str, Any], rope: RopeScaling, parallel: ParallelConfig, precision: Literal["fp32", "bf16"]
+    hf_config: dict[str, Any], parallel: ParallelConfig, precision: Literal["fp32", "bf16"]
 ) -> mcore.TransformerConfig:
     """megatron-core's configuration of the model in `hf_config` under `parallel`.
 
@@ -60,7 +61,7 @@ def transformer_config(
         raise UserError(f"config.json: hidden_act {hf_config['hidden_act']!r} is not supported; known: silu.")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     heads = hf_config["num_attention_heads"]
-    config = mcore.TransformerConfig(
+    return mcore.TransformerConfig(
         num_layers=hf_config["num_hidden_layers"],
         hidden_size=hf_config["hidden_size"],
         ffn_hidden_size=hf_config["intermediate_size"],
@@ -94,13 +95,6 @@ def transformer_config(
         masked_softmax_fusion=False,
         cuda_graph_scope=[],
     )
-    if rope.attention_factor != 1.0:
-        # megatron-core multiplies cos and sin by mscale(factor, mscale) = 0.1 mscale ln(factor) + 1, and reads
-        # these attributes without declaring them; factor e makes it 0.1 mscale + 1, so any m can be said.
-        config.yarn_rotary_scaling_factor = 2.718281828459045
-        config.yarn_mscale = (rope.attention_factor - 1.0) * 10.0
-        config.yarn_mscale_all_dim = 0.0  # None would make megatron-core ignore yarn_mscale
-    return config
 
 
 def _recompute(parallel: ParallelConfig) -> dict[str, Any]:
@@ -120,6 +114,7 @@ def _layer_spec(config: mcore.TransformerConfig, parallel: ParallelConfig) -> An
             raise UserError(problem)
         layer = mcore.get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
         layer.submodules.self_attention.submodules.core_attention = TECoreAttention
+        layer.submodules.self_attention.module = RotarySelfAttention
         return layer
     qk_norm = RMSNorm if config.qk_layernorm else mcore.IdentityOp
     layer = mcore.ModuleSpec(
@@ -127,7 +122,7 @@ def _layer_spec(config: mcore.TransformerConfig, parallel: ParallelConfig) -> An
         submodules=mcore.TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=mcore.ModuleSpec(
-                module=mcore.SelfAttention,
+                module=RotarySelfAttention,
                 params={"attn_mask_type": mcore.AttnMaskType.causal},
                 submodules=mcore.SelfAttentionSubmodules(
                     linear_qkv=mcore.ColumnParallelLinear,
@@ -189,7 +184,7 @@ def build_model(
     rope: RopeScaling,
     parallel: ParallelConfig,
     precision: Literal["fp32", "bf16"],
-    angles: Literal["fp32", "fp64"] = "fp32",
+    angles: Angles = "fp32",
     loss: LossOptions = DEFAULT,
 ) -> mcore.GPTModel:
     """This rank's part of the model, with random weights, on the current device.
@@ -204,7 +199,7 @@ def build_model(
         raise UserError(
             f"config.json: vocab_size {hf_config['vocab_size']} is not divisible by parallel.tensor {parallel.tensor}."
         )
-    config = transformer_config(hf_config, rope, parallel, precision)
+    config = transformer_config(hf_config, parallel, precision)
     model = LanguageModel(
         config=config,
         transformer_layer_spec=_layer_spec(config, parallel),
@@ -217,5 +212,11 @@ def build_model(
         rotary_base=int(rope.base),
     )
     model.loss_options = loss
-    model.rotary_pos_emb = Rotary(rope, rope.rotary_dim(head_dim(hf_config)), angles)
+    model.rotary_pos_emb = Rotary(
+        rope,
+        rope.rotary_dim(head_dim(hf_config)),
+        angles,
+        dtype=config.params_dtype,
+        group=mcore.parallel_state.get_context_parallel_group() if parallel.context > 1 else None,
+    )
     return model

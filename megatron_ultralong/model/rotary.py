@@ -1,12 +1,17 @@
-"""The rotary embedding that GPTModel calls: angles for this rank's positions only.
+"""The rotary embedding that GPTModel calls: one table of cos and sin for this rank's positions, for all layers.
 
-megatron-core's own module builds the table of the whole sequence on every rank before it slices it (2.1 GB at
-4M tokens); here the table has a row for each position that this rank holds. Angles are position x frequency in
-fp32, as every serving stack computes them, or in fp64 and reduced to one turn before they are rounded to fp32.
+megatron-core's own module builds the angles of the whole sequence on every rank before it slices them (2.1 GB at
+4M tokens), and each of its layers computes cos and sin of them anew. Here the table has a row for each position that
+this rank holds, its cos and sin are computed once and shared: L x rotary_dim numbers of the model's dtype, where L is
+S / CP, so that 4M positions on 16 ranks cost what 256K cost on one. Chunks bound what making it takes beside.
+
+Angles are position x frequency in fp32, formed as serving stacks form them, rounding by rounding: frequencies
+that differ in the last bit are a quarter of a radian apart at 4M. Or in fp64, reduced to one turn before rounding.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, Literal
 
@@ -14,23 +19,38 @@ import torch
 from torch import Tensor
 
 from megatron_ultralong.context_parallel.core_attention import SequenceLayout
+from megatron_ultralong.engine import mcore
 from megatron_ultralong.model.rope import RopeScaling
+
+Angles = Literal["fp32", "fp64"]
+_CHUNK = 1 << 14  # positions whose angles exist at a time
 
 
 class Rotary(torch.nn.Module):
     """Has the interface of megatron-core's RotaryEmbedding, as far as GPTModel calls it.
 
+    The last table is kept and given again for the same positions: a run without document masks computes one
+    table, and microbatches that a pipeline has in flight share it. It is dropped as soon as positions change.
+
     Args:
-        rope: the scaling; its attention factor is applied by megatron-core through
-            `TransformerConfig.yarn_rotary_scaling_factor` and kin (see model/build.py).
-        rotary_dim: dimensions of a head that are rotated.
+        rope: the scaling, its attention factor included.
+        rotary_dim: channels of a head that are rotated.
         angles: precision of position x frequency.
+        dtype: of the table: the model's, to which every stack rounds cos and sin before it uses them.
+        group: the context-parallel group, if positions are spread over one.
     """
 
-    def __init__(self, rope: RopeScaling, rotary_dim: int, angles: Literal["fp32", "fp64"] = "fp32") -> None:
+    def __init__(
+        self,
+        rope: RopeScaling,
+        rotary_dim: int,
+        angles: Angles = "fp32",
+        dtype: torch.dtype = torch.float32,
+        group: torch.distributed.ProcessGroup | None = None,
+    ) -> None:
         super().__init__()
-        dtype = torch.float64 if angles == "fp64" else torch.float32
-        self.frequencies = torch.from_numpy(rope.inverse_frequencies(rotary_dim)).to(dtype)
+        self.rope, self.rotary_dim, self.angles, self.dtype, self.group = rope, rotary_dim, angles, dtype, group
+        self._kept: tuple[Tensor, Tensor] | None = None  # positions and their table; no buffer, so never saved
 
     def get_rotary_seq_len(
         self, inference_context: Any, decoder: Any, decoder_input: Any, config: Any, layout: SequenceLayout
@@ -41,10 +61,114 @@ class Rotary(torch.nn.Module):
         return layout.position_ids
 
     def forward(self, position_ids_BL: Tensor, packed_seq: bool = False, cp_group: Any = None) -> Tensor:
-        """Angles in fp32, [L, B, 1, rotary_dim], the half-dimension table twice over as megatron-core wants it."""
+        """cos and sin, each times the attention factor, side by side: [L, B, 1, rotary_dim]."""
         del packed_seq, cp_group
-        frequencies = self.frequencies.to(position_ids_BL.device)
-        angles_LBP = position_ids_BL.t().unsqueeze(-1).to(frequencies.dtype) * frequencies
-        if frequencies.dtype == torch.float64:
-            angles_LBP = angles_LBP.remainder(2 * math.pi).float()
-        return torch.cat((angles_LBP, angles_LBP), dim=-1).unsqueeze(2)
+        if self._kept is None or not _same(self._kept[0], position_ids_BL):
+            self._kept = None  # the old table goes before the new one comes
+            self._kept = (position_ids_BL.clone(), self._made(position_ids_BL))
+        return self._kept[1]
+
+    @torch.no_grad()
+    def _made(self, position_ids_BL: Tensor) -> Tensor:
+        """The table, `_CHUNK` positions at a time."""
+        frequencies_P = self._frequencies(position_ids_BL)
+        positions_N = position_ids_BL.t().reshape(-1)
+        out_NC = torch.empty(len(positions_N), self.rotary_dim, dtype=self.dtype, device=positions_N.device)
+        for start in range(0, len(positions_N), _CHUNK):
+            rows_NC = out_NC[start : start + _CHUNK]
+            angles_NP = positions_N[start : start + _CHUNK, None].to(frequencies_P.dtype) * frequencies_P
+            if self.angles == "fp64":
+                angles_NP = angles_NP.remainder(2 * math.pi).float()
+            rows_NC[:, : self.rotary_dim // 2] = angles_NP.cos() * self.rope.attention_factor
+            rows_NC[:, self.rotary_dim // 2 :] = angles_NP.sin() * self.rope.attention_factor
+        return out_NC.view(position_ids_BL.shape[1], position_ids_BL.shape[0], 1, self.rotary_dim)
+
+    def _frequencies(self, position_ids_BL: Tensor) -> Tensor:
+        """Radians a token, [P], for a batch of these positions; the two kinds that ask get its longest sequence."""
+        length = 0
+        if self.rope.depends_on_length:
+            longest = position_ids_BL.max() + 1
+            if self.group is not None:
+                torch.distributed.all_reduce(longest, op=torch.distributed.ReduceOp.MAX, group=self.group)
+            length = int(longest)
+        if self.angles == "fp64":
+            frequencies_P = torch.from_numpy(self.rope.inverse_frequencies(self.rotary_dim, length))
+        else:
+            frequencies_P = serving_frequencies(self.rope, self.rotary_dim, length)
+        return frequencies_P.to(position_ids_BL.device)
+
+
+def _same(old: Tensor, new: Tensor) -> bool:
+    return old.shape == new.shape and old.device == new.device and torch.equal(old, new)
+
+
+def rotate(heads_LBNH: Tensor, table_LB1C: Tensor) -> Tensor:
+    """Rotate the first channels of queries or keys by a table of `Rotary`; the rest pass as they are.
+
+    The first half of the rotated channels pairs with the second, as in Hugging Face's models. Bit for bit what
+    megatron-core's unfused apply_rotary_pos_emb gives, without its copies of cos and sin over all channels.
+    """
+    cos, sin = table_LB1C.to(heads_LBNH.dtype).chunk(2, dim=-1)
+    dim = table_LB1C.shape[-1]
+    first, second = heads_LBNH[..., :dim].chunk(2, dim=-1)
+    rotated = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat((*rotated, heads_LBNH[..., dim:]), dim=-1)
+
+
+class RotarySelfAttention(mcore.SelfAttention):
+    """megatron-core's SelfAttention, whose queries and keys are rotated by the table that the step computed once.
+
+    GPTModel's rotary_pos_emb travels here through the block and its recomputation; megatron-core's own use of it,
+    which takes cos and sin in each layer, is passed by.
+    """
+
+    _table: Tensor | None = None  # of the forward pass under way, [L, B, 1, rotary_dim]
+
+    def forward(self, hidden_states: Tensor, attention_mask: Any, rotary_pos_emb: Any = None, **rest: Any) -> Any:
+        """As megatron-core's; `rotary_pos_emb` is a table of `Rotary`."""
+        self._table = rotary_pos_emb
+        try:
+            return super().forward(hidden_states, attention_mask, rotary_pos_emb=None, **rest)
+        finally:
+            self._table = None
+
+    def get_query_key_value_tensors(self, *arguments: Any, **options: Any) -> Any:
+        """As megatron-core's, normed where the model norms, then rotated."""
+        query_LBNH, key_LBKH, value_LBKH = super().get_query_key_value_tensors(*arguments, **options)
+        if self._table is None:
+            return query_LBNH, key_LBKH, value_LBKH
+        return rotate(query_LBNH, self._table), rotate(key_LBKH, self._table), value_LBKH
+
+
+def serving_frequencies(rope: RopeScaling, rotary_dim: int, length: int = 0) -> Tensor:
+    """`RopeScaling.inverse_frequencies` in fp32, each step rounded where transformers and vLLM round it: [P], on CPU.
+
+    Bit for bit what transformers' ROPE_INIT_FUNCTIONS give on the same machine. Arguments and errors as there.
+    """
+    exponents_P = torch.arange(0, rotary_dim, 2, dtype=torch.int64).float() / rotary_dim
+    if rope.kind in ("ntk", "dynamic-ntk"):
+        rope = dataclasses.replace(rope, kind="none", base=rope.ntk_base(rotary_dim, length))
+    periods_P = rope.base**exponents_P
+    if rope.kind == "longrope":
+        return 1.0 / (torch.tensor(rope.list_for(rotary_dim, length), dtype=torch.float32) * periods_P)
+    plain_P = 1.0 / periods_P
+    if rope.kind == "none":
+        return plain_P
+    if rope.kind == "linear":
+        return plain_P / rope.factor
+    if rope.kind == "llama3" or rope.form == "paper":
+        return _by_wavelength(rope, plain_P)
+    low, high = rope.ramp_ends(rotary_dim)
+    scaled_P = ((torch.arange(rotary_dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    kept_P = 1 - scaled_P
+    return 1.0 / (rope.factor * periods_P) * (1 - kept_P) + plain_P * kept_P
+
+
+def _by_wavelength(rope: RopeScaling, plain_P: Tensor) -> Tensor:
+    """Llama-3.1's rule and the paper's form, as transformers computes it."""
+    wavelength_P = 2 * math.pi / plain_P
+    long_P = wavelength_P > rope.original_length / rope.alpha
+    between_P = ~long_P & ~(wavelength_P < rope.original_length / rope.beta)
+    kept_P = (rope.original_length / wavelength_P - rope.alpha) / (rope.beta - rope.alpha)
+    blend_P = (1 - kept_P) * plain_P / rope.factor + kept_P * plain_P
+    return torch.where(between_P, blend_P, torch.where(long_P, plain_P / rope.factor, plain_P))

@@ -9,7 +9,6 @@ import pytest
 from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.model.build import transformer_config
-from megatron_ultralong.model.rope import RopeScaling
 from megatron_ultralong.model.rope_hf import head_dim
 
 LLAMA: dict[str, Any] = {
@@ -24,12 +23,11 @@ LLAMA: dict[str, Any] = {
     "rope_theta": 500000.0,
     "max_position_embeddings": 131072,
 }
-ROPE = RopeScaling(base=5e5, kind="yarn", factor=128, original_length=8192)
 
 
 def test_llama_8b_on_256_gpus() -> None:
     parallel = ParallelConfig(tensor=8, context=4, sequence_parallel=True, recompute="full")
-    config = transformer_config(LLAMA, ROPE, parallel, "bf16")
+    config = transformer_config(LLAMA, parallel, "bf16")
     assert (config.num_layers, config.hidden_size, config.ffn_hidden_size) == (32, 4096, 14336)
     assert (config.num_attention_heads, config.num_query_groups, config.kv_channels) == (32, 8, 128)
     assert (config.normalization, config.gated_linear_unit, config.add_qkv_bias) == ("RMSNorm", True, False)
@@ -47,4 +45,4 @@ def test_head_dim(explicit: int | None, wanted: int) -> None:
 def test_other_models_are_refused_by_name(change: dict[str, Any]) -> None:
     (value,) = change.values()
     with pytest.raises(UserError, match=value if isinstance(value, str) else value[0]):
-        transformer_config({**LLAMA, **change}, ROPE, ParallelConfig(), "bf16")
+        transformer_config({**LLAMA, **change}, ParallelConfig(), "bf16")

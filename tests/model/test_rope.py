@@ -5,15 +5,18 @@ import math
 
 import numpy as np
 import pytest
+from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import YarnRotaryEmbedding
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.engine import groups
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.model.rope import RopeScaling, temperature
 
 BASES = (1e4, 5e5, 1e6, 1e9)
-HEAD_DIMS = (64, 80, 128)
+HEAD_DIMS = (64, 80, 128, 256)
 FACTORS = (1.0, 2.0, 8.5, 128.0, 512.0)
 LENGTHS = (2048, 8192, 131072)
 LLAMA31 = {
@@ -44,20 +47,33 @@ def plain(base: float, dim: int) -> np.ndarray:
     return base ** (-np.arange(0, dim, 2) / dim)
 
 
+def ramp_rounding(rope: RopeScaling, dim: int) -> np.ndarray:
+    """What fp32 makes of a ramp: six roundings of rotations or index, of which theta' takes over the kept share."""
+    if rope.kind not in ("llama3", "yarn"):
+        return np.zeros(dim // 2)
+    if rope.kind == "yarn" and rope.form == "coded":
+        low, high = rope.ramp_ends(dim)
+        along, width = np.arange(dim // 2), high - low
+    else:
+        low, high = rope.alpha, rope.beta
+        along, width = rope.original_length * plain(rope.base, dim) / (2 * math.pi), high - low
+    blended = (along > low) & (along < high)
+    return blended * 6 * 2**-24 * along / width * plain(rope.base, dim)
+
+
 @pytest.mark.parametrize(
-    ("kind", "form", "beta", "tolerance"),
+    ("kind", "form", "beta"),
     [
-        ("none", "paper", 4.0, 1e-6),
-        ("linear", "paper", 4.0, 1e-6),
-        ("yarn", "coded", 4.0, 1e-6),
-        ("yarn", "coded", 32.0, 1e-6),
-        # transformers forms the ramp in fp32: near rotations = alpha its rounding counts s-fold
-        ("llama3", "paper", 4.0, 3e-6),
-        ("yarn", "paper", 4.0, 3e-6),
-        ("yarn", "paper", 32.0, 3e-6),
+        ("none", "paper", 4.0),
+        ("linear", "paper", 4.0),
+        ("yarn", "coded", 4.0),
+        ("yarn", "coded", 32.0),
+        ("llama3", "paper", 4.0),
+        ("yarn", "paper", 4.0),
+        ("yarn", "paper", 32.0),
     ],
 )
-def test_frequencies_are_those_of_transformers(kind, form, beta, tolerance):
+def test_frequencies_are_those_of_transformers(kind, form, beta):
     for base, dim, factor, length in itertools.product(BASES, HEAD_DIMS, FACTORS, LENGTHS):
         rope = RopeScaling(
             base=base,
@@ -68,9 +84,38 @@ def test_frequencies_are_those_of_transformers(kind, form, beta, tolerance):
             beta=beta,
         )
         ours, (theirs, attention) = rope.inverse_frequencies(dim), transformers_rope(rope, dim)
-        assert np.all(np.abs(ours - theirs) <= 1e-6 * plain(base, dim)), rope
-        assert np.all(np.abs(ours - theirs) <= tolerance * ours), rope
+        assert np.all(np.abs(ours - theirs) <= 1e-6 * ours + ramp_rounding(rope, dim)), rope
         assert attention == 1.0
+
+
+class MegatronYarn(YarnRotaryEmbedding):
+    """megatron-core's, without the cache of cos and sin that it fills when it is made."""
+
+    def _set_cos_sin_cache(self, *arguments, **options):
+        pass
+
+
+@pytest.mark.parametrize("beta", [4.0, 32.0])
+@pytest.mark.parametrize("truncate", [True, False])
+def test_frequencies_are_those_of_megatron_cores_yarn(beta, truncate):
+    with groups.single_process(ParallelConfig(device="cpu")):
+        for base, dim, factor, length in itertools.product((1e4, 5e5, 1e9), HEAD_DIMS, FACTORS, LENGTHS):
+            theirs = MegatronYarn(
+                dim,
+                rotary_base=base,
+                scaling_factor=factor,
+                original_max_position_embeddings=length,
+                beta_fast=beta,
+                correction_range_round_to_int=truncate,
+                use_cpu_initialization=True,
+            )
+            angles, attention = theirs.get_emb(1, offset=1)  # position 1, whose angles are the frequencies
+            scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": length}
+            scaling |= {"beta_fast": beta, "truncate": truncate, "rope_theta": base}
+            rope = RopeScaling.from_hf({"rope_parameters": scaling})
+            ours, frequencies = rope.inverse_frequencies(dim), angles[0, 0, 0, : dim // 2].double().numpy()
+            assert np.all(np.abs(ours - frequencies) <= 1e-6 * ours + ramp_rounding(rope, dim)), rope
+            assert rope.attention_factor == pytest.approx(attention, rel=1e-6)
 
 
 @pytest.mark.parametrize("factor", FACTORS)
@@ -125,23 +170,44 @@ def test_the_papers_yarn_is_llama3_with_the_same_factor(base, dim, factor):
 
 
 @pytest.mark.parametrize(
-    ("form", "index", "ratio"),
+    ("form", "index", "kept"),
     [
         ("paper", 0, 1.0),  # 1303.8 rotations in 8,192 tokens
-        ("paper", 28, 1.0),  # 4.19 rotations, above beta
-        ("paper", 34, 0.0817568),  # 1.2237 rotations: 0.07458 kept
-        ("paper", 35, 1 / 128),  # 0.9969 rotations, below alpha
-        ("paper", 63, 1 / 128),
+        ("paper", 28, 1.0),  # 4.1871 rotations, above beta
+        ("paper", 29, 0.80362104),  # 3.41086313 rotations: (r - 1) / 3
+        ("paper", 34, 0.07452656),  # 1.22357969 rotations
+        ("paper", 35, 0.0),  # 0.9967491 rotations, below alpha
+        ("paper", 63, 0.0),
         # 4 and 1 rotations fit at 28.22 and 34.98, rounded outwards to 28 and 35: a ramp of sevenths
         ("coded", 28, 1.0),
-        ("coded", 29, 6 / 7 + 1 / 7 / 128),
-        ("coded", 34, 1 / 7 + 6 / 7 / 128),
-        ("coded", 35, 1 / 128),
+        ("coded", 29, 6 / 7),
+        ("coded", 34, 1 / 7),
+        ("coded", 35, 0.0),
+        ("coded", 63, 0.0),
     ],
 )
-def test_llama31_to_a_million_tokens_by_hand(form, index, ratio):
-    rope = RopeScaling(base=5e5, kind="yarn", form=form, factor=128.0, original_length=8192)
-    assert rope.inverse_frequencies(128)[index] / plain(5e5, 128)[index] == pytest.approx(ratio, rel=1e-6)
+@pytest.mark.parametrize("factor", [128, 256, 512])
+def test_llama31_to_one_two_and_four_million_tokens_by_hand(form, index, kept, factor):
+    rope = RopeScaling(base=5e5, kind="yarn", form=form, factor=factor, original_length=8192)
+    theta = math.exp(-2 * index / 128 * 13.122363377404328)  # ln 500,000
+    expected = theta * (kept + (1 - kept) / factor)
+    assert rope.inverse_frequencies(128)[index] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("form", "factor", "frequency"),
+    [  # radians a token at index 34, whose own is 9.38474e-4
+        ("paper", 128, 7.672664e-05),
+        ("paper", 256, 7.333394e-05),
+        ("paper", 512, 7.163759e-05),
+        ("coded", 128, 1.4035212e-04),
+        ("coded", 256, 1.3720991e-04),
+        ("coded", 512, 1.3563880e-04),
+    ],
+)
+def test_the_two_forms_differ_most_at_index_34(form, factor, frequency):
+    rope = RopeScaling(base=5e5, kind="yarn", form=form, factor=factor, original_length=8192)
+    assert rope.inverse_frequencies(128)[34] == pytest.approx(frequency, rel=1e-6)
 
 
 def test_a_head_of_four_by_hand():

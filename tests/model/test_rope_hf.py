@@ -45,7 +45,7 @@ def test_a_real_models_rope_is_read_and_written_as_transformers_computes_it(name
         ours = rope.inverse_frequencies(dim, length)
         for stated in (config, written):
             theirs, attention = transformers_frequencies(copy.deepcopy(stated), tmp_path, length)
-            np.testing.assert_allclose(ours, theirs, rtol=3e-6, err_msg=name)  # llama3's fp32 ramp: see test_rope
+            np.testing.assert_allclose(ours, theirs, rtol=3e-6, err_msg=name)  # fp32 of a ramp: see test_rope
             assert rope.attention_factor == pytest.approx(attention, rel=1e-15)
     yarn = rope.kind == "yarn"  # whose maximum is still the original one, and must be the ratio
     assert written["max_position_embeddings"] == (131072 if yarn else config["max_position_embeddings"])

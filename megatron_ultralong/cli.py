@@ -18,7 +18,10 @@ from megatron_ultralong import config, config_io
 from megatron_ultralong.errors import UserError
 
 _PROGRAM = "python -m megatron_ultralong.train"
-_FIELDS = "The fields of the configuration, one TOML table a section; a flag here wins over the file."
+_FIELDS = (
+    "The fields of the configuration, one TOML table a section; a flag here wins over the file. "
+    "--dry-run takes two steps, says what they need in memory and time, and keeps nothing."
+)
 
 
 def run(function: Callable[..., Any], arguments: Sequence[str] | None = None) -> None:

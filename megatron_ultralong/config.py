@@ -95,6 +95,12 @@ class ParallelConfig:
     recompute: Literal["none", "selective", "full"] = "none"
     """Keep every activation; or each layer's input and attention's output, so that backward computes all but
     attention again; or each layer's input alone."""
+    recompute_layers: int = 0
+    """With recompute, the first so many layers of each pipeline stage; 0: all of them."""
+    mlp_chunk: int = 0
+    """Positions that go through an MLP at once, which backward computes again; 0: all, kept as recompute says."""
+    offload: bool = False
+    """Keep the layer inputs of recompute "full" in host memory."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """"auto": GPU where there is one."""
     timeout: int = 600

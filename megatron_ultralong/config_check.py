@@ -26,7 +26,7 @@ _AT_LEAST_ONE = (
 _AT_LEAST_ZERO = (
     "rope.target_length rope.original_length optimizer.learning_rate optimizer.min_learning_rate "
     "optimizer.warmup_steps optimizer.weight_decay optimizer.clip_grad checkpoint.interval "
-    "train.loss_chunk train.z_loss train.requeue_code log.profile"
+    "train.loss_chunk train.z_loss parallel.recompute_layers parallel.mlp_chunk train.requeue_code log.profile"
 ).split()
 
 
@@ -112,6 +112,21 @@ def _sharding(parallel: ParallelConfig, length: int, hf_config: dict[str, Any]) 
         yield (
             f"parallel.pipeline is {parallel.pipeline}, which does not divide the model's {layers} layers; "
             f"give a divisor of {layers}."
+        )
+    elif parallel.recompute_layers > layers // parallel.pipeline:
+        yield (
+            f"parallel.recompute_layers is {parallel.recompute_layers}, but a pipeline stage has "
+            f"{layers // parallel.pipeline}; give at most that, or 0 for all."
+        )
+    if parallel.recompute_layers and parallel.recompute == "none":
+        yield (
+            f'parallel.recompute_layers is {parallel.recompute_layers} with parallel.recompute "none"; '
+            "remove one of them."
+        )
+    if parallel.offload and parallel.recompute != "full":
+        yield (
+            f'parallel.offload is true with parallel.recompute "{parallel.recompute}"; set that to "full", whose layer '
+            "inputs it moves to the host, or remove parallel.offload."
         )
     if parallel.sequence_parallel and parallel.tensor == 1:
         yield "parallel.sequence_parallel is true with parallel.tensor 1; set it to false or raise parallel.tensor."

@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 2 -m megatron_ultralong.train --config run.toml [--section.field value ...]
 
-A run that finds a checkpoint in its `checkpoint.save` resumes from the newest. SIGTERM, SIGUSR1 and
+--dry-run builds everything, takes two steps at full length, says what they need in memory and time, and keeps
+nothing. A run that finds a checkpoint in its `checkpoint.save` resumes from the newest. SIGTERM, SIGUSR1 and
 `train.time_limit` end it with a checkpoint and exit status `train.requeue_code`; the same command goes on from it.
 """
 
@@ -20,7 +21,13 @@ def main() -> None:
     from megatron_ultralong.cli import exit_status, parse_command_line
 
     with exit_status():
-        config = parse_command_line()
+        words = sys.argv[1:]
+        config = parse_command_line([word for word in words if word != "--dry-run"])
+        if "--dry-run" in words:
+            from megatron_ultralong.training.dry_run import dry_run
+
+            dry_run(config)
+            return
         from megatron_ultralong.training.loop import train
 
         if train(config).stopped_by:

@@ -98,6 +98,11 @@ def test_runs_that_work(run, flags, world_size):
         ),
         ("--parallel.tensor 8", 8, "parallel.tensor is 8, which does not divide the model's 4 key-value heads; "),
         ("--parallel.pipeline 4", 4, "parallel.pipeline is 4, which does not divide the model's 6 layers; "),
+        ("--parallel.recompute_layers 2", 1, 'parallel.recompute_layers is 2 with parallel.recompute "none"; remove'),
+        ("--parallel.recompute full --parallel.recompute_layers 7", 1, "parallel.recompute_layers is 7, but a pipelin"),
+        ("--parallel.offload true", 1, 'parallel.offload is true with parallel.recompute "none"; set that to "full"'),
+        ("--parallel.mlp_chunk -1", 1, "parallel.mlp_chunk is -1; give 0 or more."),
+        ("--log.profile 2", 1, "log.profile is 2, but checkpoint.save is not given; its traces go below that."),
         ("--parallel.sequence_parallel true", 1, "parallel.sequence_parallel is true with parallel.tensor 1; "),
         (
             "--rope.kind ultralong --rope.beta 32",

@@ -8,6 +8,7 @@ ring attention as the core attention.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 import torch
@@ -19,9 +20,11 @@ from megatron_ultralong.context_parallel.kept import checkpoint_all_but_attentio
 from megatron_ultralong.engine import cpu, groups, mcore, transformer_engine
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.model.loss import DEFAULT, LossOptions, sum_of_losses
+from megatron_ultralong.model.offload import saved_on_host
 from megatron_ultralong.model.rope import RopeScaling
 from megatron_ultralong.model.rope_hf import head_dim
 from megatron_ultralong.model.rotary import Angles, Rotary, RotarySelfAttention
+from megatron_ultralong.model.tiling import tile
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -99,6 +102,9 @@ def transformer_config(
 
 def _recompute(parallel: ParallelConfig) -> dict[str, Any]:
     """megatron-core's settings; selective recompute of attention "torch" is SelectiveLayer's instead."""
+    if parallel.recompute == "full" and parallel.recompute_layers:
+        first = {"recompute_method": "block", "recompute_num_layers": parallel.recompute_layers}
+        return {"recompute_granularity": "full", **first}
     if parallel.recompute == "full":
         return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     if parallel.recompute == "selective" and parallel.attention == "te":
@@ -118,7 +124,7 @@ def _layer_spec(config: mcore.TransformerConfig, parallel: ParallelConfig) -> An
         return layer
     qk_norm = RMSNorm if config.qk_layernorm else mcore.IdentityOp
     layer = mcore.ModuleSpec(
-        module=SelectiveLayer if parallel.recompute == "selective" else mcore.TransformerLayer,
+        module=mcore.TransformerLayer,
         submodules=mcore.TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=mcore.ModuleSpec(
@@ -148,9 +154,11 @@ def _layer_spec(config: mcore.TransformerConfig, parallel: ParallelConfig) -> An
             },
         ),
     )
-    return mcore.TransformerBlockSubmodules(
-        layer_specs=[layer] * mcore.get_num_layers_to_build(config), layer_norm=RMSNorm
-    )
+    layers = [layer] * mcore.get_num_layers_to_build(config)
+    if parallel.recompute == "selective":
+        count = parallel.recompute_layers or len(layers)
+        layers[:count] = [dataclasses.replace(layer, module=SelectiveLayer)] * min(count, len(layers))
+    return mcore.TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)
 
 
 class LanguageModel(mcore.GPTModel):
@@ -160,6 +168,14 @@ class LanguageModel(mcore.GPTModel):
     """
 
     loss_options = DEFAULT
+    offload = False
+
+    def forward(self, *arguments: Any, **keywords: Any) -> Tensor:
+        """As of GPTModel; with `offload`, what autograd saves of the layers' inputs goes to host memory."""
+        if not (self.offload and torch.is_grad_enabled()):
+            return super().forward(*arguments, **keywords)
+        with saved_on_host(self.config.hidden_size, self.config.params_dtype):
+            return super().forward(*arguments, **keywords)
 
     def _postprocess(
         self, hidden_states: Tensor, labels: Tensor | None = None, loss_mask: Tensor | None = None, **rest: Any
@@ -212,6 +228,10 @@ def build_model(
         rotary_base=int(rope.base),
     )
     model.loss_options = loss
+    model.offload = parallel.offload
+    if parallel.mlp_chunk:
+        for layer in model.decoder.layers:
+            tile(layer.mlp, parallel.mlp_chunk)
     model.rotary_pos_emb = Rotary(
         rope,
         rope.rotary_dim(head_dim(hf_config)),

@@ -1,0 +1,191 @@
+"""Memory of one step by part, measured: what a dry run prints and a run on a GPU logs after its first step.
+
+On a GPU the numbers are PyTorch's allocator's and cost nothing. A CPU has no such counters: there a dispatch mode
+counts the storages that operations make while they live (kernels' own scratch space is not seen), which makes
+the measured step slower.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from megatron_ultralong.context_parallel.core_attention import RingCoreAttention, TECoreAttention
+from megatron_ultralong.training.setup import Run
+
+
+@dataclasses.dataclass
+class StepMemory:
+    """Bytes on this rank.
+
+    Attributes:
+        weights: the model's parameters.
+        gradients: megatron-core's gradient buffers.
+        optimizer: Adam's moments and, for bf16, the fp32 main weights; sized by the first step.
+        activations: what one forward pass leaves for its backward, at most.
+        attention: at most while one layer attends, beyond what was held before.
+        loss: at most in the head and the loss, gradients of both included, beyond what was held before.
+        peak: at most during the step, beyond weights, gradients and optimizer.
+    """
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    attention: int = 0
+    loss: int = 0
+    peak: int = 0
+
+    @property
+    def total(self) -> int:
+        """Everything at once, at the step's highest point."""
+        return self.weights + self.gradients + self.optimizer + self.peak
+
+    def table(self) -> str:
+        """A line a part."""
+        rows = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
+        return "\n".join(f"  {name:<12} {value / 2**20:12,.3f} MiB" for name, value in rows)
+
+
+@contextlib.contextmanager
+def measured(run: Run) -> Iterator[StepMemory]:
+    """Measure a step taken within, after at least one before it, which makes Adam's state.
+
+    The result is filled in at the end.
+    """
+    memory, meter = StepMemory(), _Gpu(run.device) if run.device.type == "cuda" else _Cpu()
+    hooks = [run.weights.register_forward_hook(lambda *_: _raise(memory, "activations", meter.live()))]
+    for module in run.weights.modules():
+        if isinstance(module, (RingCoreAttention, TECoreAttention)):
+            hooks.append(module.register_forward_pre_hook(lambda *_: meter.mark()))
+            hooks.append(module.register_forward_hook(lambda *_: _raise(memory, "attention", meter.since_mark())))
+    head_and_loss: Any = run.weights._postprocess
+
+    def postprocess(*arguments: Any, **keywords: Any) -> Any:
+        meter.mark()
+        result = head_and_loss(*arguments, **keywords)
+        _raise(memory, "loss", meter.since_mark())
+        return result
+
+    run.weights._postprocess = postprocess  # type: ignore[assignment]
+    try:
+        with meter:
+            yield memory
+            memory.peak = meter.highest()
+    finally:
+        del run.weights._postprocess
+        for hook in hooks:
+            hook.remove()
+    memory.weights, memory.gradients, memory.optimizer = _standing(run)
+
+
+def _raise(memory: StepMemory, name: str, value: int) -> None:
+    """Note `value` if it is the highest so far."""
+    setattr(memory, name, max(getattr(memory, name), value))
+
+
+def _standing(run: Run) -> tuple[int, int, int]:
+    """Bytes of weights, gradients and optimizer."""
+    model: Any = run.model
+    weights = list(run.weights.parameters())
+    gradients = [buffer.grad_data for buffer in [*model.buffers, *model.expert_parallel_buffers]]
+    optimizers = getattr(run.optimizer, "chained_optimizers", [run.optimizer])
+    held = [value for one in optimizers for value in tree_leaves(list(one.optimizer.state.values()))]
+    held += [parameter for one in optimizers for group in one.optimizer.param_groups for parameter in group["params"]]
+    own = {tensor.untyped_storage().data_ptr() for tensor in weights}
+    return (
+        _bytes(weights),
+        _bytes(gradients),
+        _bytes([x for x in held if isinstance(x, Tensor) and x.untyped_storage().data_ptr() not in own]),
+    )
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    """Of the tensors' storages, each once."""
+    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+
+
+class _Gpu:
+    """PyTorch's allocator's counters."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.top = device, 0
+
+    def __enter__(self) -> None:
+        torch.cuda.reset_peak_memory_stats(self.device)
+        self.base = self.marked = torch.cuda.memory_allocated(self.device)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def live(self) -> int:
+        """Bytes more than at the beginning."""
+        return torch.cuda.memory_allocated(self.device) - self.base
+
+    def highest(self) -> int:
+        """The most that `live` was."""
+        return max(self.top, torch.cuda.max_memory_allocated(self.device)) - self.base
+
+    def mark(self) -> None:
+        """Begin a stretch."""
+        self.top = max(self.top, torch.cuda.max_memory_allocated(self.device))
+        torch.cuda.reset_peak_memory_stats(self.device)
+        self.marked = torch.cuda.memory_allocated(self.device)
+
+    def since_mark(self) -> int:
+        """The most beyond what was held when the stretch began."""
+        return torch.cuda.max_memory_allocated(self.device) - self.marked
+
+
+class _Cpu(TorchDispatchMode):
+    """Counts storages that operations return, from their making to their end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: set[int] = set()
+        self.now = self.top = self.marked = self.stretch = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor):  # made before: an operation that returns it again makes nothing
+                self.known.add(tensor.untyped_storage()._cdata)
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.known:
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self.known.add(key)
+        self.now += size
+        self.top, self.stretch = max(self.top, self.now), max(self.stretch, self.now)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+    def live(self) -> int:
+        """Bytes more than at the beginning."""
+        return self.now
+
+    def highest(self) -> int:
+        """The most that `live` was."""
+        return self.top
+
+    def mark(self) -> None:
+        """Begin a stretch."""
+        self.marked = self.stretch = self.now
+
+    def since_mark(self) -> int:
+        """The most beyond what was held when the stretch began."""
+        return self.stretch - self.marked

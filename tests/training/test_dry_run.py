@@ -1,0 +1,55 @@
+"""A dry run measures a real step and keeps nothing; its parts are what they must be."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_ultralong.training.memory import _Cpu
+
+Launch = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def parts(launch: Launch, *overrides: str) -> dict[str, float]:
+    done = launch(2, "--dry-run", *overrides)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"one step: [\d.]+ s, [\d,]+ tokens/s; 3 steps take", done.stderr)
+    return {name: float(value.replace(",", "")) for name, value in re.findall(r"  (\w+) +([\d,.]+) MiB", done.stderr)}
+
+
+@pytest.mark.gloo
+def test_parts_of_a_step(launch: Launch, tmp_path: Path) -> None:
+    save = tmp_path / "run"
+    plain = parts(launch, "--checkpoint.save", str(save), "--parallel.context", "2", "--train.precision", "bf16")
+    assert not save.exists()
+    assert list(plain) == ["weights", "gradients", "optimizer", "activations", "attention", "loss", "peak"]
+    assert plain["gradients"] == pytest.approx(2 * plain["weights"], abs=0.11)  # fp32 for bf16
+    assert plain["optimizer"] == pytest.approx(6 * plain["weights"], abs=0.3)  # two moments and the main weights
+    assert plain["peak"] >= plain["activations"] > 0
+    assert plain["attention"] > 0 and plain["loss"] > 0
+    full = parts(launch, "--parallel.context", "2", "--train.precision", "bf16", "--parallel.recompute", "full")
+    assert full["activations"] < 0.6 * plain["activations"]
+
+
+def test_storages_are_counted_while_they_live() -> None:
+    before = torch.zeros(1000)
+    with _Cpu() as meter:
+        before.add_(1)
+        view = before.view(10, 100)
+        assert meter.live() == 0
+        made = view * 2
+        part = made[3:]
+        assert meter.live() == 4000
+        meter.mark()
+        more = made + 1
+        del more
+        assert (meter.live(), meter.since_mark(), meter.highest()) == (4000, 4000, 8000)
+        del made
+        assert meter.live() == 4000  # part holds it
+        del part
+        assert meter.live() == 0

@@ -1,4 +1,4 @@
-# Each target sets up $(VENV) first, once: again only after pyproject.toml, setup.py or csrc/ change.
+# Each target but test-gpu sets up $(VENV) first, once: again only after pyproject.toml, setup.py or csrc/ change.
 #
 #   PYTHON=python3.12    the interpreter that makes the environment (3.10 or newer)
 #   VENV=.venv           where it goes; an existing environment is used as it is, its torch included
@@ -15,16 +15,19 @@ READY := $(VENV)/.megatron_ultralong
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test checks format clean
+.PHONY: help quickstart test test-gpu checks format clean
 
 help:  ## say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: $(READY)  ## the whole way on this machine: prepare, extend, tune, convert, evaluate, report
 	bash examples/tiny_cpu/run.sh
 
 test: $(READY)  ## the whole test suite
 	python -m pytest -m "not slow"
+
+test-gpu:  ## the tests marked gpu, with the Python at hand: it needs PyTorch with CUDA and pytest, no package index
+	$(PYTHON) -m pytest -m gpu tests/context_parallel/test_one_device.py
 
 checks: $(READY)  ## lint, formatting and types
 	ruff check .

@@ -16,6 +16,7 @@ House legend, and u: ranks of the inner group, n = N / u and k = max(K / u, 1): 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_ultralong.context_parallel.check import ulysses_problem
+from megatron_ultralong.context_parallel.exchange import LostPeerError
 from megatron_ultralong.context_parallel.ring import ring_attention
 from megatron_ultralong.errors import UserError
 
@@ -34,10 +36,11 @@ def ulysses_attention(
     *,
     heads_group: dist.ProcessGroup,
     ring_group: dist.ProcessGroup | None,
-    cu_seqlens: tuple[int, ...] | None = None,
+    cu_seqlens: Sequence[int] | Tensor | None = None,
+    causal: bool = True,
     softmax_scale: float | None = None,
 ) -> Tensor:
-    """Causal attention over a sequence whose cp-degree zig-zag shares the ranks of both groups hold.
+    """Attention over a sequence whose cp-degree zig-zag shares the ranks of both groups hold.
 
     Args:
         q_BLNH: this rank's queries, [B, L, N, H].
@@ -45,21 +48,23 @@ def ulysses_attention(
         v_BLKH: this rank's values, [B, L, K, H].
         heads_group: the inner group of u neighbouring context-parallel ranks, in their order.
         ring_group: the outer group of the cp / u ranks with this rank's place in theirs; None: there is no other.
-        cu_seqlens: as of `ring_attention`.
-        softmax_scale: as of `ring_attention`.
+        cu_seqlens: as of `ring_attention`, and so are the rest.
+        causal: tokens attend to what precedes them, and to themselves.
+        softmax_scale: factor on the logits; None: 1 / sqrt(H).
 
     Returns:
         [B, L, N, H] in q's dtype.
 
     Raises:
-        UserError: heads that do not divide over the inner group.
+        UserError: heads that do not divide over the inner group, and as `ring_attention`.
+        LostPeerError: a rank ended, or did not answer within its group's timeout.
     """
     size = dist.get_world_size(heads_group)
     problem = ulysses_problem(q_BLNH.shape[2], k_BLKH.shape[2], size)
     if problem is not None:
         raise UserError(f"parallel.ulysses is {size}, {problem}")
     q, k, v = _ToHeads.apply(q_BLNH, k_BLKH, v_BLKH, heads_group)
-    out = ring_attention(q, k, v, group=ring_group, cu_seqlens=cu_seqlens, softmax_scale=softmax_scale)
+    out = ring_attention(q, k, v, group=ring_group, cu_seqlens=cu_seqlens, causal=causal, softmax_scale=softmax_scale)
     return _ToSequence.apply(out, heads_group)
 
 
@@ -111,7 +116,14 @@ def _exchange_to_sequence(tensors: tuple[Tensor, ...], group: dist.ProcessGroup)
 
 def _all_to_all(outgoing: Tensor, group: dist.ProcessGroup) -> Tensor:
     incoming = torch.empty_like(outgoing)
-    dist.all_to_all_single(incoming, outgoing, group=group)
+    try:
+        dist.all_to_all_single(incoming, outgoing, group=group)
+    except RuntimeError as error:
+        processes = ", ".join(str(process) for process in dist.get_process_group_ranks(group))
+        raise LostPeerError(
+            f"Process {dist.get_rank()} could not exchange heads with the others of processes {processes}: a process "
+            f"ended, or did not answer within the timeout. Look for the first error of those processes. ({error})"
+        ) from error
     return incoming
 
 

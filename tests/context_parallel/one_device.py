@@ -12,7 +12,7 @@ import torch
 
 from megatron_ultralong.context_parallel import rectangles, ring, zigzag
 
-SECONDS = 60  # after which a row that never comes is an error
+SECONDS = 20  # after which a row that never comes is an error
 
 
 @dataclasses.dataclass
@@ -41,7 +41,6 @@ class Delivery:
     def finish(self):
         for start, stop in self.received:
             self.incoming[start:stop] = self.box.get(timeout=SECONDS)
-        assert self.box.empty() or self.received  # nothing came that was not asked for
 
 
 def attend(q_BSNH, k_BSKH, v_BSKH, grad_BSNH, *, size, bounds=None, causal=True, scale):
@@ -58,5 +57,5 @@ def attend(q_BSNH, k_BSKH, v_BSKH, grad_BSNH, *, size, bounds=None, causal=True,
 
     with concurrent.futures.ThreadPoolExecutor(size) as pool:
         shares = list(pool.map(run, range(size)))
-    assert all(box.empty() for box in boxes.values())
+    assert all(box.empty() for box in boxes.values())  # all that was sent was asked for
     return [zigzag.unshard(parts) for parts in zip(*shares, strict=True)]

@@ -1,4 +1,4 @@
-"""Ranks of a ring for tests: eight processes over gloo, started once, that run calls of ring attention on request.
+"""Ranks for tests: eight processes over gloo, started once, that run calls of attention on request.
 
 Whoever asks has the whole sequence; each rank of the first n cuts its share, attends, and hands back its part. So a
 case costs what it computes, not what eight interpreters cost to start.
@@ -7,6 +7,7 @@ case costs what it computes, not what eight interpreters cost to start.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,19 @@ import torch.multiprocessing as mp
 
 from megatron_ultralong.context_parallel import zigzag
 from megatron_ultralong.context_parallel.ring import ring_attention
+from megatron_ultralong.context_parallel.ulysses import ulysses_attention
 
 SIZES = (2, 3, 4, 8)
+GRIDS = ((2, 2), (3, 3), (4, 2), (4, 4), (8, 2), (8, 4), (8, 8))
+"""Ranks in all, and of those the neighbours that exchange heads."""
 
 
 @dataclasses.dataclass
 class Case:
-    """Whole tensors q, k, v and the output's gradient, [B, S, heads, H], and the arguments of ring_attention."""
+    """Whole tensors q, k, v and the output's gradient, [B, S, heads, H], and the arguments of attention."""
 
     tensors: list[torch.Tensor]
+    ulysses: int
     arguments: dict[str, Any]
 
 
@@ -53,12 +58,14 @@ class Ranks:
             process.join(30)
         self.folder.cleanup()
 
-    def attend(self, size: int, tensors: list[torch.Tensor], **arguments: Any) -> list[torch.Tensor]:
-        """The whole output, dq, dk and dv of a ring of `size` ranks; 1: of this process."""
+    def attend(
+        self, size: int, tensors: list[torch.Tensor], *, ulysses: int = 1, **arguments: Any
+    ) -> list[torch.Tensor]:
+        """The whole output, dq, dk and dv of `size` ranks; 1: of this process. `ulysses` of them exchange heads."""
         if size == 1:
             return with_gradients(lambda *qkv: ring_attention(*qkv, group=None, **arguments), *tensors)
         for pipe in self.pipes[:size]:
-            pipe.send((size, Case(tensors, arguments)))
+            pipe.send((size, Case(tensors, ulysses, arguments)))
         shares = []
         for rank, pipe in enumerate(self.pipes[:size]):
             if not pipe.poll(60):
@@ -78,16 +85,27 @@ def with_gradients(attend: Any, q: Any, k: Any, v: Any, grad: Any) -> list[torch
     return [x.detach() for x in (out, q.grad, k.grad, v.grad)]
 
 
+def _grid(rank: int, size: int, ulysses: int) -> tuple[Any, Any]:
+    """This rank's inner group of neighbours and its outer one; every process makes all groups in one order."""
+    inner = [dist.new_group(range(o, o + ulysses)) for o in range(0, size, ulysses)]
+    outer = [dist.new_group(range(i, size, ulysses)) for i in range(ulysses)]
+    return (inner[rank // ulysses], outer[rank % ulysses]) if rank < size else (None, None)
+
+
 def _serve(rank: int, store: Path, pipe: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(str(store), max(SIZES)), rank=rank, world_size=max(SIZES))
     groups = {size: dist.new_group(range(size)) for size in SIZES}
+    grids = {(size, ulysses): _grid(rank, size, ulysses) for size, ulysses in GRIDS}
     while (asked := pipe.recv()) is not None:
         size, case = asked
         try:
             tensors = [zigzag.shard(x, rank, size) for x in case.tensors]
-            attend = lambda *qkv: ring_attention(*qkv, group=groups[size], **case.arguments)  # noqa: E731, B023
-            pipe.send(with_gradients(attend, *tensors))
+            attend = functools.partial(ring_attention, group=groups[size])
+            if case.ulysses > 1:
+                inner, outer = grids[size, case.ulysses]
+                attend = functools.partial(ulysses_attention, heads_group=inner, ring_group=outer)
+            pipe.send(with_gradients(functools.partial(attend, **case.arguments), *tensors))
         except Exception as error:
             pipe.send(error)
     dist.destroy_process_group()

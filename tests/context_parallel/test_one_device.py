@@ -1,6 +1,6 @@
 """Kernels and the whole ring on one device, CPU or GPU, against plain attention in fp64.
 
-On a GPU: make test-gpu. Needs PyTorch with CUDA, pytest and numpy, and nothing that is built or downloaded.
+On a GPU: make test-gpu. That needs PyTorch with CUDA and pytest, and nothing that is built or downloaded.
 """
 
 import itertools

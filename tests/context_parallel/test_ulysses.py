@@ -1,25 +1,17 @@
-"""Heads for sequence, alone and around a ring, against full attention: outputs, dq, dk, dv on real processes."""
-
-import itertools
+"""Heads for sequence, alone and around a ring, against full attention in fp64: outputs, dq, dk, dv."""
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from megatron_ultralong.context_parallel import kernels, ulysses, zigzag
+from megatron_ultralong.context_parallel import ulysses, zigzag
 from megatron_ultralong.context_parallel.check import ulysses_problem
 from megatron_ultralong.errors import UserError
+from tests.context_parallel.ring_ranks import GRIDS
+from tests.context_parallel.test_ring import PARTS, TOLERANCE, errors, exact, inputs
 
-S = 48
-DOCUMENTS = {
-    "one": None,
-    "odd": (0, 5, 6, 29, 48),
-    "on chunk borders": (0, 12, 24, 48),
-    "single tokens": tuple(range(49)),
-}
-HEADS = [(4, 4), (4, 2), (4, 1), (8, 1)]
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+pytestmark = pytest.mark.gloo
 
 
 def test_shares_of_neighbours_lie_in_order():
@@ -46,57 +38,72 @@ def test_heads_that_cannot_be_spread_are_named(heads, kv_heads, degree, said):
     assert ulysses_problem(heads, kv_heads, degree) == said
 
 
-def inputs(heads, dtype):
-    torch.manual_seed(0)
-    shapes = [(2, S, heads[0], 16), (2, S, heads[1], 16), (2, S, heads[1], 16), (2, S, heads[0], 16)]
-    return [torch.randn(shape, dtype=torch.float64).to(dtype) for shape in shapes]
+def assert_exact(ranks, grid, tensors, cu_seqlens=None, causal=True, scale=0.3):
+    size, degree = grid
+    arguments = {"cu_seqlens": cu_seqlens, "causal": causal}
+    found = ranks.attend(size, tensors, ulysses=degree, softmax_scale=scale, **arguments)
+    worst = errors(found, exact(tensors, scale=scale, **arguments))
+    assert all(x.dtype == tensors[0].dtype for x in found)
+    assert max(worst.values()) <= TOLERANCE[tensors[0].dtype], worst
 
 
-def with_gradients(attend, q, k, v, grad):
-    q, k, v = (x.clone().requires_grad_() for x in (q, k, v))
-    out = attend(q, k, v)
-    out.backward(grad)
-    return [x.detach().double() for x in (out, q.grad, k.grad, v.grad)]
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("grid", [grid for grid in GRIDS if grid[0] != 3], ids="{0[0]} ranks, {0[1]} by heads".format)
+def test_equals_full_attention(ranks, grid, dtype):
+    """With up to eight times as many ranks as key-value heads."""
+    for group, head_dim, batch in ((1, 32, 1), (2, 64, 2), (4, 128, 1), (8, 64, 1)):
+        tensors = inputs(240, heads=8, kv_heads=8 // group, head_dim=head_dim, batch=batch, dtype=dtype)
+        if grid[0] == 8:
+            tensors = [x[:, :224] for x in tensors]
+        assert_exact(ranks, grid, tensors, scale=head_dim**-0.5)
+        bounds = (0, 1, 30, 60, 61, 119, 223, tensors[0].shape[1])
+        assert_exact(ranks, grid, tensors, scale=head_dim**-0.5, cu_seqlens=bounds)
 
 
-def join(rank, size, store_path, degree):
-    """This process's inner and outer group of a 2-D grid, the inner group of neighbours."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(store_path, size), rank=rank, world_size=size)
-    inner, _ = dist.new_subgroups_by_enumeration([list(range(o, o + degree)) for o in range(0, size, degree)])
-    outer, _ = dist.new_subgroups_by_enumeration([list(range(i, size, degree)) for i in range(degree)])
-    return inner, outer
+@st.composite
+def packed(draw):
+    """A grid, a sequence of odd chunks, heads that fit, and documents anywhere, on borders, of one token, or one."""
+    size, degree = draw(st.sampled_from(GRIDS))
+    chunk = draw(st.integers(1, 7))
+    length = 2 * size * chunk
+    anywhere = st.integers(1, length - 1)
+    on_borders = st.integers(1, 2 * size - 1).map(lambda k: k * chunk)
+    cuts = draw(st.sets(anywhere | on_borders, max_size=draw(st.sampled_from([0, 2, 5, length]))))
+    fitting = [k for k in range(1, 2 * degree + 1) if ulysses_problem(2 * degree, k, degree) is None]
+    kv_heads = draw(st.sampled_from([k for k in fitting if 2 * degree % k == 0]))
+    return (size, degree), length, (0, *sorted(cuts), length), kv_heads, draw(st.booleans()), draw(st.integers(1, 2))
 
 
-def compare(rank, size, store_path, degree, results):
-    inner, outer = join(rank, size, store_path, degree)
-    held = torch.cat([torch.arange(*span) for span in zigzag.spans(S, rank, size)])
-    for (name, bounds), heads, dtype in itertools.product(DOCUMENTS.items(), HEADS, TOLERANCE):
-        q, k, v, grad = inputs(heads, dtype)
-        exact = with_gradients(
-            lambda *qkv, b=bounds: kernels.reference(*qkv, 0.3, b), *(x.double() for x in (q, k, v, grad))
-        )
-        ours = with_gradients(
-            lambda *qkv, b=bounds: ulysses.ulysses_attention(
-                *qkv, heads_group=inner, ring_group=outer, cu_seqlens=b, softmax_scale=0.3
-            ),
-            *(x[:, held] for x in (q, k, v, grad)),
-        )
-        for part, a, b in zip(("out", "dq", "dk", "dv"), ours, exact, strict=True):
-            error = ((a - b[:, held]).norm() / b.norm().clamp(min=1)).item()  # single tokens: dq = dk = 0
-            results.append((name, heads, str(dtype), part, error, TOLERANCE[dtype]))
-    q, k, v, _ = inputs((3, 3), torch.float32)
-    with pytest.raises(UserError, match="which does not divide a rank's 3 attention heads; give a divisor of 3"):
-        ulysses.ulysses_attention(*(x[:, held] for x in (q, k, v)), heads_group=inner, ring_group=outer)
-    dist.destroy_process_group()
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=packed(), seed=st.integers(0, 99))
+def test_any_documents_and_heads(ranks, case, seed):
+    grid, length, bounds, kv_heads, causal, batch = case
+    tensors = inputs(length, heads=2 * grid[1], kv_heads=kv_heads, head_dim=8, batch=batch, seed=seed)
+    assert_exact(ranks, grid, tensors, cu_seqlens=bounds, causal=causal)
 
 
-@pytest.mark.gloo
-@pytest.mark.parametrize(("size", "degree"), [(2, 2), (4, 4), (4, 2)], ids=["ulysses 2", "ulysses 4", "2 x 2"])
-def test_equals_full_attention(size, degree, tmp_path):
-    with mp.Manager() as manager:
-        results = manager.list()
-        mp.spawn(compare, (size, str(tmp_path / "store"), degree, results), nprocs=size)
-        rows = list(results)
-    assert len(rows) == size * len(DOCUMENTS) * len(HEADS) * len(TOLERANCE) * 4
-    assert not [row for row in rows if not row[-2] <= row[-1]]
+def test_the_same_numbers_as_the_ring_from_the_same_shares(ranks):
+    """What the data's layout being the same means: only the split of the ranks differs."""
+    tensors = inputs(96, heads=8, kv_heads=2)
+    ring, *others = (ranks.attend(4, tensors, ulysses=degree, cu_seqlens=(0, 31, 96)) for degree in (1, 2, 4))
+    for other in others:
+        assert max(errors(other, ring).values()) < 1e-14
+
+
+def test_bf16_errors_are_those_of_one_process(ranks):
+    """Also where eight ranks' gradients of one key-value head are added: at most twice (measured: 0.6 to 1.1)."""
+    tensors = inputs(960, heads=8, kv_heads=1, head_dim=64, dtype=torch.bfloat16)
+    wanted = exact(tensors, scale=64**-0.5)
+    one = errors(ranks.attend(1, tensors), wanted)
+    for size, degree in GRIDS:
+        if size == 3:
+            continue
+        several = errors(ranks.attend(size, tensors, ulysses=degree), wanted)
+        assert all(several[part] <= 2 * one[part] for part in PARTS), (size, degree, several, one)
+
+
+def test_heads_that_do_not_divide_are_refused_on_every_rank(ranks):
+    with pytest.raises(
+        UserError, match=r"parallel.ulysses is 2, which does not divide a rank's 3 attention heads; give"
+    ):
+        ranks.attend(2, inputs(32, heads=3, kv_heads=3), ulysses=2)

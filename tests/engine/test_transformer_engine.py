@@ -21,7 +21,6 @@ from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.context_parallel import core_attention
 from megatron_ultralong.engine import mcore, transformer_engine
 from megatron_ultralong.model.build import transformer_config
-from megatron_ultralong.model.rope import RopeScaling
 
 WHEELS = Path(__file__).parents[2] / "build" / "transformer_engine"
 NO_INDEX = (
@@ -204,7 +203,7 @@ def test_switched_off() -> None:
         "vocab_size": 64,
     }
     parallel = ParallelConfig(attention="te", context=8, ulysses=2, cp_comm_type="a2a+p2p", recompute="selective")
-    config = transformer_config(llama, RopeScaling(base=1e4, original_length=64), parallel, "bf16")
+    config = transformer_config(llama, parallel, "bf16")
     assert not config.tp_comm_overlap and not config.batch_invariant_mode and not config.apply_rope_fusion
     assert (config.cp_comm_type, config.hierarchical_context_parallel_sizes) == ("a2a+p2p", [2, 4])
     assert (config.recompute_granularity, config.recompute_modules) == ("selective", ["mlp"])

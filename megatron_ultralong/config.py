@@ -167,6 +167,14 @@ class CheckpointConfig:
     """Folder of this run's checkpoints (step_N below it). A run that finds one there resumes from the newest."""
     interval: int = 0
     """Steps between checkpoints; 0: only the last step."""
+    async_save: bool = False
+    """Write in the background while training goes on: the copy in host memory takes a pause, the disk none. One
+    checkpoint at a time; it counts once it is complete, at the end of a later step."""
+    keep_last: int = 0
+    """Newest checkpoints to keep, older ones are deleted once a newer is complete; 0: all. With 1, a damaged newest
+    leaves nothing to go back to."""
+    keep_every: int = 0
+    """Checkpoints of multiples of this many steps are kept whatever keep_last says; 0: none of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

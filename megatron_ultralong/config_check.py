@@ -26,7 +26,8 @@ _AT_LEAST_ONE = (
 _AT_LEAST_ZERO = (
     "rope.target_length rope.original_length optimizer.learning_rate optimizer.min_learning_rate "
     "optimizer.warmup_steps optimizer.weight_decay optimizer.clip_grad checkpoint.interval "
-    "train.loss_chunk train.z_loss parallel.recompute_layers parallel.mlp_chunk train.requeue_code log.profile"
+    "train.loss_chunk train.z_loss parallel.recompute_layers parallel.mlp_chunk train.requeue_code log.profile "
+    "checkpoint.keep_last checkpoint.keep_every"
 ).split()
 
 
@@ -235,8 +236,16 @@ def _stopping(config: RunConfig) -> Iterator[str]:
 
 
 def _checkpoint(config: RunConfig) -> Iterator[str]:
-    """Weights from nowhere, or from two places."""
+    """Weights from nowhere, or from two places; checkpoints that no option can mean."""
     load, save = config.checkpoint.load, config.checkpoint.save
+    every, interval = config.checkpoint.keep_every, config.checkpoint.interval
+    if every and not config.checkpoint.keep_last:
+        yield f"checkpoint.keep_every is {every}, but checkpoint.keep_last is 0, which keeps all; give both or neither."
+    if every and interval and every % interval:
+        yield (
+            f"checkpoint.keep_every is {every}, no multiple of checkpoint.interval {interval}, so hardly a checkpoint "
+            f"would be kept by it; give a multiple of {interval}."
+        )
     resumable = save is not None and any(save.glob("step_*"))
     if config.model.init == "random" and load is not None:
         yield (

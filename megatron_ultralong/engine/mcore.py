@@ -38,6 +38,11 @@ with warnings.catch_warnings(), _uncompiled():  # on import it warns of each opt
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
     import megatron.core.tensor_parallel.random as megatron_random
     from megatron.core import dist_checkpointing, parallel_state
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+    from megatron.core.dist_checkpointing.strategies.base import StrategyAction, register_default_strategy
+    from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.extensions.transformer_engine import TEDotProductAttention
     from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -61,6 +66,7 @@ with warnings.catch_warnings(), _uncompiled():  # on import it warns of each opt
 
 __all__ = [
     "MLP",
+    "AsyncCallsQueue",
     "AttnMaskType",
     "ColumnParallelLinear",
     "DistributedDataParallel",
@@ -76,12 +82,16 @@ __all__ = [
     "RowParallelLinear",
     "SelfAttention",
     "SelfAttentionSubmodules",
+    "ShardedTensor",
+    "StrategyAction",
+    "TorchCommonSaveStrategy",
     "TEDotProductAttention",
     "TransformerBlockSubmodules",
     "TransformerConfig",
     "TransformerLayer",
     "TransformerLayerSubmodules",
     "dist_checkpointing",
+    "filesystem_async",
     "finalize_model_grads",
     "get_bias_dropout_add",
     "get_forward_backward_func",
@@ -91,4 +101,5 @@ __all__ = [
     "megatron_random",
     "model_parallel_cuda_manual_seed",
     "parallel_state",
+    "register_default_strategy",
 ]

@@ -29,6 +29,7 @@ class Description:
         step: optimizer steps done; 0 for converted weights.
         run: the resolved configuration with versions, or what converted the weights.
         data: how far the data was read (`data.blend.Position`), or None if the weights come from no run.
+        files: size in bytes of every other file of the folder, by name; empty: not recorded.
     """
 
     hf_config: dict[str, Any]
@@ -37,6 +38,7 @@ class Description:
     step: int
     run: dict[str, Any]
     data: dict[str, Any] | None = None
+    files: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write ultralong.json into a checkpoint folder."""
@@ -55,8 +57,8 @@ class Description:
         if found != FORMAT:
             raise UserError(f"{folder / DESCRIPTION}: format {found} is not {FORMAT}; {mend}.")
         try:
-            fields = {field.name: value[field.name] for field in dataclasses.fields(cls) if field.name != "data"}
-            fields["data"] = value.get("data")
-            return cls(**{**fields, "rope": RopeScaling(**value["rope"])})
+            optional = {"data": value.get("data"), "files": value.get("files", {})}
+            fields = {field.name: value[field.name] for field in dataclasses.fields(cls) if field.name not in optional}
+            return cls(**{**fields, **optional, "rope": RopeScaling(**value["rope"])})
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder / DESCRIPTION}: an entry is missing or unknown ({error}); {mend}.") from None

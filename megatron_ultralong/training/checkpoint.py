@@ -2,13 +2,16 @@
 
 A checkpoint is a folder that appears whole (written beside, renamed by rank 0). It loads under any layout of
 TP, PP, CP and DP. `ultralong.json` in it names the model (its config.json), the rope it was trained with, the
-step, and what wrote it; weights, optimizer and scheduler are megatron-core's `torch_dist` files.
+step, the resolved configuration, what wrote it and the size of every file; weights, optimizer, scheduler and
+random states are megatron-core's `torch_dist` files. A folder whose files are not those that `ultralong.json`
+names is damaged: the one before it is used. Cost of finding that out: one `stat` a file.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,11 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
 
 from megatron_ultralong.data.blend import Position
-from megatron_ultralong.engine import mcore
+from megatron_ultralong.engine import mcore, random_state
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import replace_directory
 from megatron_ultralong.model.description import DESCRIPTION, Description
+
+logger = logging.getLogger(__name__)
 
 # The one optimizer-state form of megatron-core 0.16.1 that reshards and saves on the CPU.
 _OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
@@ -31,13 +35,58 @@ def step_folder(save: Path, step: int) -> Path:
     return save / f"step_{step:06d}"
 
 
-def newest(save: Path | None) -> Path | None:
-    """The complete checkpoint with the highest step below `save`, or None."""
+def step_folders(save: Path | None) -> list[Path]:
+    """Every step_N below `save`, whole or not, the highest step first."""
     if save is None or not save.is_dir():
-        return None
-    found = [entry for entry in save.iterdir() if re.fullmatch(r"step_\d+", entry.name)]
-    complete = [entry for entry in found if (entry / DESCRIPTION).is_file()]
-    return max(complete, key=lambda entry: int(entry.name[5:]), default=None)
+        return []
+    found = [entry for entry in save.iterdir() if re.fullmatch(r"step_\d+", entry.name) and entry.is_dir()]
+    return sorted(found, key=lambda entry: int(entry.name[5:]), reverse=True)
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """What `Description.files` records: every file of a checkpoint but its description."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != DESCRIPTION)
+    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a checkpoint, as far as its files' sizes show; "" for nothing."""
+    try:
+        recorded = Description.read(folder).files
+    except UserError as error:
+        return str(error)
+    found = sizes(folder)
+    for name, size in recorded.items():
+        if name not in found:
+            return f"{folder / name} is missing"
+        if found[name] != size:
+            return f"{folder / name} has {found[name]} bytes and not {size}"
+    return ""
+
+
+def sound(save: Path | None) -> Iterator[Path]:
+    """The checkpoints below `save` that are undamaged, newest first; each damaged one is named in the log.
+
+    Raises:
+        UserError: there are checkpoints, and all of them are damaged or were asked for in vain.
+    """
+    folders = step_folders(save)
+    for folder in folders:
+        problem = damage(folder)
+        if not problem:
+            yield folder
+        else:
+            logger.warning("%s is damaged and passed over: %s", folder, problem)
+    if folders:
+        raise UserError(
+            f"{save}: no checkpoint there can be loaded (the newest is {folders[0].name}); "
+            "put a good one there, or move the folder away to start from checkpoint.load."
+        )
+
+
+def newest(save: Path | None) -> Path | None:
+    """The first of `sound`, or None where there is no checkpoint at all."""
+    return next(sound(save), None)
 
 
 def data_position(folder: Path) -> Position:
@@ -78,63 +127,77 @@ def _load_model(model: torch.nn.Module, state: dict[str, Any]) -> None:
 
 
 def _load(state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """dist_checkpointing.load with its failures said in one sentence."""
+    """dist_checkpointing.load; if it fails on one rank, every rank raises, and says it in one sentence."""
+    loaded: dict[str, Any] = {}
+    reason = ""
     try:
-        return mcore.dist_checkpointing.load(state, str(folder))
+        loaded = mcore.dist_checkpointing.load(state, str(folder))
     except (Exception, CheckpointException) as error:  # the latter is a BaseException: each rank's failure
         failures = error.failures if isinstance(error, CheckpointException) else {}
         cause = next((failure for failure, _ in failures.values()), error)
-        reason = " ".join(str(cause).split())[:200]
+        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+    reasons = [""] * dist.get_world_size()
+    dist.all_gather_object(reasons, reason)
+    if any(reasons):
         raise UserError(
-            f"{folder}: the checkpoint cannot be loaded ({type(cause).__name__}: {reason}); "
+            f"{folder}: the checkpoint cannot be loaded ({next(filter(None, reasons))}); "
             "convert or copy it again, or give another."
-        ) from error
+        )
+    return loaded
 
 
-def save_run(save: Path, model: torch.nn.Module, optimizer: Any, scheduler: Any, description: Description) -> Path:
-    """Save weights, optimizer, scheduler and description as `save`/step_N; every rank calls it.
+def run_state(model: torch.nn.Module, optimizer: Any, scheduler: Any, step: int, loading: bool) -> dict[str, Any]:
+    """What a run's checkpoint holds, as megatron-core's sharded tensors and plain values.
 
-    Returns:
-        The folder, complete when this returns on every rank.
+    Args:
+        model: the GPTModel.
+        optimizer: megatron-core's.
+        scheduler: megatron-core's.
+        step: optimizer steps done.
+        loading: the state is to be filled, not written.
     """
-    target = step_folder(save, description.step)
-    temporary = target.with_name(f".{target.name}.tmp")
-    if dist.get_rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    dist.barrier()
     weights = _model_state(model)
-    state = {
+    return {
         "model": weights,
-        "optimizer": optimizer.sharded_state_dict(dict(weights), metadata=_OPTIMIZER_METADATA),
+        "optimizer": optimizer.sharded_state_dict(dict(weights), is_loading=loading, metadata=_OPTIMIZER_METADATA),
         "scheduler": scheduler.state_dict(),
-        "step": description.step,
+        "step": step,
+        "random": random_state.sharded(),
     }
-    mcore.dist_checkpointing.save(state, str(temporary))
-    if dist.get_rank() == 0:
-        description.write(temporary)
-        replace_directory(temporary, target)
-    dist.barrier()
-    return target
 
 
-def load_run(folder: Path, model: torch.nn.Module, optimizer: Any, scheduler: Any) -> int:
-    """Resume from a run's checkpoint: weights, optimizer and scheduler.
+def _layout(run: dict[str, Any]) -> tuple[int, ...]:
+    """Which rank is what, by a run's resolved configuration."""
+    return (run["processes"], *(run["parallel"][axis] for axis in ("tensor", "pipeline", "context")))
+
+
+def load_run(folder: Path, model: torch.nn.Module, optimizer: Any, scheduler: Any, run: dict[str, Any]) -> int:
+    """Resume from a run's checkpoint: weights, optimizer, scheduler and, under the same layout, random states.
+
+    Args:
+        folder: the checkpoint.
+        model: the GPTModel.
+        optimizer: megatron-core's.
+        scheduler: megatron-core's.
+        run: `Description.run` of this run, whose layout is compared with the checkpoint's.
 
     Returns:
         Optimizer steps done.
+
+    Raises:
+        UserError: on every rank, if any of them cannot load its part.
     """
-    weights = _model_state(model)
-    state = {
-        "model": weights,
-        "optimizer": optimizer.sharded_state_dict(dict(weights), is_loading=True, metadata=_OPTIMIZER_METADATA),
-        "scheduler": scheduler.state_dict(),
-        "step": 0,
-    }
+    state = run_state(model, optimizer, scheduler, 0, loading=True)
+    written = Description.read(folder).run
+    same_layout = "processes" in written and _layout(written) == _layout(run)
+    if not same_layout:
+        del state["random"]
     loaded = _load(state, folder)
     _load_model(model, loaded["model"])
     optimizer.load_state_dict(loaded["optimizer"])
     for group in optimizer.param_groups:  # the checkpoint's rates came with the groups; the configuration's win
         group.update(max_lr=scheduler.max_lr, min_lr=scheduler.min_lr)
     scheduler.load_state_dict(loaded["scheduler"])
+    if same_layout:
+        random_state.restore(loaded["random"])
     return int(loaded["step"])

@@ -6,10 +6,14 @@ What can be wrong in the configuration is found before a model is built: see `co
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from megatron_ultralong import config_io
 from megatron_ultralong.config import RunConfig
@@ -41,6 +45,7 @@ class Run:
         description: what this run's checkpoints say of the model, at step 0.
         step: optimizer steps already done.
         samples: samples of the blend read before them.
+        resumed_from: the checkpoint that held them, or None for a new run.
         device: where batches go.
     """
 
@@ -53,6 +58,7 @@ class Run:
     description: Description
     step: int
     samples: int
+    resumed_from: Path | None
     device: torch.device
 
     def samples_before(self, step: int) -> int:
@@ -68,27 +74,44 @@ def prepare(config: RunConfig) -> Run:
     """
     hf_config = read_hf_config(config)
     config_io.check_config(config, hf_config=hf_config, world_size=groups.world_size_from_environment())
-    description = _describe(config, hf_config)
-    data = _blend(config)
+    candidates = checkpoint.sound(config.checkpoint.save)
+    resume_from = next(candidates, None)
+    description = _describe(config, hf_config, resume_from or config.checkpoint.load)
+    data = _blend(config, resume_from)
     device = groups.initialize(config.parallel, config.train.seed)
     loss = LossOptions(config.train.loss_chunk, config.train.z_loss)
     weights = build.build_model(
         hf_config, description.rope, config.parallel, config.train.precision, config.rope.angles, loss
     ).to(device)
-    resume_from = checkpoint.newest(config.checkpoint.save)
     if resume_from is None and config.checkpoint.load is not None:
         checkpoint.load_weights(weights, config.checkpoint.load)
     model, optimizer = _optimize(weights, config)
     scheduler = _schedule(optimizer, config)
-    step = 0
+    run = Run(config, model, weights, optimizer, scheduler, data, description, 0, data.first, None, device)
     if resume_from is not None:
-        step = checkpoint.load_run(resume_from, weights, optimizer, scheduler)
-        logger.info("resuming from %s", resume_from)
-    return Run(config, model, weights, optimizer, scheduler, data, description, step, data.first, device)
+        _resume(run, [resume_from], candidates)
+    return run
 
 
-def _blend(config: RunConfig) -> BlendedDataset:
-    """The blend, from where the newest checkpoint's run had read it."""
+def _resume(run: Run, first: list[Path], others: Iterator[Path]) -> None:
+    """Load the newest checkpoint that can be loaded; every rank takes the same one, as rank 0 sees them."""
+    for folder in itertools.chain(first, others):
+        choice = [folder]
+        dist.broadcast_object_list(choice)
+        try:
+            run.step = checkpoint.load_run(choice[0], run.weights, run.optimizer, run.scheduler, run.description.run)
+        except UserError as error:
+            logger.warning("%s is damaged and passed over: %s", choice[0], error)
+            continue
+        if choice != first:  # which the data was opened for
+            run.data = _blend(run.config, choice[0])
+        run.samples, run.resumed_from = run.data.first, choice[0]
+        logger.info("resuming from %s", choice[0])
+        return
+
+
+def _blend(config: RunConfig, resume_from: Path | None) -> BlendedDataset:
+    """The blend, from where the checkpoint's run had read it."""
     section = config.data
     datasets = [
         PackedDataset(
@@ -100,7 +123,6 @@ def _blend(config: RunConfig) -> BlendedDataset:
         for source in section.sources
     ]
     weights = [source.weight for source in section.sources]
-    resume_from = checkpoint.newest(config.checkpoint.save)
     start = None if resume_from is None else checkpoint.data_position(resume_from)
     return BlendedDataset(datasets, weights, config.train.seed, start)
 
@@ -114,9 +136,8 @@ def read_hf_config(config: RunConfig) -> dict[str, Any]:
     return value
 
 
-def _describe(config: RunConfig, hf_config: dict[str, Any]) -> Description:
-    """The model of this run: the rope continues from the checkpoint's own, where there is one."""
-    start = checkpoint.newest(config.checkpoint.save) or config.checkpoint.load
+def _describe(config: RunConfig, hf_config: dict[str, Any], start: Path | None) -> Description:
+    """The model of this run: the rope continues from that of the checkpoint it starts from, where there is one."""
     own = rope.RopeScaling.from_hf(hf_config)
     if start is not None:
         loaded = Description.read(start)
@@ -132,7 +153,7 @@ def _describe(config: RunConfig, hf_config: dict[str, Any]) -> Description:
         rope=rope_recipes.scaled(own, config.rope, config.data.sequence_length),
         tokenizer_fingerprint=load_tokenizer(config.model.hf).fingerprint,
         step=0,
-        run=config_io.resolved(config),
+        run=config_io.resolved(config, processes=groups.world_size_from_environment()),
     )
 
 

@@ -84,11 +84,6 @@ def sound(save: Path | None) -> Iterator[Path]:
         )
 
 
-def newest(save: Path | None) -> Path | None:
-    """The first of `sound`, or None where there is no checkpoint at all."""
-    return next(sound(save), None)
-
-
 def data_position(folder: Path) -> Position:
     """How far the run of this checkpoint had read its data.
 

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
+INTERFACE: int
 
 def build_sample_index(
     lengths: npt.NDArray[np.int32], document_ids: Ints, separator_length: int, sequence_length: int, keep_last: bool

@@ -8,10 +8,11 @@ setup(
         Pybind11Extension(
             "megatron_ultralong.data._packing",
             ["csrc/packing.cpp"],
-            depends=["csrc/view.hpp", "csrc/index.hpp", "csrc/gather.hpp", "csrc/order.hpp"],
+            depends=["csrc/view.hpp", "csrc/index.hpp", "csrc/gather.hpp", "csrc/order.hpp", "csrc/parallel.hpp"],
             cxx_std=17,
             # No fused multiply-add: the blend must choose the same source on every machine.
-            extra_compile_args=["-O3", "-Wall", "-Wextra", "-ffp-contract=off"],
+            extra_compile_args=["-O3", "-Wall", "-Wextra", "-ffp-contract=off", "-pthread"],
+            extra_link_args=["-pthread"],
         )
     ]
 )

@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <utility>
 #include <vector>
 
+#include "parallel.hpp"
 #include "view.hpp"
 
 namespace packing {
@@ -27,16 +29,31 @@ py::array_t<T> to_array(const std::vector<T> &values, const std::vector<py::ssiz
     return array;
 }
 
+// The documents' lengths in the stream's order. Looking them up jumps about in memory and is most of the work of
+// building an index, so all cores do it, and ask for what they will need a little later.
+inline std::unique_ptr<std::int64_t[]> ordered_lengths(const Stream &stream) {
+    constexpr std::int64_t block = 1 << 16, ahead = 32;
+    std::unique_ptr<std::int64_t[]> lengths(new std::int64_t[stream.last()]);
+    parallel((stream.last() + block - 1) / block, [&](std::int64_t task) {
+        for (std::int64_t i = task * block, end = std::min(i + block, stream.last()); i < end; ++i) {
+            stream.prefetch(i + ahead);
+            lengths[i] = stream.document_length(i);
+        }
+    });
+    return lengths;
+}
+
 // One pass over the documents. Returns rows (position, offset), one a sample and one for the border after the
 // last, and the number of tokens in the whole stream. With `keep_last` a partial sample after the last border
 // gets a row of its own: the stream's end.
 inline std::pair<std::vector<std::int64_t>, std::int64_t> cut_stream(const Stream &stream,
                                                                      std::int64_t sequence_length, bool keep_last) {
+    const auto lengths = ordered_lengths(stream);
     std::vector<std::int64_t> rows;
     std::int64_t start = 0;  // of the unit at hand, in tokens of the stream
     std::int64_t border = 0; // the next border between samples
     for (std::int64_t position = 0; position < stream.last(); ++position) {
-        const std::int64_t end = start + stream.unit_length(position);
+        const std::int64_t end = start + lengths[position] + stream.separator_after(position);
         for (; border < end; border += sequence_length) {
             rows.push_back(position);
             rows.push_back(border - start);
@@ -145,10 +162,10 @@ Bins counting_sort(std::int64_t count, std::int64_t keys, Key key) {
 // in a few steps, whatever the number of bins.
 inline Bins best_fit(const Stream &stream, std::int64_t capacity) {
     const std::int64_t count = stream.last();
-    std::vector<std::int64_t> lengths(count), bin_of(count, -1);
+    const auto lengths = ordered_lengths(stream);
+    std::vector<std::int64_t> bin_of(count, -1);
     std::int64_t total = 0;
     for (std::int64_t position = 0; position < count; ++position) {
-        lengths[position] = stream.document_length(position);
         total += lengths[position] <= capacity ? lengths[position] : 0;
     }
     capacity = std::min(capacity, total); // one bin that holds everything needs no more, and Rooms stay small

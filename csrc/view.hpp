@@ -48,6 +48,13 @@ class View {
         return (*this)[i];
     }
 
+    // Begin to load element i, if there is one.
+    void prefetch(std::int64_t i) const {
+        if (i >= 0 && i < size_) {
+            __builtin_prefetch(data_ + i * static_cast<std::int64_t>(sizeof(T)));
+        }
+    }
+
     // Write `count` elements from element `from` on, widened; the caller has checked the range.
     void copy(std::int64_t from, std::int64_t count, std::int64_t *out) const {
         const char *start = data_ + from * static_cast<std::int64_t>(sizeof(T));
@@ -93,12 +100,15 @@ class Stream {
         return length < longest_ ? length : longest_;
     }
 
+    // Begin to load what `document_length` will look at.
+    void prefetch(std::int64_t position) const {
+        if (position < last_) {
+            lengths_.prefetch(document_ids_[position]);
+        }
+    }
+
     // Tokens of the separator behind the document at `position`.
     std::int64_t separator_after(std::int64_t position) const { return position + 1 < last_ ? separator_ : 0; }
-
-    std::int64_t unit_length(std::int64_t position) const {
-        return document_length(position) + separator_after(position);
-    }
 
   private:
     View<std::int64_t> document_ids_;

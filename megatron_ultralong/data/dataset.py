@@ -4,10 +4,10 @@ A context-parallel rank asks for its own ranges of the sequence (`spans`) and on
 document mask the bounds of the whole sequence are needed on every rank; they come from the documents' lengths
 alone. Shapes: S sequence length, n tokens in the spans, M documents.
 
-Cost: each token asked for is read once and written once (as int64). Of one range, tokens and labels are views of
-the same buffer; of several, both are copied out of it. Positions and masks that are the same for every sample are
-made once and handed out again, read-only. Finding a span walks over the lengths of the documents before it in the
-sample. Nothing of size S x S exists.
+Cost: of one range, each token is read once and written once (as int64), and tokens and labels are views of the same
+buffer; of several ranges, tokens and labels are written apart, into one buffer. Positions and masks that are the same
+for every sample are made once and handed out again, read-only. Finding a span walks over the lengths of the documents
+before it in the sample. Nothing of size S x S exists.
 """
 
 from __future__ import annotations
@@ -130,13 +130,11 @@ class PackedDataset:
         if any(not 0 <= begin < end <= self.sequence_length for begin, end in spans):
             raise ValueError(f"spans: {spans} do not lie in 0..{self.sequence_length}")
         spans = _merged(spans)
-        labels_too = [(begin, end + 1) for begin, end in spans]
-        flat, layout = self._gather(i, self.index.corpus.tokens, self._separator, labels_too)
-        pieces = _split(flat, labels_too)
+        tokens, labels, layout = self._tokens(i, spans)
         bounds = layout.bounds(self.sequence_length) if self._document_mask else self._one_document()
         return Sample(
-            tokens=_join([piece[:-1] for piece in pieces]),
-            labels=_join([piece[1:] for piece in pieces]),
+            tokens=tokens,
+            labels=labels,
             loss_mask=self._loss_mask(i, spans, layout),
             position_ids=_packing.positions(bounds, spans) if self._document_mask else self._unmasked(spans)[1],
             cu_seqlens=bounds.astype(np.int32),
@@ -162,6 +160,16 @@ class PackedDataset:
         if self._concatenated:
             return int(row[0]), int(row[1]), len(self.index.document_ids)
         return int(row), 0, int(self.index.sample_index[i + 1])
+
+    def _tokens(self, i: int, spans: Spans) -> tuple[Ints, Ints, Layout]:
+        """Tokens and labels of the spans: views of one buffer."""
+        if len(spans) == 1:
+            ((begin, end),) = spans
+            flat, layout = self._gather(i, self.index.corpus.tokens, self._separator, [(begin, end + 1)])
+            return flat[:-1], flat[1:], layout
+        both = [*spans, *((begin + 1, end + 1) for begin, end in spans)]
+        flat, layout = self._gather(i, self.index.corpus.tokens, self._separator, both)
+        return flat[: len(flat) // 2], flat[len(flat) // 2 :], layout
 
     def _gather(
         self, i: int, source: IndexedTokens, separator: Ints, spans: Spans, count: int | None = None
@@ -242,7 +250,3 @@ def _split(flat: npt.NDArray, spans: Spans) -> list[npt.NDArray]:
     """Views of the spans' pieces of an array that holds them one after the other."""
     ends = np.cumsum([end - begin for begin, end in spans]).tolist()
     return [flat[last - (end - begin) : last] for last, (begin, end) in zip(ends, spans, strict=True)]
-
-
-def _join(pieces: list[npt.NDArray]) -> npt.NDArray:
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

@@ -12,7 +12,7 @@ token `offset`. M documents are listed, S is the sequence length.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -188,7 +188,8 @@ def permutation(count: int, key: int) -> Ints:
     """Shuffle 0 .. count - 1 over SplitMix64, the same in every version of every library.
 
     Up to 65,536 numbers by Fisher-Yates. More are first thrown at random into as many blocks as 65,536 go into
-    `count` (rounded up), then each block is shuffled by itself: as uniform, and kind to caches.
+    `count` (rounded up), then each block is shuffled by itself, with the next of the same random numbers as its key:
+    as uniform, kind to caches, and work for many cores.
 
     Args:
         count: how many.
@@ -197,28 +198,34 @@ def permutation(count: int, key: int) -> Ints:
     Returns:
         int64 [count].
     """
-    below = _random_below(key)
+    random = _splitmix64(key)
     blocks: list[list[int]] = [[] for _ in range(-(-count // _SHUFFLE_BLOCK))]
-    for value in range(count):
-        blocks[below(len(blocks)) if len(blocks) > 1 else 0].append(value)
-    for values in blocks:
+    keys = [key]
+    if len(blocks) <= 1:
+        blocks = [list(range(count))]
+    else:
+        for value in range(count):
+            blocks[_below(len(blocks), random)].append(value)
+        keys = [next(random) for _ in blocks]
+    for values, own in zip(blocks, map(_splitmix64, keys), strict=True):
         for i in range(len(values) - 1, 0, -1):
-            j = below(i + 1)
+            j = _below(i + 1, own)
             values[i], values[j] = values[j], values[i]
     return np.array([value for values in blocks for value in values], dtype=np.int64)
 
 
-def _random_below(state: int) -> Callable[[int], int]:
-    """Random numbers from 0 to n - 1: the high half of SplitMix64's next number times n."""
-
-    def below(n: int) -> int:
-        nonlocal state
+def _splitmix64(state: int) -> Iterator[int]:
+    """Random 64-bit numbers."""
+    while True:
         state = (state + 0x9E3779B97F4A7C15) & _MASK
         z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-        return ((z ^ (z >> 31)) * n) >> 64
+        yield z ^ (z >> 31)
 
-    return below
+
+def _below(n: int, random: Iterator[int]) -> int:
+    """A random number from 0 to n - 1: the high half of n times the next."""
+    return (next(random) * n) >> 64
 
 
 def blend(weights: Sequence[float], drawn: Sequence[int], count: int) -> tuple[npt.NDArray[np.int32], list[int]]:

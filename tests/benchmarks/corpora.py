@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import collections
 import json
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,7 @@ import numpy as np
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.utils import Split
 
-from megatron_ultralong.data.corpus import combined_fingerprint, manifest_path, sources_path, token_files
+from megatron_ultralong.data.corpus import VERSION, combined_fingerprint, manifest_path, sources_path, token_files
 from megatron_ultralong.data.indexed import IndexedWriter, bin_path, idx_path, token_dtype
 
 
@@ -34,7 +32,7 @@ def write_corpus(prefix: Path, lengths: np.ndarray, vocab_size: int, seed: int |
     writer.write_index(idx_path(prefix))
     np.save(sources_path(prefix), np.zeros(len(lengths), dtype=np.int32))
     manifest = {
-        "version": json.loads(json.dumps(1)),
+        "version": VERSION,
         "kind": "text",
         "sources": ["web"],
         "tokenizer_fingerprint": "none",
@@ -47,12 +45,12 @@ def write_corpus(prefix: Path, lengths: np.ndarray, vocab_size: int, seed: int |
 class NoTokenizer:
     """What GPTDataset asks of a tokenizer."""
 
-    unique_identifiers = collections.OrderedDict(name="none")
-    special_tokens_dict: dict[str, str] = {}
-    eod, eos, pad, bos = -2, -2, -1, -2
-
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
+        self.unique_identifiers = collections.OrderedDict(name="none")
+        self.special_tokens_dict: dict[str, str] = {}
+        self.eod = self.eos = self.bos = -2
+        self.pad = -1
 
 
 def gpt_dataset(prefix: Path, sequence_length: int, vocab_size: int, cache: Path) -> GPTDataset:
@@ -90,15 +88,3 @@ def best(function: Callable[[], Any], repeats: int = 3) -> float:
 def median(values: list[float]) -> float:
     """The middle one."""
     return sorted(values)[len(values) // 2]
-
-
-def workspace() -> tempfile.TemporaryDirectory[str]:
-    """A folder that goes away."""
-    return tempfile.TemporaryDirectory(prefix="benchmark-", dir=arguments_folder())
-
-
-def arguments_folder() -> str | None:
-    """--folder of the command line: where the files go; by default the system's temporary folder."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--folder")
-    return parser.parse_known_args()[0].folder

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <utility>
 #include <vector>
 
@@ -31,13 +30,13 @@ py::array_t<T> to_array(const std::vector<T> &values, const std::vector<py::ssiz
 
 // The documents' lengths in the stream's order. Looking them up jumps about in memory and is most of the work of
 // building an index, so all cores do it, and ask for what they will need a little later.
-inline std::unique_ptr<std::int64_t[]> ordered_lengths(const Stream &stream) {
+inline Scratch<std::int32_t> ordered_lengths(const Stream &stream) {
     constexpr std::int64_t block = 1 << 16, ahead = 32;
-    std::unique_ptr<std::int64_t[]> lengths(new std::int64_t[stream.last()]);
+    auto lengths = scratch<std::int32_t>(stream.last());
     parallel((stream.last() + block - 1) / block, [&](std::int64_t task) {
         for (std::int64_t i = task * block, end = std::min(i + block, stream.last()); i < end; ++i) {
             stream.prefetch(i + ahead);
-            lengths[i] = stream.document_length(i);
+            lengths[i] = static_cast<std::int32_t>(stream.document_length(i));
         }
     });
     return lengths;

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <numeric>
 #include <utility>
 #include <vector>
@@ -12,9 +11,12 @@
 
 namespace packing {
 
-// SplitMix64 (Steele, Lea, Flood 2014): the stream of 64-bit numbers behind the shuffle.
+constexpr std::uint64_t splitmix64_step = 0x9E3779B97F4A7C15ULL;
+
+// SplitMix64 (Steele, Lea, Flood 2014): the stream of 64-bit numbers behind the shuffle. The state before number i
+// is key + i x step, so that the stream may be entered anywhere.
 inline std::uint64_t splitmix64(std::uint64_t &state) {
-    std::uint64_t z = (state += 0x9E3779B97F4A7C15ULL);
+    std::uint64_t z = (state += splitmix64_step);
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ULL;
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBULL;
     return z ^ (z >> 31);
@@ -43,19 +45,34 @@ inline void shuffle(std::int64_t *values, std::int64_t count, std::uint64_t key)
         fisher_yates(values, count, key);
         return;
     }
-    const std::unique_ptr<std::uint32_t[]> block_of(new std::uint32_t[count]);
-    std::vector<std::int64_t> next(blocks + 1, 0);
-    for (std::int64_t i = 0; i < count; ++i) {
-        block_of[i] = static_cast<std::uint32_t>(below(static_cast<std::uint64_t>(blocks), key));
-        ++next[block_of[i] + 1];
+    // Each part of the numbers counts what it throws where, and then knows where its throws begin in each block.
+    const std::int64_t parts = 64, size = (count + parts - 1) / parts;
+    const auto throw_part = [&](std::int64_t part, auto into) {
+        std::uint64_t state = key + static_cast<std::uint64_t>(part * size) * splitmix64_step;
+        for (std::int64_t i = part * size, end = std::min(i + size, count); i < end; ++i) {
+            into(below(static_cast<std::uint64_t>(blocks), state), i);
+        }
+    };
+    std::vector<std::int64_t> next(parts * blocks, 0), starts(blocks + 1, 0);
+    parallel(parts, [&](std::int64_t part) {
+        std::vector<std::int64_t> here(blocks, 0);
+        throw_part(part, [&](std::int64_t block, std::int64_t) { ++here[block]; });
+        std::copy(here.begin(), here.end(), next.begin() + part * blocks);
+    });
+    std::int64_t start = 0;
+    for (std::int64_t block = 0; block < blocks; ++block) {
+        for (std::int64_t part = 0; part < parts; ++part) {
+            start += std::exchange(next[part * blocks + block], start);
+        }
+        starts[block + 1] = start;
     }
-    std::partial_sum(next.begin(), next.end(), next.begin());
-    const std::vector<std::int64_t> starts = next;
-    for (std::int64_t i = 0; i < count; ++i) {
-        values[next[block_of[i]]++] = i;
-    }
+    parallel(parts, [&](std::int64_t part) {
+        std::int64_t *here = next.data() + part * blocks;
+        throw_part(part, [&](std::int64_t block, std::int64_t i) { values[here[block]++] = i; });
+    });
+    std::uint64_t state = key + static_cast<std::uint64_t>(count) * splitmix64_step;
     std::vector<std::uint64_t> seeds(blocks);
-    std::generate(seeds.begin(), seeds.end(), [&] { return splitmix64(key); });
+    std::generate(seeds.begin(), seeds.end(), [&] { return splitmix64(state); });
     parallel(blocks, [&](std::int64_t block) {
         fisher_yates(values + starts[block], starts[block + 1] - starts[block], seeds[block]);
     });

@@ -1,15 +1,44 @@
-// Work on all cores whose result does not depend on their number.
+// Work on all cores whose result does not depend on their number, and memory for it.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <cstdlib>
 #include <exception>
+#include <memory>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <vector>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 namespace packing {
+
+struct Free {
+    void operator()(void *memory) const { std::free(memory); }
+};
+
+template <class T>
+using Scratch = std::unique_ptr<T[], Free>;
+
+// Uninitialised memory, in huge pages where the system has them: filling 80 MB then takes 40 page faults, not 20,000.
+template <class T>
+Scratch<T> scratch(std::int64_t count) {
+    constexpr std::size_t page = std::size_t{1} << 21;
+    const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(T) / page + 1) * page;
+    void *memory = std::aligned_alloc(page, bytes);
+    if (memory == nullptr) {
+        throw std::bad_alloc();
+    }
+#ifdef __linux__
+    madvise(memory, bytes, MADV_HUGEPAGE); // advice: it may be refused
+#endif
+    return Scratch<T>(static_cast<T *>(memory));
+}
 
 // Call task(0) .. task(count - 1), each once, in any order and at the same time; rethrows one of their exceptions.
 template <class Task>

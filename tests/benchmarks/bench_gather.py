@@ -66,12 +66,12 @@ def main() -> None:
         sliced(prefix, 1 << 22)
 
 
-def open_both(prefix, length, **options):
+def open_both(prefix, length):
     cache, packed = prefix.parent / "cache", prefix.parent / "packed"
     corpus = open_corpus(prefix)
     write_packed_index(corpus, packed, PackOptions(sequence_length=length, shuffle_seed=1))
     shutil.rmtree(cache, ignore_errors=True)
-    return gpt_dataset(prefix, length, corpus.vocab_size, cache), PackedDataset(packed, **options)
+    return gpt_dataset(prefix, length, corpus.vocab_size, cache)(), PackedDataset(packed)
 
 
 def floor(prefix, length):
@@ -94,12 +94,9 @@ def timed(function, count):
 
 
 def line(name, times, reference=None):
-    ratio = (
-        ""
-        if reference is None
-        else "  ".join(f"{slow / fast:6.1f}x" for slow, fast in zip(reference, times, strict=True))
-    )
-    print(f"  {name:<44} first {times[0] * 1e3:8.3f} ms, again {times[1] * 1e3:8.3f} ms  {ratio}")
+    pairs = [] if reference is None else zip(reference, times, strict=True)
+    ratios = "  ".join(f"{slow / fast:6.1f}x" for slow, fast in pairs)
+    print(f"  {name:<44} first {times[0] * 1e3:8.3f} ms, again {times[1] * 1e3:8.3f} ms  {ratios}")
     return times
 
 

@@ -47,9 +47,11 @@ def main() -> None:
 def compare(prefix, corpus, length, repeats):
     cache, packed = prefix.parent / "cache", prefix.parent / "packed"
 
+    build = gpt_dataset(prefix, length, corpus.vocab_size, cache)
+
     def theirs():
         shutil.rmtree(cache, ignore_errors=True)
-        dataset = gpt_dataset(prefix, length, corpus.vocab_size, cache)
+        dataset = build()
         assert len(list(cache.iterdir())) == 4  # description and three indexes
         return len(dataset)
 

@@ -53,8 +53,8 @@ class NoTokenizer:
         self.pad = -1
 
 
-def gpt_dataset(prefix: Path, sequence_length: int, vocab_size: int, cache: Path) -> GPTDataset:
-    """megatron-core's dataset of one epoch over the corpus, built and saved in `cache`."""
+def gpt_dataset(prefix: Path, sequence_length: int, vocab_size: int, cache: Path) -> Callable[[], GPTDataset]:
+    """A function that builds megatron-core's dataset of one epoch over the (opened) corpus, and saves it in `cache`."""
     config = GPTDatasetConfig(
         random_seed=1,
         sequence_length=sequence_length,
@@ -70,7 +70,7 @@ def gpt_dataset(prefix: Path, sequence_length: int, vocab_size: int, cache: Path
     )
     low = GPTDataset.build_low_level_dataset(str(prefix), config)
     documents = np.arange(low.sequence_lengths.shape[0], dtype=np.int32)
-    return GPTDataset(low, str(prefix), documents, None, Split.train, config)
+    return lambda: GPTDataset(low, str(prefix), documents, None, Split.train, config)
 
 
 def seconds(function: Callable[[], Any]) -> float:

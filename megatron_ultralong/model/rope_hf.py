@@ -27,7 +27,7 @@ KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "su")
 _KNOWN = frozenset(
     "rope_type type rope_theta partial_rotary_factor factor original_max_position_embeddings attention_factor "
     "beta_fast beta_slow mscale mscale_all_dim truncate low_freq_factor high_freq_factor short_factor long_factor "
-    "finetuned max_position_embeddings".split()  # the last two stand in published files and change nothing
+    "attn_factor finetuned max_position_embeddings".split()  # the last two stand in published files and change nothing
 )
 
 
@@ -151,6 +151,12 @@ def _yarn(entry: dict[str, Any], factor: float, original: int) -> dict[str, Any]
         attention = temperature(factor)
         if all(scales):
             attention = temperature(factor, scales[0]) / temperature(factor, scales[1])
+    served = temperature(factor) * _number(entry, "attn_factor", attention / temperature(factor))
+    if not math.isclose(served, attention, rel_tol=1e-6):
+        raise UserError(
+            f"config.json: attn_factor makes the attention factor {served:.6g} in vLLM and SGLang, but transformers "
+            f"takes {attention:.6g}; state attention_factor too, or remove attn_factor."
+        )
     return {
         "kind": "yarn",
         "form": "coded",
@@ -204,7 +210,9 @@ def write(rope: RopeScaling) -> dict[str, Any]:
     out: dict[str, Any] = {"rope_theta": rope.base, "max_position_embeddings": length, "rope_scaling": _scaling(rope)}
     if rope.rotary_fraction != 1.0:
         out["partial_rotary_factor"] = rope.rotary_fraction
-    if rope.kind == "longrope":
+    by_rotations = rope.kind == "llama3" or (rope.kind == "yarn" and rope.form == "paper")
+    if rope.kind == "longrope" or (by_rotations and rope.original_length != 8192):
+        # where Phi's readers look for it, and llama.cpp's converter, which takes 8,192 if it finds nothing
         out["original_max_position_embeddings"] = rope.original_length
     return out
 
@@ -219,16 +227,19 @@ def _scaling(rope: RopeScaling) -> dict[str, Any] | None:
         return {"rope_type": "dynamic", "factor": rope.factor}
     if rope.kind == "longrope":
         return _longrope_scaling(rope)
-    out = {"factor": rope.factor, "original_max_position_embeddings": rope.original_length}
+    out: dict[str, Any] = {"factor": rope.factor, "original_max_position_embeddings": rope.original_length}
     if rope.kind == "llama3" or rope.form == "paper":
         return out | {"rope_type": "llama3", "low_freq_factor": rope.alpha, "high_freq_factor": rope.beta}
-    return out | {
+    out |= {
         "rope_type": "yarn",
         "beta_slow": rope.alpha,
         "beta_fast": rope.beta,
         "truncate": rope.truncate,
         "attention_factor": rope.attention_factor,
     }
+    if rope.attention_factor != temperature(rope.factor):  # SGLang and earlier vLLM multiply 0.1 ln s + 1 by this
+        out["attn_factor"] = rope.attention_factor / temperature(rope.factor)
+    return out
 
 
 def _longrope_scaling(rope: RopeScaling) -> dict[str, Any]:

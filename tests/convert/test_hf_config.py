@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from megatron_ultralong.convert.hf_config import with_dtype, with_rope
+from megatron_ultralong.convert.hf_config import served, with_dtype, with_rope
 from megatron_ultralong.model.rope import RopeScaling, temperature
 
 OLD: dict[str, Any] = {
@@ -97,3 +99,19 @@ def test_no_stale_spelling_is_left() -> None:
 def test_a_rope_that_was_kept_keeps_its_length() -> None:
     # Llama-3.1 says 131,072 although its factor x original length is 65,536.
     assert with_rope(LLAMA31, RopeScaling.from_hf(LLAMA31)) == LLAMA31
+
+
+@pytest.mark.parametrize("name", ["llama3", "yarn paper", "yarn coded, hot", "linear", "ntk"])
+def test_phi3s_code_takes_any_frequencies_as_longrope(tmp_path: Path, name: str) -> None:
+    phi = OLD | {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "pad_token_id": 0}
+    phi |= {"partial_rotary_factor": 0.75, "rope_scaling": None}
+    rope = dataclasses.replace(ROPES[name], rotary_fraction=0.75)
+    (tmp_path / "config.json").write_text(json.dumps(with_rope(phi, rope)))
+    loaded = transformers.AutoConfig.from_pretrained(tmp_path)
+    stated, factor = served(phi, rope)
+    for length in (1, rope.length):  # the lists are the same
+        frequencies, attention = ROPE_INIT_FUNCTIONS["longrope"](loaded, seq_len=length)
+        np.testing.assert_allclose(frequencies.numpy(), rope.inverse_frequencies(96), rtol=2e-6)
+        assert attention == pytest.approx(stated.attention_factor, rel=1e-15)
+    assert attention**2 * factor == pytest.approx(rope.attention_factor**2, rel=1e-12)
+    assert loaded.max_position_embeddings == rope.length

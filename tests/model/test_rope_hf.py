@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -141,6 +142,19 @@ def test_a_published_rope_is_written_as_published(name: str) -> None:
     assert written == {entry: REAL[name][entry] for entry in written}
 
 
+def test_an_attention_factor_is_written_for_both_ways_to_read_it() -> None:
+    rope = RopeScaling(base=5e5, kind="yarn", form="coded", factor=128.0, original_length=8192)
+    scaling = rope.to_hf()["rope_scaling"]
+    assert scaling["attention_factor"] == 1.0  # transformers, vLLM now
+    assert temperature(128.0) * scaling["attn_factor"] == pytest.approx(1.0, rel=1e-15)  # SGLang, vLLM before
+    assert "attn_factor" not in dataclasses.replace(rope, attention_factor=temperature(128.0)).to_hf()["rope_scaling"]
+
+
+def test_an_original_length_that_llama_cpp_would_not_guess_stands_where_it_looks() -> None:
+    rope = RopeScaling(base=1e6, kind="yarn", form="paper", factor=32.0, original_length=32768)
+    assert rope.to_hf()["original_max_position_embeddings"] == 32768
+
+
 def test_phi_is_written_with_the_three_keys_that_its_first_reader_takes() -> None:
     written = RopeScaling.from_hf(REAL["Phi-3-mini-128k"]).to_hf()
     assert written["rope_scaling"] == {"type": "longrope", "short_factor": PHI3_SHORT, "long_factor": PHI3_LONG}
@@ -201,7 +215,15 @@ def test_a_config_json_that_declares_too_little_is_exported_with_the_ratio() -> 
         ),
         ({"rope_type": "yarn", "factor": "4"}, "config.json: factor is '4'; give a number."),
         ({"rope_type": "yarn", "factor": math.nan}, "config.json: factor is nan; give a number."),
-        ({"rope_type": "yarn", "factor": 4.0, "attn_factor": 1.2}, "config.json: rope_parameters has attn_factor, "),
+        (
+            {"rope_type": "yarn", "factor": 4.0, "mrope_section": [1]},
+            "config.json: rope_parameters has mrope_section, ",
+        ),
+        (
+            {"rope_type": "yarn", "factor": 4.0, "attn_factor": 1.2},
+            "config.json: attn_factor makes the attention factor 1.36636 in vLLM and SGLang, but transformers takes "
+            "1.13863; state attention_factor too, or remove attn_factor.",
+        ),
         (
             {"full_attention": {"rope_theta": 1e4}, "sliding_attention": {"rope_theta": 1e6}},
             "config.json: rope_parameters differs by layer type (full_attention, sliding_attention); ",

@@ -88,8 +88,16 @@ def test_rotating_is_megatron_cores_bit_for_bit(dtype: torch.dtype, rotary_dim: 
     positions = torch.stack((torch.arange(40), torch.arange(7, 47)))
     rope = RopeScaling(base=1e4, original_length=64, attention_factor=1.25)
     angles = positions.t()[..., None].float() * serving_frequencies(rope, rotary_dim)
-    theirs = _apply_rotary_pos_emb_bshd(heads, torch.cat((angles, angles), -1).unsqueeze(2), mscale=1.25)
-    assert torch.equal(rotate(heads, Rotary(rope, rotary_dim, dtype=dtype)(positions)), theirs)
+    table = Rotary(rope, rotary_dim, dtype=dtype)(positions)
+    twin = heads.clone().requires_grad_()
+    theirs = _apply_rotary_pos_emb_bshd(twin, torch.cat((angles, angles), -1).unsqueeze(2), mscale=1.25)
+    ours = rotate(heads.requires_grad_(), table)
+    assert torch.equal(ours, theirs)
+    weights = torch.randn(heads.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    (theirs * weights).sum().backward()
+    (ours * weights).sum().backward()
+    assert heads.grad is not None and twin.grad is not None
+    assert torch.equal(heads.grad, twin.grad)
 
 
 def test_holds_only_the_positions_of_this_rank() -> None:

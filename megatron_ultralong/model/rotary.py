@@ -121,7 +121,8 @@ class _Rotation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _rotated(gradients[0], *ctx.saved_tensors, -1), None
+        (table_LB1C,) = ctx.saved_tensors
+        return _rotated(gradients[0], table_LB1C, -1), None
 
 
 def _rotated(heads_LBNH: Tensor, table_LB1C: Tensor, sign: int) -> Tensor:

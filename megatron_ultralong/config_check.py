@@ -31,13 +31,14 @@ _AT_LEAST_ZERO = (
 ).split()
 
 
-def check_config(config: RunConfig, *, hf_config: dict[str, Any], world_size: int) -> None:
+def check_config(config: RunConfig, *, hf_config: dict[str, Any], world_size: int, inputs: bool = True) -> None:
     """Raise if the run cannot work as configured.
 
     Args:
         config: the run.
         hf_config: the model's config.json.
         world_size: processes that torchrun started.
+        inputs: look at the packed data and the checkpoint too; False: they are yet to be made.
 
     Raises:
         UserError: every mistake, one a line, with its field, value and mend.
@@ -48,8 +49,9 @@ def check_config(config: RunConfig, *, hf_config: dict[str, Any], world_size: in
         problems += _sharding(config.parallel, config.data.sequence_length, hf_config)
         problems += attention_problems(config, hf_config)
         problems += _rope(config)
-        problems += _data(config, hf_config)
-        problems += _checkpoint(config)
+        if inputs:
+            problems += _data(config, hf_config)
+            problems += _checkpoint(config)
         problems += _log(config)
         problems += _stopping(config)
     raise_problems("the configuration", problems)

@@ -1,0 +1,76 @@
+# Sourced by submit.sh and, first thing, by every sbatch script here; not a job by itself.
+#
+# It reads the settings of the example named by EXAMPLE, refuses what cannot work in one sentence (exit status 2),
+# and holds the few functions that several scripts need. README.md in this folder says what each part is for.
+# shellcheck shell=bash
+set -euo pipefail
+
+stop() { # SENTENCE: end here, for a reason that the user can mend
+  echo "error: $*" >&2
+  exit 2
+}
+
+need() { # NAME...: variables that must have a value
+  local name
+  for name in "$@"; do
+    [[ -n ${!name:-} ]] || stop "the variable $name is not set; give it a value in ${EXAMPLE:-EXAMPLE}/settings.sh"
+  done
+}
+
+need_number() { # NAME...: variables that must be a whole number above 0
+  local name
+  need "$@"
+  for name in "$@"; do
+    [[ ${!name} =~ ^[1-9][0-9]*$ ]] || stop "$name is '${!name}'; give a whole number above 0 in $EXAMPLE/settings.sh"
+  done
+}
+
+need_file() { # VARIABLE PATH WHAT: something that an earlier step, or the user, must have put there
+  [[ -e $2 ]] || stop "$2: no such $3; set $1, or make it first (examples/slurm/README.md has the order of the steps)"
+}
+
+[[ -n ${EXAMPLE:-} ]] || stop "EXAMPLE is not set; submit with examples/slurm/submit.sh FOLDER STEP, which sets it"
+[[ -f $EXAMPLE/settings.sh ]] || stop "$EXAMPLE/settings.sh is missing; EXAMPLE must name a folder such as examples/llama3.1_8b_1m"
+# shellcheck source=examples/llama3.1_8b_1m/settings.sh
+source "$EXAMPLE/settings.sh"
+# Defaults that are no matter of one example.
+: "${VENV:=.venv}"             # the Python environment, on a disk that every node sees
+: "${DEVICE:=gpu}"             # cpu: no GPUs are asked for, and the processes talk over gloo
+: "${SRUN_OPTIONS:=}"          # for every srun, such as --container-image=...
+: "${SETUP:=}"                 # a line of shell that each job runs first, such as: module load cuda/12.8
+: "${CRASHES_ALLOWED:=3}"      # times that a training job which broke, or lost a node, is queued again
+need MODEL RUN LENGTH
+need_number LENGTH NODES GPUS_PER_NODE CPUS_PER_TASK SHARDS TOTAL_TOKENS SFT_LENGTH
+export OMP_NUM_THREADS=$CPUS_PER_TASK PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+
+enter() { # what a job does before its own work: the user's SETUP, the environment, a line for the log
+  eval "$SETUP"
+  [[ -x $VENV/bin/python ]] || stop "$VENV/bin/python is missing on $(hostname); make the environment (make test does), or set VENV"
+  export PATH="$PWD/$VENV/bin:$PATH"
+  [[ $VENV != /* ]] || export PATH="$VENV/bin:$PATH"
+  [[ -z ${SLURM_JOB_ID:-} ]] ||
+    echo "== ${SLURM_JOB_NAME:-job} ${SLURM_JOB_ID}, start $((${SLURM_RESTART_COUNT:-0} + 1)), on ${SLURM_JOB_NODELIST:-?}, $(date '+%F %T')"
+}
+
+run() { # COMMAND...: show it, then run it
+  printf '+'
+  printf ' %q' "$@"
+  printf '\n'
+  "$@"
+}
+
+finished() { # FOLDER: print the checkpoint of a run's last step, or say why there is none yet
+  python - "$1" <<'PY'
+import json, pathlib, sys
+
+save = pathlib.Path(sys.argv[1])
+steps = sorted(path.parent for path in save.glob("step_*/ultralong.json"))
+if not steps:
+    sys.exit(f"error: {save} holds no checkpoint; train first (extend, then sft)")
+last = json.loads((steps[-1] / "ultralong.json").read_text())
+wanted = last["run"]["train"]["steps"]
+if last["step"] < wanted:
+    sys.exit(f"error: {save} has come to step {last['step']} of {wanted} only; submit that step again, it goes on from there")
+print(steps[-1])
+PY
+}

@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# Submit one step of an example, or all of them in order, to SLURM.
+#
+#   examples/slurm/submit.sh EXAMPLE STEP [sbatch option...]
+#
+#   EXAMPLE   a folder with settings.sh, extend.toml and sft.toml, such as examples/llama3.1_8b_1m
+#   STEP      preprocess   tokenize the corpus (array job)           pack      merge, resample by length, pack
+#             chats        tokenize and pack the chats               convert   Hugging Face model -> checkpoint
+#             extend       continued pretraining at full length      sft       instruction tuning
+#             export       checkpoint -> Hugging Face model          evaluate  compare with the model it came from
+#             all          every step above, each waiting for what it needs
+#
+# What it reads and where it runs stands in EXAMPLE/settings.sh; a variable set in the environment wins. Further words
+# go to sbatch as they are: --partition=big --account=me. DRY_RUN=1 prints the sbatch commands instead.
+# The job numbers are printed; the logs are in RUN/logs. examples/slurm/README.md explains every line.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+if (($# < 2)) || [[ $1 == -h || $1 == --help ]]; then
+  sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "examples/slurm/${BASH_SOURCE[0]##*/}"
+  (($# > 0)) && [[ $1 == -h || $1 == --help ]] && exit 0
+  exit 2
+fi
+EXAMPLE=${1%/} STEP=$2
+shift 2
+export EXAMPLE
+source examples/slurm/common.sh
+STEPS=(preprocess pack chats convert extend sft export evaluate)
+[[ $STEP == all || " ${STEPS[*]} " == *" $STEP "* ]] || stop "'$STEP' is no step; give one of: ${STEPS[*]} all"
+[[ -n ${DRY_RUN:-} ]] || type -P sbatch >/dev/null || stop "sbatch is not on this machine; submit from a login node, or look with DRY_RUN=1"
+[[ -n ${SLURM_JOB_ID:-} ]] && unset "${!SLURM_@}" # submitted from inside a job: its numbers aren't the new one's
+
+check_step() { # STEP: what the user provides must be there, and a configuration must fit its processes
+  case $1 in
+  preprocess) need CORPUS && need_file CORPUS "$CORPUS" "file or folder of documents" ;;
+  chats) need CHATS && need_file CHATS "$CHATS" "file or folder of chats" ;;
+  evaluate) need HELDOUT EVALUATE_LENGTHS && need_file HELDOUT "$HELDOUT" "file of held-out documents" ;;
+  esac
+  need_file MODEL "$MODEL/config.json" "file of a model in Hugging Face format"
+  if [[ $1 == extend || $1 == sft ]]; then
+    local options
+    read -ra options <<<"$([[ $1 == extend ]] && echo "${EXTEND_OPTIONS:-}" || echo "${SFT_OPTIONS:-}")"
+    python examples/slurm/check.py --config "$EXAMPLE/$1.toml" --world-size $((NODES * GPUS_PER_NODE)) \
+      --model.hf "$MODEL" "${options[@]}"
+  fi
+}
+
+resources() { # STEP: what the job asks for, one word a line
+  case $1 in
+  preprocess) printf '%s\n' --array="0-$((SHARDS - 1))" --nodes=1 --ntasks=1 --cpus-per-task="${DATA_CPUS:-16}" ;;
+  pack | chats | convert | export) printf '%s\n' --nodes=1 --ntasks=1 --cpus-per-task="${DATA_CPUS:-16}" ;;
+  evaluate) printf '%s\n' --nodes=1 --ntasks=1 --cpus-per-task="${DATA_CPUS:-16}" ;;
+  extend | sft)
+    printf '%s\n' --nodes="$NODES" --ntasks-per-node="$GPUS_PER_NODE" --cpus-per-task="$CPUS_PER_TASK" \
+      --time="${TIME_LIMIT:-04:00:00}" --signal="USR1@${WARN_SECONDS:-600}"
+    ;;
+  esac
+  [[ $DEVICE == cpu ]] || case $1 in
+  extend | sft) echo "--gres=gpu:$GPUS_PER_NODE" ;;
+  evaluate) echo "--gres=gpu:1" ;;
+  esac
+}
+
+script() { # STEP: the file to submit
+  case $1 in
+  extend | sft) echo examples/slurm/train.sbatch ;;
+  *) echo "examples/slurm/$1.sbatch" ;;
+  esac
+}
+
+declare -A JOBS=()
+submit() { # STEP EARLIER...: queue it, to start once the EARLIER steps submitted here have ended well
+  local step=$1 words ids=() earlier output='%x_%j.log'
+  shift
+  for earlier in "$@"; do
+    [[ -z ${JOBS[$earlier]:-} ]] || ids+=("${JOBS[$earlier]}")
+  done
+  [[ $step != preprocess ]] || output='%x_%A_%a.log'
+  mapfile -t words < <(resources "$step")
+  words+=(--job-name="$step" --output="$RUN/logs/$output")
+  ((${#ids[@]} == 0)) || words+=(--dependency="afterok:$(IFS=:; echo "${ids[*]}")" --kill-on-invalid-dep=yes)
+  words+=("${OPTIONS[@]}" "$(script "$step")")
+  if [[ -n ${DRY_RUN:-} ]]; then
+    printf '%s' "STAGE=$step sbatch"
+    printf ' %q' "${words[@]}"
+    printf '\n'
+    JOBS[$step]=$step
+  else
+    JOBS[$step]=$(STAGE=$step sbatch --parsable --export=ALL "${words[@]}" | cut -d ';' -f 1)
+    echo "$step: job ${JOBS[$step]}"
+  fi
+}
+
+OPTIONS=("$@")
+enter
+if [[ $STEP == all ]]; then
+  for step in "${STEPS[@]}"; do check_step "$step"; done
+  mkdir -p "$RUN/logs"
+  submit preprocess
+  submit pack preprocess
+  submit chats
+  submit convert
+  submit extend pack convert
+  submit sft extend chats
+  submit export sft
+  submit evaluate export
+else
+  check_step "$STEP"
+  mkdir -p "$RUN/logs"
+  submit "$STEP"
+fi
+echo "logs: $RUN/logs"

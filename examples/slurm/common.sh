@@ -43,6 +43,24 @@ need MODEL RUN LENGTH
 need_number LENGTH NODES GPUS_PER_NODE CPUS_PER_TASK SHARDS TOTAL_TOKENS SFT_LENGTH
 export OMP_NUM_THREADS=$CPUS_PER_TASK PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
+# The command of the preprocessing array (with --shard) and of joining what its tasks made (without).
+read -ra PREPROCESS <<<"${PREPROCESS_OPTIONS:-}"
+PREPROCESS=(python tools/preprocess_data.py --input "${CORPUS:-}" --output-prefix "$RUN/corpus" --tokenizer-model "$MODEL"
+  --workers "${SLURM_CPUS_PER_TASK:-1}" "${PREPROCESS[@]}")
+
+REQUEUE_CODE=85 # with which a rank exits that has saved and left before its last step
+
+train_options() { # STAGE: set TRAIN_OPTIONS to the words that put these settings in place of EXAMPLE/STAGE.toml's
+  local words=() index=$RUN/packed checkpoint=$RUN/megatron length=$LENGTH extra=${EXTEND_OPTIONS:-}
+  if [[ $1 == sft ]]; then
+    index=$RUN/packed_chats checkpoint=$RUN/extend length=$SFT_LENGTH extra=${SFT_OPTIONS:-}
+  fi
+  read -ra words <<<"$extra"
+  TRAIN_OPTIONS=(--config "$EXAMPLE/$1.toml" --model.hf "$MODEL" --data.sequence_length "$length"
+    --data.sources.0.index "$index" --checkpoint.load "$checkpoint" --checkpoint.save "$RUN/$1"
+    --parallel.device "$DEVICE" --train.requeue_code "$REQUEUE_CODE" "${words[@]}")
+}
+
 enter() { # what a job does before its own work: the user's SETUP, the environment, a line for the log
   eval "$SETUP"
   [[ -x $VENV/bin/python ]] || stop "$VENV/bin/python is missing on $(hostname); make the environment (make test does), or set VENV"

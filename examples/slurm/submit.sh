@@ -38,10 +38,8 @@ check_step() { # STEP: what the user provides must be there, and a configuration
   esac
   need_file MODEL "$MODEL/config.json" "file of a model in Hugging Face format"
   if [[ $1 == extend || $1 == sft ]]; then
-    local options
-    read -ra options <<<"$([[ $1 == extend ]] && echo "${EXTEND_OPTIONS:-}" || echo "${SFT_OPTIONS:-}")"
-    python examples/slurm/check.py --config "$EXAMPLE/$1.toml" --world-size $((NODES * GPUS_PER_NODE)) \
-      --model.hf "$MODEL" "${options[@]}"
+    train_options "$1"
+    python examples/slurm/check.py --world-size $((NODES * GPUS_PER_NODE)) "${TRAIN_OPTIONS[@]}"
   fi
 }
 

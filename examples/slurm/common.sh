@@ -56,6 +56,7 @@ train_options() { # STAGE: set TRAIN_OPTIONS to the words that put these setting
     index=$RUN/packed_chats checkpoint=$RUN/extend length=$SFT_LENGTH extra=${SFT_OPTIONS:-}
   fi
   read -ra words <<<"$extra"
+  # shellcheck disable=SC2034 # the scripts that source this use it
   TRAIN_OPTIONS=(--config "$EXAMPLE/$1.toml" --model.hf "$MODEL" --data.sequence_length "$length"
     --data.sources.0.index "$index" --checkpoint.load "$checkpoint" --checkpoint.save "$RUN/$1"
     --parallel.device "$DEVICE" --train.requeue_code "$REQUEUE_CODE" "${words[@]}")

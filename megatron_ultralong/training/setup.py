@@ -20,7 +20,7 @@ from megatron_ultralong.config import RunConfig
 from megatron_ultralong.data.blend import BlendedDataset
 from megatron_ultralong.data.dataset import PackedDataset
 from megatron_ultralong.data.tokenizer import load_tokenizer
-from megatron_ultralong.engine import groups, mcore
+from megatron_ultralong.engine import distributed_adam, groups, mcore
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import read_json
 from megatron_ultralong.model import build, rope, rope_recipes
@@ -187,6 +187,7 @@ def _optimize(weights: torch.nn.Module, config: RunConfig) -> tuple[torch.nn.Mod
         ),
         [model],
     )
+    distributed_adam.make_resumable(optimizer)
     transformer_config.finalize_model_grads_func = mcore.finalize_model_grads
     transformer_config.grad_scale_func = optimizer.scale_loss
     transformer_config.no_sync_func = model.no_sync

@@ -14,9 +14,12 @@ from tests.training.conftest import Train
 
 
 @pytest.mark.gloo
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_resumed_run_repeats_the_uninterrupted_one(train: Train, tmp_path: Path, precision: str) -> None:
+@pytest.mark.parametrize(("precision", "distributed"), [("fp32", "false"), ("bf16", "false"), ("bf16", "true")])
+def test_resumed_run_repeats_the_uninterrupted_one(
+    train: Train, tmp_path: Path, precision: str, distributed: str
+) -> None:
     words = ["--train.precision", precision, "--optimizer.warmup_steps", "1", "--optimizer.decay", "cosine"]
+    words += ["--parallel.distributed_optimizer", distributed]
     whole = train(2, *words, "--parallel.context", "2", "--train.steps", "4", "--checkpoint.save", str(tmp_path / "a"))
     saved = tmp_path / "b"
     halves = ["--parallel.context", "2", "--train.steps", "4", "--checkpoint.save", str(saved)]

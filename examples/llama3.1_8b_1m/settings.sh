@@ -6,13 +6,13 @@
 : "${MODEL:=models/Llama-3.1-8B-Instruct}" # the model in Hugging Face format
 : "${CORPUS:=data/corpus}"                 # documents for continued pretraining
 : "${CHATS:=data/chats}"                   # chats for instruction tuning
-: "${HELDOUT:=data/heldout.jsonl}"         # documents for evaluation, trained on by nobody
-: "${RUN:=runs/llama3.1_8b_1m}"           # everything that the steps make
+: "${HELDOUT:=data/heldout.jsonl}"         # documents for evaluation, never trained on
+: "${RUN:=runs/llama3.1_8b_1m}" # everything that the steps make
 
 # Data
 : "${LENGTH:=1048576}"          # tokens a sample in extend
 : "${SFT_LENGTH:=8192}"         # tokens a sample in sft
-: "${TOTAL_TOKENS:=1006632960}" # after resampling: steps x samples a step x tokens a sample, so one epoch
+: "${TOTAL_TOKENS:=1006632960}" # after resampling: steps x samples x tokens of extend.toml, so one epoch
 : "${SHARDS:=64}"               # tasks of the preprocessing array
 
 # Nodes

@@ -13,7 +13,7 @@ stop() { # SENTENCE: end here, for a reason that the user can mend
 need() { # NAME...: variables that must have a value
   local name
   for name in "$@"; do
-    [[ -n ${!name:-} ]] || stop "the variable $name is not set; give it a value in ${EXAMPLE:-EXAMPLE}/settings.sh"
+    [[ -n ${!name:-} ]] || stop "the variable $name has no value; give it one in ${EXAMPLE:-EXAMPLE}/settings.sh"
   done
 }
 
@@ -21,16 +21,17 @@ need_number() { # NAME...: variables that must be a whole number above 0
   local name
   need "$@"
   for name in "$@"; do
-    [[ ${!name} =~ ^[1-9][0-9]*$ ]] || stop "$name is '${!name}'; give a whole number above 0 in $EXAMPLE/settings.sh"
+    [[ ${!name} =~ ^[1-9][0-9]*$ ]] ||
+      stop "$name is '${!name}'; give a whole number above 0, in $EXAMPLE/settings.sh or the environment"
   done
 }
 
 need_file() { # VARIABLE PATH WHAT: something that an earlier step, or the user, must have put there
-  [[ -e $2 ]] || stop "$2: no such $3; set $1, or make it first (examples/slurm/README.md has the order of the steps)"
+  [[ -e $2 ]] || stop "$2: no such $3; set $1, or make it first (examples/slurm/README.md has the order)"
 }
 
 [[ -n ${EXAMPLE:-} ]] || stop "EXAMPLE is not set; submit with examples/slurm/submit.sh FOLDER STEP, which sets it"
-[[ -f $EXAMPLE/settings.sh ]] || stop "$EXAMPLE/settings.sh is missing; EXAMPLE must name a folder such as examples/llama3.1_8b_1m"
+[[ -f $EXAMPLE/settings.sh ]] || stop "$EXAMPLE/settings.sh is missing; give a folder such as examples/llama3.1_8b_1m"
 # shellcheck source=examples/llama3.1_8b_1m/settings.sh
 source "$EXAMPLE/settings.sh"
 # Defaults that are no matter of one example.
@@ -45,8 +46,8 @@ export OMP_NUM_THREADS=$CPUS_PER_TASK PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHON
 
 # The command of the preprocessing array (with --shard) and of joining what its tasks made (without).
 read -ra PREPROCESS <<<"${PREPROCESS_OPTIONS:-}"
-PREPROCESS=(python tools/preprocess_data.py --input "${CORPUS:-}" --output-prefix "$RUN/corpus" --tokenizer-model "$MODEL"
-  --workers "${SLURM_CPUS_PER_TASK:-1}" "${PREPROCESS[@]}")
+PREPROCESS=(python tools/preprocess_data.py --input "${CORPUS:-}" --output-prefix "$RUN/corpus"
+  --tokenizer-model "$MODEL" --workers "${SLURM_CPUS_PER_TASK:-1}" "${PREPROCESS[@]}")
 
 REQUEUE_CODE=85 # with which a rank exits that has saved and left before its last step
 
@@ -64,11 +65,12 @@ train_options() { # STAGE: set TRAIN_OPTIONS to the words that put these setting
 
 enter() { # what a job does before its own work: the user's SETUP, the environment, a line for the log
   eval "$SETUP"
-  [[ -x $VENV/bin/python ]] || stop "$VENV/bin/python is missing on $(hostname); make the environment (make test does), or set VENV"
+  [[ -x $VENV/bin/python ]] ||
+    stop "$VENV/bin/python is missing on $(hostname); make the environment (make test does), or set VENV"
   export PATH="$PWD/$VENV/bin:$PATH"
   [[ $VENV != /* ]] || export PATH="$VENV/bin:$PATH"
-  [[ -z ${SLURM_JOB_ID:-} ]] ||
-    echo "== ${SLURM_JOB_NAME:-job} ${SLURM_JOB_ID}, start $((${SLURM_RESTART_COUNT:-0} + 1)), on ${SLURM_JOB_NODELIST:-?}, $(date '+%F %T')"
+  [[ -z ${SLURM_JOB_ID:-} ]] || echo "== ${SLURM_JOB_NAME:-job} $SLURM_JOB_ID," \
+    "start $((${SLURM_RESTART_COUNT:-0} + 1)), on ${SLURM_JOB_NODELIST:-?}, $(date '+%F %T')"
 }
 
 run() { # COMMAND...: show it, then run it
@@ -89,7 +91,7 @@ if not steps:
 last = json.loads((steps[-1] / "ultralong.json").read_text())
 wanted = last["run"]["train"]["steps"]
 if last["step"] < wanted:
-    sys.exit(f"error: {save} has come to step {last['step']} of {wanted} only; submit that step again, it goes on from there")
+    sys.exit(f"error: {save} has come to step {last['step']} of {wanted} only; submit that step again, it resumes")
 print(steps[-1])
 PY
 }

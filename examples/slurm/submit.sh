@@ -27,7 +27,8 @@ export EXAMPLE
 source examples/slurm/common.sh
 STEPS=(preprocess pack chats convert extend sft export evaluate)
 [[ $STEP == all || " ${STEPS[*]} " == *" $STEP "* ]] || stop "'$STEP' is no step; give one of: ${STEPS[*]} all"
-[[ -n ${DRY_RUN:-} ]] || type -P sbatch >/dev/null || stop "sbatch is not on this machine; submit from a login node, or look with DRY_RUN=1"
+[[ -n ${DRY_RUN:-} ]] || type -P sbatch >/dev/null ||
+  stop "sbatch is not on this machine; submit from a login node, or look with DRY_RUN=1"
 [[ -n ${SLURM_JOB_ID:-} ]] && unset "${!SLURM_@}" # submitted from inside a job: its numbers aren't the new one's
 
 check_step() { # STEP: what the user provides must be there, and a configuration must fit its processes
@@ -93,7 +94,7 @@ OPTIONS=("$@")
 enter
 if [[ $STEP == all ]]; then
   for step in "${STEPS[@]}"; do check_step "$step"; done
-  mkdir -p "$RUN/logs"
+  [[ -n ${DRY_RUN:-} ]] || mkdir -p "$RUN/logs"
   submit preprocess
   submit pack preprocess
   submit chats
@@ -104,7 +105,7 @@ if [[ $STEP == all ]]; then
   submit evaluate export
 else
   check_step "$STEP"
-  mkdir -p "$RUN/logs"
+  [[ -n ${DRY_RUN:-} ]] || mkdir -p "$RUN/logs"
   submit "$STEP"
 fi
 echo "logs: $RUN/logs"

@@ -1,0 +1,25 @@
+# What this example needs to know of your files and your cluster. Each line is a default: set the variable in the
+# environment for once, or edit it here for good. ../README.md says what each is for.
+# shellcheck shell=bash disable=SC2034
+
+# Files, on a disk that every node sees
+: "${MODEL:=models/Llama-3.1-8B-Instruct}" # the model in Hugging Face format
+: "${CORPUS:=data/corpus}"                 # documents for continued pretraining
+: "${CHATS:=data/chats}"                   # chats for instruction tuning
+: "${HELDOUT:=data/heldout.jsonl}"         # documents for evaluation, never trained on
+: "${RUN:=runs/small_llama3.1_8b_512k}" # everything that the steps make
+
+# Data
+: "${LENGTH:=524288}"          # tokens a sample in extend
+: "${SFT_LENGTH:=8192}"         # tokens a sample in sft
+: "${TOTAL_TOKENS:=1006632960}" # after resampling: steps x samples x tokens of extend.toml, so one epoch
+: "${SHARDS:=8}"                # tasks of the preprocessing array
+
+# Nodes
+: "${NODES:=1}"
+: "${GPUS_PER_NODE:=8}"
+: "${CPUS_PER_TASK:=8}"
+: "${TIME_LIMIT:=24:00:00}" # of one training job; it is queued again until its stage is finished
+: "${WARN_SECONDS:=7200}"   # before that limit, SLURM tells the job to save: more than a step and a save take
+
+: "${EVALUATE_LENGTHS:=8192 32768 131072}" # tokens of the passkey prompts, as far as one GPU goes

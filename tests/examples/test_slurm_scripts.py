@@ -1,0 +1,164 @@
+"""What examples/slurm says without a cluster: how to use it, and what is wrong, in one sentence and at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples.slurm import health
+from tests.examples.test_examples import MODELS, ROOT
+
+EXAMPLE = "examples/llama3.1_8b_1m"
+NO_SBATCH = "error: sbatch is not on this machine"
+SBATCH = sorted((ROOT / "examples/slurm").glob("*.sbatch"))
+
+
+def bash(*words: str | Path, where: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script as on a machine without SLURM, with these variables."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    clean |= {"VENV": sys.prefix, **variables}
+    return subprocess.run(["bash", *words], cwd=where, env=clean, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, str]:
+    """What a user provides."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text(json.dumps(MODELS["models/Llama-3.1-8B-Instruct"]))
+    (tmp_path / "text.jsonl").write_text("{}\n")
+    given = dict.fromkeys(("CORPUS", "CHATS", "HELDOUT"), str(tmp_path / "text.jsonl"))
+    return {**given, "MODEL": str(tmp_path / "model"), "RUN": str(tmp_path / "run"), "DRY_RUN": "1"}
+
+
+def test_all_steps_wait_for_what_they_need(files):
+    done = bash("examples/slurm/submit.sh", EXAMPLE, "all", "--partition=big", **files)
+    assert done.returncode == 0, done.stderr
+    needs = dict(re.findall(r"^STAGE=(\w+) sbatch .*?(?:--dependency=afterok:(\S+) .*)?$", done.stdout, re.MULTILINE))
+    assert needs == {
+        "preprocess": "",
+        "pack": "preprocess",
+        "chats": "",
+        "convert": "",
+        "extend": "pack:convert",
+        "sft": "extend:chats",
+        "export": "sft",
+        "evaluate": "export",
+    }
+    (extend,) = (line for line in done.stdout.splitlines() if line.startswith("STAGE=extend"))
+    for word in ("--nodes=32", "--ntasks-per-node=8", "--gres=gpu:8", "--signal=USR1@300", "--partition=big"):
+        assert f" {word} " in extend
+    assert "256 processes = TP 8 x CP 4 x PP 1 x DP 8; 8 samples of 1,048,576 tokens a step, 120 steps" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "changes", "wanted"),
+    [
+        (["examples/nowhere", "all"], {}, "error: examples/nowhere/settings.sh is missing; give a folder such as"),
+        ([EXAMPLE, "train"], {}, "error: 'train' is no step; give one of: preprocess pack chats convert extend sft"),
+        (
+            [EXAMPLE, "all"],
+            {"MODEL": "gone"},
+            "error: gone/config.json: no such file of a model in Hugging Face format",
+        ),
+        ([EXAMPLE, "preprocess"], {"CORPUS": "gone"}, "error: gone: no such file or folder of documents; set CORPUS"),
+        ([EXAMPLE, "extend"], {"NODES": "three"}, "error: NODES is 'three'; give a whole number above 0"),
+        ([EXAMPLE, "extend"], {"NODES": "3"}, "error: 24 processes are no multiple of parallel.tensor 8 x"),
+        (
+            [EXAMPLE, "extend"],
+            {"EXTEND_OPTIONS": "--train.stpes 4"},
+            "error: --train.stpes is not a field, the nearest",
+        ),
+        ([EXAMPLE, "extend"], {"LENGTH": "1000004"}, "not divisible by 2 x parallel.context"),
+        ([EXAMPLE, "extend"], {"VENV": "gone"}, "error: gone/bin/python is missing on"),
+        ([EXAMPLE, "extend"], {"DRY_RUN": "", "PATH": "/usr/bin:/bin"}, NO_SBATCH),
+    ],
+)
+def test_submit_says_what_is_wrong(files, words, changes, wanted):
+    if wanted == NO_SBATCH and shutil.which("sbatch", path=changes["PATH"]):
+        pytest.skip("SLURM is on this machine")
+    done = bash("examples/slurm/submit.sh", *words, **{**files, **changes})
+    assert done.returncode == 2, done.stdout
+    assert wanted in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not Path(files["RUN"]).exists()
+
+
+def test_submit_explains_itself():
+    shown = bash("examples/slurm/submit.sh", "--help")
+    assert shown.returncode == 0 and "examples/slurm/submit.sh EXAMPLE STEP [sbatch option...]" in shown.stdout
+    assert bash("examples/slurm/submit.sh").returncode == 2
+
+
+@pytest.mark.parametrize("script", SBATCH, ids=lambda path: path.name)
+def test_a_script_alone_says_how_it_wants_to_be_started(script, tmp_path):
+    done = bash(script)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: EXAMPLE is not set; submit with examples/slurm/submit.sh FOLDER STEP, which sets it\n"
+    elsewhere = bash(script, where=tmp_path)
+    assert (elsewhere.returncode, elsewhere.stdout) == (2, "")
+    assert elsewhere.stderr == f"error: {tmp_path} isn't the repository's root; use submit.sh\n"
+
+
+def examine(rank: int, port: int, *words: str) -> subprocess.Popen[str]:
+    variables = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "SLURMD_NODENAME": f"n{rank + 1}"}
+    command = [sys.executable, str(ROOT / "examples/slurm/health.py"), "--device", "cpu", *words]
+    environment = {**os.environ, **variables, "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def test_nodes_in_order_pass(tmp_path, port):
+    both = [examine(rank, port, "--folder", str(tmp_path)) for rank in range(2)]
+    shown = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert shown[0].startswith("examined 2 processes on 2 nodes (n1, n2): all-reduce of 64 MiB in ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["--folder", "{root}/file"], "error: node n1: {root}/file cannot be written (File exists); RUN must be on a"),
+        (["--folder", "{root}", "--free-gb", "1e9"], "less than FREE_GB=1000000000; make room, or lower FREE_GB"),
+        (["--folder", "{root}", "--timeout", "2"], "after 2 s there is no word of 1 of 2 processes, those of node 1"),
+    ],
+)
+def test_a_bad_node_is_named(tmp_path, port, words, wanted):
+    (tmp_path / "file").touch()
+    process = examine(0, port, *(word.format(root=tmp_path) for word in words))
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert wanted.format(root=tmp_path) in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted"),
+    [
+        ("0, NVIDIA H100 80GB HBM3, 4, 0\n1, NVIDIA H100 80GB HBM3, 4, 0\n", []),
+        ("0, NVIDIA RTX A6000, 4, [N/A]\n1, NVIDIA RTX A6000, 4, [N/A]\n", []),
+        ("0, NVIDIA H100 80GB HBM3, 4, 0\n", ["1 GPUs for 2 processes"]),
+        (
+            "0, NVIDIA H100 80GB HBM3, 70123, 0\n1, NVIDIA H100 80GB HBM3, 4, 3\n",
+            ["GPU 0 (NVIDIA H100 80GB HBM3) has 70123 MiB in use", "GPU 1 (NVIDIA H100 80GB HBM3) has 3 uncorrected"],
+        ),
+        (None, ["nvidia-smi does not answer"]),
+    ],
+)
+def test_gpu_findings(answer, wanted):
+    found = list(health.gpu_findings(answer, wanted=2))
+    assert len(found) == len(wanted)
+    for sentence, beginning in zip(found, wanted, strict=True):
+        assert sentence.startswith(beginning)

@@ -18,7 +18,7 @@ from megatron_ultralong.engine import mcore
 def make_resumable(optimizer: Any) -> None:
     """Prepare megatron-core's `optimizer`, not yet stepped, for `load_state_dict`; other kinds are left alone."""
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        adam = getattr(part, "optimizer", None)
+        adam: Any = getattr(part, "optimizer", None)
         if not isinstance(part, mcore.DistributedOptimizer) or not type(adam).__module__.startswith("torch.optim"):
             continue
         for parameter in (parameter for group in adam.param_groups for parameter in group["params"]):

@@ -31,6 +31,9 @@ _KNOWN = frozenset(
 )
 
 
+_LEAST = {"factor": 1, "max_position_embeddings": 1, "original_max_position_embeddings": 1}
+
+
 def read(config: dict[str, Any]) -> RopeScaling:
     """The rope of a config.json, with transformers' defaults for what is not said.
 
@@ -72,8 +75,7 @@ def _read_entry(config: dict[str, Any], entry: Any, where: str) -> RopeScaling:
             raise UserError(f"config.json: the {kind} rope entry has no factor; add it.")
         if kind == "dynamic":  # transformers measures from max_position_embeddings, whatever else is said
             return RopeScaling(**given, kind="dynamic-ntk", factor=factor)
-        original = _number(entry, "original_max_position_embeddings", None) or max(1, round(maximum / factor))
-        given |= {"kind": "linear", "factor": factor, "original_length": int(original)}
+        given |= {"kind": "linear", "factor": factor, "original_length": max(1, round(maximum / factor))}
         return _declared(RopeScaling(**given), maximum)
     phi = 4096 if config.get("model_type") == "phi3" else None  # Phi3Config's own default
     original = int(
@@ -120,6 +122,9 @@ def _number(values: dict[str, Any], name: str, default: float | None) -> Any:
         return default
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise UserError(f"config.json: {name} is {value!r}; give a number.")
+    least = _LEAST.get(name)
+    if least is not None and value < least:
+        raise UserError(f"config.json: {name} is {value!r}; give {least} or more.")
     return float(value)
 
 

@@ -214,6 +214,11 @@ def test_a_config_json_that_declares_too_little_is_exported_with_the_ratio() -> 
             "rope short_factor has 1 numbers and long_factor 2; ",
         ),
         ({"rope_type": "yarn", "factor": "4"}, "config.json: factor is '4'; give a number."),
+        ({"rope_type": "linear", "factor": 0}, "config.json: factor is 0; give 1 or more."),
+        (
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 0},
+            "config.json: original_max_position_embeddings is 0; give 1 or more.",
+        ),
         ({"rope_type": "yarn", "factor": math.nan}, "config.json: factor is nan; give a number."),
         (
             {"rope_type": "yarn", "factor": 4.0, "mrope_section": [1]},

@@ -167,21 +167,32 @@ def _triangle(dtype: torch.dtype) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class _Batch:
-    """Documents of about one length, padded to one: rows int64 [M, length] to take, and bool whether they are real."""
+    """Documents of about one length, padded to one length.
 
+    Attributes:
+        documents: M, how many.
+        rows: int64 [M length], the row that each padded place copies.
+        padding: int64, places that are no document's.
+        real: int64, the other places, and `real_rows` what they copy.
+    """
+
+    documents: int
     rows: Tensor
+    padding: Tensor
     real: Tensor
+    real_rows: Tensor
 
     def take(self, x_BL: Tensor, padding: float | None = None) -> Tensor:
-        """[B, L, ...] -> [B M, length, ...]; padded rows are another row's copies, or `padding`."""
-        taken = x_BL[:, self.rows]
+        """[B, L, ...] -> [B M, length, ...]; padded places are copies of some row, or `padding`."""
+        taken = x_BL.index_select(1, self.rows)
         if padding is not None:
-            taken[:, ~self.real] = padding
-        return taken.flatten(0, 1)
+            taken.index_fill_(1, self.padding, padding)
+        return taken.unflatten(1, (self.documents, -1)).flatten(0, 1)
 
     def put(self, x_BL: Tensor, taken: Tensor) -> None:
-        """The inverse, into `x_BL`; padded rows are dropped."""
-        x_BL[:, self.rows[self.real]] = taken.unflatten(0, (x_BL.shape[0], -1))[:, self.real]
+        """The inverse, into `x_BL`; padded places are dropped."""
+        places = taken.unflatten(0, (-1, self.documents)).flatten(1, 2)
+        x_BL.index_copy_(1, self.real_rows, places.index_select(1, self.real))
 
 
 @functools.lru_cache(maxsize=64)
@@ -211,4 +222,6 @@ def _by(spans: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int
 def _batch(spans: list[tuple[int, int]], padded: int, length: int) -> _Batch:
     starts, stops = torch.tensor(spans).unsqueeze(-1).unbind(1)
     rows = starts + torch.arange(padded)
-    return _Batch(rows.clamp(max=length - 1), rows < stops)
+    real = (rows < stops).flatten()
+    rows = rows.clamp(max=length - 1).flatten()
+    return _Batch(len(spans), rows, (~real).nonzero()[:, 0], real.nonzero()[:, 0], rows[real])

@@ -91,9 +91,14 @@ class Plan:
     steps: tuple[Step, ...]
 
     @property
-    def travels(self) -> bool:
-        """Whether this rank receives or sends anything."""
+    def keys_travel(self) -> bool:
+        """Whether this rank sends or receives keys and values."""
         return any(step.keys_out or step.keys_in for step in self.steps)
+
+    @property
+    def gradients_travel(self) -> bool:
+        """Whether this rank sends or receives gradients; also where it is only on their way home."""
+        return any(step.gradients_out or step.gradients_in for step in self.steps)
 
 
 def pieces(sequence_length: int, rank: int, cp_size: int, bounds: tuple[int, ...] | None) -> list[Piece]:

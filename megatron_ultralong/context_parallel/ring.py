@@ -117,10 +117,10 @@ class _Travelling:
     The buffer of step s is s mod 2; while it is used and sent on, the next step's arrives in the other.
     """
 
-    def __init__(self, call: _Call, k_BLKH: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, call: _Call, k_BLKH: Tensor, dtype: torch.dtype, used: bool) -> None:
         self.call, self.steps = call, call.plan.steps
         B, L, K, H = k_BLKH.shape
-        rows = L if call.plan.travels else 0
+        rows = L if used else 0
         self.buffers = tuple(torch.empty(rows, 2, B, K, H, dtype=dtype, device=k_BLKH.device) for _ in range(2))
         self.under_way: Exchange | None = None
 
@@ -140,7 +140,7 @@ class _TravellingKeys(_Travelling):
     """Keys and values; this rank's own lie in buffer 0 until they have left."""
 
     def __init__(self, call: _Call, k_BLKH: Tensor, v_BLKH: Tensor) -> None:
-        super().__init__(call, k_BLKH, k_BLKH.dtype)
+        super().__init__(call, k_BLKH, k_BLKH.dtype, call.plan.keys_travel)
         for start, stop in self.steps[0].keys_out:
             self.buffers[0][start:stop, 0] = k_BLKH[:, start:stop].transpose(0, 1)
             self.buffers[0][start:stop, 1] = v_BLKH[:, start:stop].transpose(0, 1)
@@ -167,6 +167,9 @@ class _TravellingKeys(_Travelling):
 
 class _TravellingGradients(_Travelling):
     """dK and dV, in fp32 (fp64): they follow the keys, and each rank adds its part and passes them on."""
+
+    def __init__(self, call: _Call, k_BLKH: Tensor, dtype: torch.dtype) -> None:
+        super().__init__(call, k_BLKH, dtype, call.plan.gradients_travel)
 
     def add(self, number: int, found: list[tuple[slice, Tensor, Tensor]]) -> None:
         """Add what this rank has found for rows of the share of step `number`, and pass the share on."""

@@ -6,9 +6,9 @@ case costs what it computes, not what eight interpreters cost to start.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,6 @@ from megatron_ultralong.context_parallel.ulysses import ulysses_attention
 SIZES = (2, 3, 4, 8)
 GRIDS = ((2, 2), (3, 3), (4, 2), (4, 4), (8, 2), (8, 4), (8, 8))
 """Ranks in all, and of those the neighbours that exchange heads."""
-
-
-@dataclasses.dataclass
-class Case:
-    """Whole tensors q, k, v and the output's gradient, [B, S, heads, H], and the arguments of attention."""
-
-    tensors: list[torch.Tensor]
-    ulysses: int
-    arguments: dict[str, Any]
 
 
 class Ranks:
@@ -58,23 +49,35 @@ class Ranks:
             process.join(30)
         self.folder.cleanup()
 
+    def run(self, size: int, function: Callable[..., Any], *arguments: Any, ulysses: int = 1) -> list[Any]:
+        """What `function(attend, rank, size, *arguments)` returns on each of `size` ranks, `attend` being theirs."""
+        for pipe in self.pipes[:size]:
+            pipe.send((size, ulysses, function, arguments))
+        results = []
+        for rank, pipe in enumerate(self.pipes[:size]):
+            if not pipe.poll(60):
+                raise TimeoutError(f"rank {rank} of {size} does not answer")
+            results.append(pipe.recv())
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        return results
+
     def attend(
         self, size: int, tensors: list[torch.Tensor], *, ulysses: int = 1, **arguments: Any
     ) -> list[torch.Tensor]:
         """The whole output, dq, dk and dv of `size` ranks; 1: of this process. `ulysses` of them exchange heads."""
         if size == 1:
             return with_gradients(lambda *qkv: ring_attention(*qkv, group=None, **arguments), *tensors)
-        for pipe in self.pipes[:size]:
-            pipe.send((size, Case(tensors, ulysses, arguments)))
-        shares = []
-        for rank, pipe in enumerate(self.pipes[:size]):
-            if not pipe.poll(60):
-                raise TimeoutError(f"rank {rank} of {size} does not answer")
-            shares.append(pipe.recv())
-        for share in shares:
-            if isinstance(share, Exception):
-                raise share
+        shares = self.run(size, attend_to_share, tensors, arguments, ulysses=ulysses)
         return [zigzag.unshard(parts) for parts in zip(*shares, strict=True)]
+
+
+def attend_to_share(
+    attend: Any, rank: int, size: int, tensors: list[torch.Tensor], arguments: dict[str, Any]
+) -> list[torch.Tensor]:
+    """A rank's part of the output, dq, dk and dv."""
+    return with_gradients(functools.partial(attend, **arguments), *(zigzag.shard(x, rank, size) for x in tensors))
 
 
 def with_gradients(attend: Any, q: Any, k: Any, v: Any, grad: Any) -> list[torch.Tensor]:
@@ -98,14 +101,13 @@ def _serve(rank: int, store: Path, pipe: Any) -> None:
     groups = {size: dist.new_group(range(size)) for size in SIZES}
     grids = {(size, ulysses): _grid(rank, size, ulysses) for size, ulysses in GRIDS}
     while (asked := pipe.recv()) is not None:
-        size, case = asked
+        size, ulysses, function, arguments = asked
         try:
-            tensors = [zigzag.shard(x, rank, size) for x in case.tensors]
             attend = functools.partial(ring_attention, group=groups[size])
-            if case.ulysses > 1:
-                inner, outer = grids[size, case.ulysses]
+            if ulysses > 1:
+                inner, outer = grids[size, ulysses]
                 attend = functools.partial(ulysses_attention, heads_group=inner, ring_group=outer)
-            pipe.send(with_gradients(functools.partial(attend, **case.arguments), *tensors))
+            pipe.send(function(attend, rank, size, *arguments))
         except Exception as error:
             pipe.send(error)
     dist.destroy_process_group()

@@ -26,7 +26,15 @@ def test_full_causal_blocks_of_two_ranks():
 def test_a_document_that_ends_on_a_chunk_border_needs_nothing_from_others():
     bounds = (0, 4, 8, 12, 16)
     assert rectangles.blocks(16, 0, 1, 2, bounds) == rectangles.blocks(16, 1, 0, 2, bounds) == []
-    assert not rectangles.plan(16, 0, 2, bounds, True).travels
+    plan = rectangles.plan(16, 0, 2, bounds, True)
+    assert not plan.keys_travel and not plan.gradients_travel
+
+
+def test_gradients_go_home_by_way_of_ranks_that_saw_no_keys():
+    # On 3 ranks of chunks of 6, the document 24..36 is in rank 1's late chunk and goes on in rank 0's.
+    plans = [rectangles.plan(36, rank, 3, (0, 6, 12, 24, 36), True) for rank in range(3)]
+    assert [plan.keys_travel for plan in plans] == [True, True, False]
+    assert [plan.gradients_travel for plan in plans] == [True, True, True]
 
 
 def test_only_rows_that_someone_needs_travel():

@@ -102,6 +102,10 @@ def test_documents_that_end_on_chunk_borders_send_nothing(ranks):
     assert_exact(ranks, 4, inputs(64), cu_seqlens=tuple(range(0, 65, 8)))
 
 
+def test_gradients_pass_a_rank_that_saw_no_keys(ranks):
+    assert_exact(ranks, 3, inputs(36), cu_seqlens=(0, 6, 12, 24, 36))
+
+
 def test_huge_logits_are_no_nan(ranks):
     tensors = inputs(64)
     tensors[0] *= 1e3

@@ -1,0 +1,100 @@
+"""Block kernels against the plain products that they stand for, and the GPU's calls against PyTorch's own shapes."""
+
+import logging
+
+import pytest
+import torch
+
+from megatron_ultralong.context_parallel import kernels, kernels_cpu, kernels_gpu, kernels_plain
+
+BOUNDS = (0, 1, 4, 40, 130, 400, 529, 600)
+
+
+def block(q_rows, k_rows, dtype=torch.float64, heads=4, kv_heads=2):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [
+        (2, rows, n, 16) for rows, n in ((q_rows, heads), (k_rows, kv_heads), (k_rows, kv_heads), (q_rows, heads))
+    ]
+    return [torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ("q_rows", "k_rows", "causal", "bounds"),
+    [
+        (600, 600, True, None),
+        (600, 600, True, BOUNDS),
+        (600, 600, False, BOUNDS),
+        (130, 600, False, None),
+        (1, 7, False, None),
+    ],
+)
+def test_cpu_kernel_equals_plain_products(q_rows, k_rows, causal, bounds):
+    q, k, v, grad = block(q_rows, k_rows)
+    out, lse = kernels_cpu.forward(q, k, v, causal, 0.3, bounds)
+    plain_out, plain_lse = kernels_plain.forward(q, k, v, causal, 0.3, bounds)
+    torch.testing.assert_close(out, plain_out, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(lse, plain_lse, rtol=1e-12, atol=1e-12)
+    # A merged log-sum-exp, as in a ring: other keys have half of each row's weight, and add nothing to the output.
+    merged = (out / 2, lse + torch.tensor(2.0).log())
+    ours = kernels_cpu.backward(grad, q, k, v, *merged, causal, 0.3, bounds)
+    plain = kernels_plain.backward(grad, q, k, v, *merged, causal, 0.3, bounds)
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+def test_plain_blocks_equal_whole_attention():
+    q, k, v, grad = (x.requires_grad_() for x in block(600, 600))
+    wanted = kernels.reference(q, k, v, 0.3, BOUNDS)
+    wanted.backward(grad)
+    out, lse = kernels_plain.forward(q.detach(), k.detach(), v.detach(), True, 0.3, BOUNDS)
+    torch.testing.assert_close(out, wanted.detach(), rtol=1e-12, atol=1e-12)
+    found = kernels_plain.backward(grad.detach(), *(x.detach() for x in (q, k, v)), out, lse, True, 0.3, BOUNDS)
+    for a, b in zip(found, (q.grad, k.grad, v.grad), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("bounds", [None, (0, 5, 64)])
+@pytest.mark.parametrize("name", ["torch_flash", "cudnn"])
+def test_pytorchs_gpu_operators_take_our_arguments(name, bounds):
+    """On PyTorch's meta device its operators check arguments and give shapes, without a GPU and without numbers."""
+    if name == "cudnn" and bounds is not None:
+        pytest.skip("cuDNN's kernel is chosen without documents only")
+    q, k, v, grad = (x.to("meta") for x in block(64, 64, torch.bfloat16))
+    forward, backward = (getattr(kernels_gpu, f"{name}_{way}") for way in ("forward", "backward"))
+    out, lse = forward(q, k, v, True, 0.3, bounds)
+    assert (out.shape, out.dtype, lse.shape, lse.dtype) == (q.shape, torch.bfloat16, q.shape[:3], torch.float32)
+    found = backward(grad, q, k, v, out, lse, True, 0.3, bounds)
+    assert [x.shape for x in found] == [q.shape, k.shape, v.shape]
+
+
+@pytest.mark.parametrize(
+    ("capability", "head_dim", "documents", "deterministic", "forward", "backward"),
+    [
+        ((8, 0), 128, False, False, "PyTorch's flash kernel", "PyTorch's flash kernel"),
+        ((9, 0), 128, False, False, "cuDNN's kernel", "cuDNN's kernel"),
+        ((9, 0), 128, False, True, "cuDNN's kernel", "PyTorch's flash kernel"),
+        ((9, 0), 128, True, False, "PyTorch's flash kernel", "PyTorch's flash kernel"),
+        ((9, 0), 256, False, False, "PyTorch's flash kernel", "PyTorch's flash kernel"),
+    ],
+)
+def test_what_a_gpu_runs_without_flash_attn(
+    monkeypatch, capability, head_dim, documents, deterministic, forward, backward
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(kernels_gpu, "flash_attn", lambda major: None)
+    chosen = [
+        kernels._on_gpu(torch.device("cuda"), torch.bfloat16, head_dim, documents, way, deterministic).name
+        for way in (False, True)
+    ]
+    assert chosen == [forward, backward]
+
+
+def test_the_choice_is_logged_once(caplog):
+    kernels.choose.cache_clear()
+    q, k, v, _ = block(4, 4, torch.float32)
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            kernels.forward(q, k, v, True, 0.3)
+    assert [record.message for record in caplog.records] == [
+        "Attention forward: PyTorch's flash kernel for CPUs (cpu, torch.float32, head dim 16)."
+    ]

@@ -11,6 +11,7 @@ Then the kernel on short blocks, against PyTorch's flash kernel called plainly, 
 """
 
 import argparse
+import functools
 import itertools
 import os
 import tempfile
@@ -65,6 +66,10 @@ class GatherFirst(torch.autograd.Function):
         return dq, mine[0], mine[1], None
 
 
+def gather_first(q, k, v, *, group):
+    return GatherFirst.apply(q, k, v, group)
+
+
 def before_and_at(q, k, v, start, stop):
     """A chunk of queries against its own keys and all before it."""
     scale = q.shape[-1] ** -0.5
@@ -109,10 +114,9 @@ def on_two_ranks(rank, store, asked, results):
     group = dist.group.WORLD
     for name, tokens, heads, bounds, repeats in asked:
         tensors = [zigzag.shard(x, rank, 2) for x in inputs(tokens, heads)]
+        attend = functools.partial(ring_attention, group=group, cu_seqlens=bounds)
         if name == "gather":
-            attend = lambda q, k, v: GatherFirst.apply(q, k, v, group)
-        else:
-            attend = lambda q, k, v, b=bounds: ring_attention(q, k, v, group=group, cu_seqlens=b)
+            attend = functools.partial(gather_first, group=group)
         took = seconds(attend, tensors, group, repeats)
         if rank == 0:
             results[name] = took
@@ -145,22 +149,21 @@ def long_sequences(tokens, heads):
     print(f"Forward and backward, {tokens:,} tokens, {heads} heads of 64, fp32, two ranks of one core each:")
     report("ring", found["ring"], "one process, both cores", one)
     report("ring", found["ring"], "gathering keys and values first", found["gather"])
-    local = tokens // 2
     held = ring_memory(
-        batch=1, local_length=local, heads=heads, kv_heads=heads, head_dim=64, bytes_per_element=4, cp_size=2
+        batch=1, local_length=tokens // 2, heads=heads, kv_heads=heads, head_dim=64, bytes_per_element=4, cp_size=2
     )
-    kv = 2 * tokens * heads * 64 * 4
-    print(
-        f"  backward holds {held.backward / 2**20:.0f} MiB on any number of ranks; gathering: {3 * kv / 2**20:.0f} MiB here "
-        f"(all keys, values, their gradients and these in shares), and twice that for each doubling of ranks"
-    )
+    whole = 2 * tokens * heads * 64 * 4 / 2**20
+    print(f"  held in backward: {held.backward / 2**20:.0f} MiB, for any number of ranks at this local length;")
+    print(f"  gathering: {3 * whole:.0f} MiB (all keys and values, their gradients, and these again in shares), and")
+    print("  that many times more as there are more ranks")
     for mean, bounds in documents.items():
-        took = found[f"documents of {mean}"]
+        share = found[f"documents of {mean}"] / found["ring"]
         true = work(bounds) / work((0, tokens))
         print(
-            f"  {len(bounds) - 1:4d} documents of about {mean:5d}: {took / found['ring']:.4f} of the time for {true:.4f} "
-            f"of the work, {took / found['ring'] / true:.2f} x"
+            f"  {len(bounds) - 1:4d} documents of about {mean:5d}: {share:.4f} of the time for {true:.4f} of the work",
+            end="",
         )
+        print(f", {share / true:.2f} x")
 
 
 def plainly(tensors, bounds, scale):
@@ -202,7 +205,7 @@ def short_blocks():
     ]
     for name, bounds in cases:
         tensors = inputs(bounds[-1], 4)
-        ours, plain = (best_of(lambda f=f: f(tensors, bounds, 0.125)) for f in (in_bands, plainly))
+        ours, plain = (best_of(functools.partial(f, tensors, bounds, 0.125)) for f in (in_bands, plainly))
         report(f"  {bounds[-1]:,} tokens, {name}", ours, "plain calls", plain)
 
 

@@ -2,10 +2,11 @@
 
     python tests/benchmarks/ring_error.py
 
-The yardstick is one process's flash attention in bf16 on the same numbers: the ring may be twice as far off, and must not
-get worse as it grows.
+The yardstick is one process's flash attention in bf16 on the same numbers: the ring may be twice as far off, and must
+not get worse as it grows.
 """
 
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -13,6 +14,8 @@ import torch
 
 from megatron_ultralong.context_parallel import kernels
 from megatron_ultralong.context_parallel.ring import ring_attention
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.context_parallel.ring_ranks import Ranks, with_gradients
 
 TOKENS, HEADS, KV_HEADS, HEAD_DIM = 1920, 8, 2, 64

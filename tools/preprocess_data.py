@@ -1,13 +1,20 @@
-"""Tokenize JSON Lines (.gz too) into megatron-core's .bin/.idx, one entry a document, with a manifest.
+"""Tokenize text into megatron-core's .bin/.idx, one entry a document, with a manifest.
 
-A document is one JSON object a line with its text in --json-key, or a chat in --messages-key (a list of
-{"role", "content"}), rendered with the tokenizer's own chat template and a mask of the responses.
+Reads JSON Lines (.jsonl, .json, .ndjson) and plain text (.txt, .md, .rst), both also as .gz and .zst, and Parquet:
+files, folders, globs, or - for standard input. A document is one JSON object a line with its text in --json-keys, or
+a chat in --messages-key (a list of {"role", "content"}), rendered with the tokenizer's own chat template and a mask of
+the responses; or a row with such a column; or one whole text file.
+
+A run that was stopped or killed goes on from its finished shards when the same command is given again. On several
+machines give each --shard i/n (an array job of SLURM: --shard $SLURM_ARRAY_TASK_ID/8), and at the end the same command
+without it, which joins the shards.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from megatron_ultralong.cli import run
 
@@ -17,30 +24,50 @@ def preprocess(
     input: tuple[Path, ...],
     output_prefix: Path,
     tokenizer_model: Path,
-    json_key: str = "text",
+    json_keys: str = "text",
     source_key: str = "source",
     messages_key: str = "messages",
-    workers: int = os.cpu_count() or 1,
+    source: str = "",
+    input_format: Literal["auto", "jsonl", "parquet", "text"] = "auto",
+    malformed: Literal["stop", "skip"] = "stop",
+    append_eod: bool = False,
+    workers: int = len(os.sched_getaffinity(0)),
+    shard: str = "",
+    overwrite: bool = False,
 ) -> None:
-    """Tokenize JSON Lines into PREFIX.bin, PREFIX.idx, PREFIX.sources.npy and PREFIX.json.
+    """Tokenize text into PREFIX.bin, PREFIX.idx, PREFIX.sources.npy and PREFIX.json.
 
     Args:
-        input: Files of JSON Lines, plain or .gz; their order is the order of the documents.
+        input: Files, folders, globs, or -; their order is the order of the documents.
         output_prefix: PREFIX of the files to write.
-        tokenizer_model: Folder in Hugging Face format with a tokenizer.json.
-        json_key: Field that holds the text.
-        source_key: Field that names a document's source; without it, the file's name is the source.
-        messages_key: Field that holds a chat.
-        workers: Threads that tokenize; the output does not depend on it.
+        tokenizer_model: Folder in Hugging Face format, a sentencepiece or tiktoken file, or 'bytes'.
+        json_keys: Field or column that holds the text (one, unlike Megatron-LM's).
+        source_key: Field or column that names a document's source; without it the source is the file's name, or for a
+            file in an input folder the name of the folder that holds it.
+        messages_key: Field or column that holds a chat.
+        source: The source of every document, instead.
+        input_format: What is in the inputs; auto goes by their endings.
+        malformed: Stop at a malformed document, or skip it and list it in PREFIX.skipped.tsv.
+        append_eod: End each document with the tokenizer's eos_token; packing sets its own separators.
+        workers: Processes that tokenize; the output does not depend on it.
+        shard: i/n: tokenize only the i-th of n shares, from 0, and do not join them.
+        overwrite: Replace another corpus of this PREFIX.
     """
-    os.environ["RAYON_NUM_THREADS"] = str(workers)  # read by both tokenizers when their first batch comes
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"
     from megatron_ultralong.data.documents import Fields
-    from megatron_ultralong.data.tokenize import tokenize_corpus
-    from megatron_ultralong.data.tokenizer import load_tokenizer
+    from megatron_ultralong.data.tokenize import TokenizeOptions, parse_shard, tokenize_corpus
+    from megatron_ultralong.data.tokenizer import Tokenizer
 
-    fields = Fields(text=json_key, source=source_key, messages=messages_key)
-    tokenize_corpus(input, output_prefix, load_tokenizer(tokenizer_model), fields)
+    options = TokenizeOptions(
+        workers=workers,
+        format=input_format,
+        source=source,
+        malformed=malformed,
+        append_eod=append_eod,
+        shard=parse_shard(shard),
+        overwrite=overwrite,
+    )
+    fields = Fields(text=json_keys, source=source_key, messages=messages_key)
+    tokenize_corpus(input, output_prefix, Tokenizer(tokenizer_model), fields, options)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,11 @@ def sources_path(prefix: Path) -> Path:
     return Path(f"{prefix}.sources.npy")
 
 
+def skipped_path(prefix: Path) -> Path:
+    """PREFIX.skipped.tsv: place and reason of each malformed document that was left out, if there is one."""
+    return Path(f"{prefix}.skipped.tsv")
+
+
 def mask_prefix(prefix: Path) -> Path:
     """Prefix of the loss mask, an IndexedDataset of uint8 with the documents' lengths."""
     return Path(f"{prefix}.loss_mask")

@@ -1,19 +1,21 @@
-"""Reading documents from JSON Lines, one at a time, with file and line in every complaint.
+"""What a document is: one JSON object with a text or a chat, and the complaint where it is not.
 
-A document is one JSON object a line: text in one field, or a chat in `messages`, and optionally its source. Blank
-lines are skipped. Files named .gz are decompressed on the way. Memory: one line.
+A document is one JSON object a line: text in one field, or a chat in `messages`, and optionally its source. Parsing is
+orjson's (about 1 GB/s, three times the standard library's); a line that it refuses goes to the standard library, whose
+complaint says what is wrong.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import json
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
+import orjson
+
+from megatron_ultralong.data.streams import StreamError, byte_blocks, line_blocks
 from megatron_ultralong.errors import UserError
 
 
@@ -24,9 +26,13 @@ class Fields:
     text: str = "text"
     """The text."""
     source: str = "source"
-    """The source's name; may be missing, then it is the file's name without its endings."""
+    """The source's name; may be missing, then it follows from the file."""
     messages: str = "messages"
     """The chat; a document that has it is a chat, whatever else it has."""
+
+
+class MalformedError(Exception):
+    """One document cannot be used; the message says why and how to mend it, and begins after its place."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,75 +55,93 @@ class Document:
 
 
 def read_documents(path: Path, fields: Fields) -> Iterator[Document]:
-    """Yield the documents of one file.
+    """Yield the documents of one file of JSON Lines, plain, .gz or .zst; blank lines are skipped.
 
     Raises:
         UserError: the file is missing or cannot be decompressed; a line is not a JSON object or lacks a field.
     """
-    source = path.name.removesuffix(".gz").rsplit(".", 1)[0]
-    for number, line in _lines(path):
-        if not line.isspace():
-            yield _parse(line, f"{path}, line {number}", fields, source)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     if not path.is_file():
         raise UserError(f"{path}: the input is missing; name a file of JSON Lines.")
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as opened:
-        stream = cast(BinaryIO, opened)
-        try:
-            yield from enumerate(stream, start=1)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path}: cannot be read ({error}); fetch or compress it again.") from None
+    number, source = 0, file_source(path)
+    try:
+        for lines in line_blocks(byte_blocks(str(path))):
+            for line in lines:
+                number += 1
+                if line and not line.isspace():
+                    text, messages, named = parse(line, fields)
+                    yield Document(text, messages, named or source, f"{path}, line {number}")
+    except MalformedError as error:
+        raise UserError(f"{path}, line {number}: {error}") from None
+    except StreamError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
-def _parse(line: bytes, place: str, fields: Fields, default_source: str) -> Document:
+def file_source(path: Path) -> str:
+    """Name of a file without its endings: the source of its documents, where nothing else says it."""
+    return path.name.removesuffix(".gz").removesuffix(".zst").rsplit(".", 1)[0]
+
+
+def parse(line: bytes, fields: Fields) -> tuple[str, tuple[Mapping[str, str], ...] | None, str]:
+    """Text, chat (None for text) and source ("" if it has none) of one JSON object.
+
+    Raises:
+        MalformedError: it is none, lacks the field, or a field has another type.
+    """
+    try:
+        value = orjson.loads(line)
+    except ValueError:
+        value = _parse_strictly(line)
+    if type(value) is not dict:
+        raise MalformedError(f"holds {json_type(value)}, not an object; mend or remove the line.")
+    return take(value, fields)
+
+
+def take(value: dict[str, Any], fields: Fields) -> tuple[str, tuple[Mapping[str, str], ...] | None, str]:
+    """`parse` for an object that is already read."""
+    source = value.get(fields.source)
+    if source is None:
+        source = ""
+    elif type(source) is not str:
+        raise MalformedError(f"field '{fields.source}' holds {json_type(source)}, not a string; mend it.")
+    if fields.messages in value:
+        return "", _messages(value[fields.messages], fields.messages), source
+    text = value.get(fields.text)
+    if type(text) is not str:
+        if fields.text in value:
+            raise MalformedError(f"field '{fields.text}' holds {json_type(text)}, not a string; mend it.")
+        present = ", ".join(value) or "none"
+        raise MalformedError(
+            f"the document has no field '{fields.text}' (its fields: {present}); name the right one with --json-keys."
+        )
+    return text, None, source
+
+
+def _parse_strictly(line: bytes) -> Any:
+    """The standard library's reading of a line that orjson refused, or its complaint."""
     try:
         value = json.loads(line)
+        json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{place}: is not UTF-8 ({error.reason}); mend or remove the line.") from None
+        raise MalformedError(f"is not UTF-8 ({error.reason}); mend or remove the line.") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{place}: is not JSON ({error.msg}); mend or remove the line.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{place}: holds {_json_type(value)}, not an object; mend or remove the line.")
-    source = value.get(fields.source, default_source)
-    if not isinstance(source, str):
-        raise UserError(f"{place}: field '{fields.source}' holds {_json_type(source)}, not a string; mend it.")
-    if b"\\ud" in line or b"\\uD" in line:
-        _refuse_lone_surrogates(value, place)
-    if fields.messages in value:
-        return Document("", _messages(value[fields.messages], place, fields.messages), source, place)
-    if fields.text not in value:
-        present = ", ".join(value) or "none"
-        raise UserError(
-            f"{place}: the document has no field '{fields.text}' (its fields: {present}); "
-            "name the right one with --json-key."
-        )
-    if not isinstance(value[fields.text], str):
-        found = _json_type(value[fields.text])
-        raise UserError(f"{place}: field '{fields.text}' holds {found}, not a string; mend it.")
-    return Document(value[fields.text], None, source, place)
+        raise MalformedError(f"is not JSON ({error.msg}); mend or remove the line.") from None
+    except UnicodeEncodeError:  # an escaped half of a UTF-16 pair is valid JSON, but no tokenizer can encode it
+        raise MalformedError("has an escape of half a surrogate pair; mend or remove the line.") from None
+    except RecursionError:
+        raise MalformedError("is not JSON (nested too deeply); mend or remove the line.") from None
+    return value
 
 
-def _messages(value: Any, place: str, field: str) -> tuple[Mapping[str, str], ...]:
+def _messages(value: Any, field: str) -> tuple[Mapping[str, str], ...]:
     if not isinstance(value, list):
-        raise UserError(f"{place}: field '{field}' holds {_json_type(value)}, not a list of messages; mend it.")
+        raise MalformedError(f"field '{field}' holds {json_type(value)}, not a list of messages; mend it.")
     for message in value:
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise UserError(
-                f"{place}: field '{field}' has a message without the strings 'role' and 'content'; mend it."
-            )
+            raise MalformedError(f"field '{field}' has a message without the strings 'role' and 'content'; mend it.")
     return tuple(value)
 
 
-def _refuse_lone_surrogates(value: Any, place: str) -> None:
-    """An escaped half of a UTF-16 pair is valid JSON but no text: no tokenizer can encode it."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{place}: has an escape of half a surrogate pair; mend or remove the line.") from None
-
-
-def _json_type(value: Any) -> str:
+def json_type(value: Any) -> str:
+    """What a value is called in JSON."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")

@@ -5,7 +5,8 @@ endian, .idx: magic, u64 version 1, u8 dtype code, u64 sequences, u64 documents 
 i64 document bounds; .bin: the tokens. Here every sequence is one document. tests/data/test_indexed.py reads our
 files with their reader and their files with ours.
 
-Cost: writing keeps 4 bytes a document in memory; reading maps both files and copies nothing.
+Cost: `IndexedWriter` keeps 4 bytes a document in memory, `write_index` nothing; reading maps both files and copies
+nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import array
 import dataclasses
 import struct
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -76,16 +78,32 @@ class IndexedWriter:
     def write_index(self, path: Path) -> None:
         """Write the .idx for what was added."""
         lengths = np.array(self._lengths, dtype="<i4")
-        count = len(lengths)
-        offsets = np.zeros(count, dtype="<i8")
-        np.cumsum(lengths[:-1], dtype=np.int64, out=offsets[1:])
-        offsets *= self.dtype.itemsize
-        code = next(code for code, name in _CODES.items() if np.dtype(name) == self.dtype)
-        with path.open("wb") as stream:
-            stream.write(_HEADER.pack(_MAGIC, 1, code, count, count + 1))
-            stream.write(lengths.data)
-            stream.write(offsets.data)
-            stream.write(np.arange(count + 1, dtype="<i8").data)
+        write_index(path, self.dtype, len(lengths), lambda: [lengths])
+
+
+def write_index(
+    path: Path, dtype: np.dtype[Any], count: int, lengths: Callable[[], Iterable[npt.NDArray[np.int32]]]
+) -> None:
+    """Write an .idx in memory of one array of lengths.
+
+    Args:
+        path: of the .idx.
+        dtype: of the tokens on disk.
+        count: documents.
+        lengths: gives all lengths anew, in arrays of any sizes, each time it is called.
+    """
+    code = next(code for code, name in _CODES.items() if np.dtype(name) == dtype)
+    with path.open("wb") as stream:
+        stream.write(_HEADER.pack(_MAGIC, 1, code, count, count + 1))
+        for some in lengths():
+            stream.write(np.ascontiguousarray(some, dtype="<i4").data)
+        start = 0
+        for some in lengths():
+            ends = np.cumsum(some, dtype="<i8") + start
+            stream.write(((ends - some) * dtype.itemsize).data)
+            start = int(ends[-1]) if len(ends) else start
+        for first in range(0, count + 1, 1 << 20):
+            stream.write(np.arange(first, min(first + (1 << 20), count + 1), dtype="<i8").data)
 
 
 @dataclasses.dataclass(frozen=True)

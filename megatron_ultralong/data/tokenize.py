@@ -1,184 +1,274 @@
-"""Documents to token ids on disk, in the order of the input, with bounded memory.
+"""Documents to token ids on disk: shards on all cores, restartable, in bounded memory, in the order of the input.
 
-Documents are read in batches of about 4 million characters, encoded by the tokenizer's own threads, and appended;
-so memory is a few times one batch, or a few times the largest document, and 8 bytes for each document. Reading and
-encoding take turns in one process: JSON parsing (about 200 MB/s) bounds the speed with gigatoken. All files appear
-together at the end; the manifest is renamed last.
+The input is cut into shards (`inputs`), worker processes write each as a part (`worker`, `parts`), and the parts are
+merged (`merge`). A part is kept until the corpus is whole, so a run that was killed goes on from its finished shards,
+and runs on several machines share the work (`shard`). The workers begin with gigatoken while this process loads the
+Hugging Face tokenizer and compares the two; no part counts before that is settled, and if they differ the workers
+begin anew with the slower one.
 """
 
 from __future__ import annotations
 
-import array
 import contextlib
 import dataclasses
+import fcntl
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-
-from megatron_ultralong.data import corpus
-from megatron_ultralong.data.documents import Document, Fields, read_documents
-from megatron_ultralong.data.indexed import IndexedWriter, token_dtype
+from megatron_ultralong.data import corpus, worker
+from megatron_ultralong.data.documents import Fields
+from megatron_ultralong.data.indexed import token_dtype
+from megatron_ultralong.data.inputs import Format, Piece, Shard, find_files, plan_shards
+from megatron_ultralong.data.merge import merge_parts
+from megatron_ultralong.data.parts import finished, read_part
+from megatron_ultralong.data.pool import Pool, run_alone
+from megatron_ultralong.data.readers import Reading
+from megatron_ultralong.data.sample import kind_of, sample_texts
+from megatron_ultralong.data.streams import STDIN
 from megatron_ultralong.data.tokenizer import Tokenizer
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import atomic_file, fingerprint
-from megatron_ultralong.progress import Progress
+from megatron_ultralong.files import read_json
 
 logger = logging.getLogger(__name__)
 
-_BATCH_CHARACTERS = 1 << 22
-_BATCH_DOCUMENTS = 1 << 14
-_SAMPLE_DOCUMENTS = 64
-_SAMPLE_CHARACTERS = 1 << 20
+_ALONE_BYTES = 16 << 20  # less than this is done before worker processes have started
 
 
-@dataclasses.dataclass
-class _Counts:
-    """What has been written so far."""
+@dataclasses.dataclass(frozen=True)
+class TokenizeOptions:
+    """How a corpus is tokenized."""
 
-    sources: dict[str, int] = dataclasses.field(default_factory=dict)
-    source_ids: array.array[int] = dataclasses.field(default_factory=lambda: array.array("i"))
-    tokens: int = 0
-    empty: int = 0
+    workers: int = 1
+    """Processes, or threads where there is only one shard."""
+    format: Format | Literal["auto"] = "auto"
+    """What is in the files; "auto": by their endings."""
+    source: str = ""
+    """The source of every document; "": by field, or by file."""
+    malformed: Literal["stop", "skip"] = "stop"
+    """Whether a malformed document stops the run, or is left out and listed in PREFIX.skipped.tsv."""
+    append_eod: bool = False
+    """End each document with the tokenizer's end-of-sequence token."""
+    shard: tuple[int, int] | None = None
+    """(i, n): tokenize only every n-th shard, from the i-th on, and do not merge."""
+    overwrite: bool = False
+    """Replace another corpus of this prefix."""
 
 
-def tokenize_corpus(inputs: Sequence[Path], prefix: Path, tokenizer: Tokenizer, fields: Fields) -> dict[str, Any]:
-    """Write the tokenized corpus PREFIX.* (see `corpus`) and return its manifest.
-
-    Documents without any token are left out and counted.
+def parse_shard(text: str) -> tuple[int, int] | None:
+    """(i, n) of "i/n"; None of "".
 
     Raises:
-        UserError: an input is missing or malformed, texts and chats are mixed, there is no document, or an input
-            would be overwritten.
+        UserError: it is something else, or i is not below n.
     """
-    first = _first_document(inputs, fields)
-    kind = "text" if first.messages is None else "chat"
-    _refuse_overwriting(inputs, prefix, kind)
-    if kind == "text":
-        tokenizer.accelerate(_sample(inputs, fields))
-    with contextlib.ExitStack() as stack:
-        # Renamed in the reverse order: the manifest last.
-        manifest_file = stack.enter_context(atomic_file(corpus.manifest_path(prefix)))
-        final = [*corpus.token_files(prefix, kind), corpus.sources_path(prefix)]
-        temporary = [stack.enter_context(atomic_file(path)) for path in final]
-        counts = _write(_documents(inputs, fields, kind), tokenizer, kind, temporary)
-        manifest = {
-            "version": corpus.VERSION,
-            "kind": kind,
-            "documents": len(counts.source_ids),
-            "tokens": counts.tokens,
-            "empty_documents": counts.empty,
-            "sources": list(counts.sources),
-            "tokenizer": str(tokenizer.folder),
-            "tokenizer_fingerprint": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-            "tokens_fingerprint": corpus.combined_fingerprint(temporary[:-1]),
-            "inputs": [
-                {"path": str(path), "bytes": path.stat().st_size, "fingerprint": fingerprint(path)} for path in inputs
-            ],
-        }
-        manifest_file.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        corpus.manifest_path(prefix).unlink(missing_ok=True)
-    logger.info(
-        "%s: %s documents, %s tokens, %s sources.",
-        prefix,
-        f"{manifest['documents']:,}",
-        f"{counts.tokens:,}",
-        len(counts.sources),
-    )
-    return manifest
+    if not text:
+        return None
+    first, _, count = text.partition("/")
+    if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
+        raise UserError(f"--shard {text}: is not i/n with i from 0 to n - 1; give one such as 0/8.")
+    return int(first), int(count)
 
 
-def _first_document(inputs: Sequence[Path], fields: Fields) -> Document:
-    for path in inputs:
-        for document in read_documents(path, fields):
-            return document
-    names = ", ".join(map(str, inputs)) or "none"
-    raise UserError(f"inputs ({names}): hold no document; name files of JSON Lines with --input.")
+def tokenize_corpus(
+    inputs: Sequence[Path | str],
+    prefix: Path,
+    tokenizer: Tokenizer,
+    fields: Fields,
+    options: TokenizeOptions | None = None,
+) -> dict[str, Any] | None:
+    """Write the tokenized corpus PREFIX.* (see `corpus`) and return its manifest; None for `options.shard`.
+
+    Documents without any token are left out and counted. A corpus of this prefix that was made from the same inputs in
+    the same way is left as it is.
+
+    Raises:
+        UserError: an input is missing or malformed, texts and chats are mixed, there is no document, an input or
+            another corpus would be overwritten, another run writes this prefix, or the disk is full.
+    """
+    options = options or TokenizeOptions()
+    if options.workers < 1:
+        raise UserError(f"--workers {options.workers}: is no number of processes; give 1 or more.")
+    files = find_files(inputs, options.format)
+    if any(file.path == STDIN for file in files) and options.shard:
+        raise UserError("--shard: standard input cannot be shared between runs; name files.")
+    kind = kind_of(files, fields, options.malformed == "skip")
+    shards = plan_shards(files)
+    reading = Reading(fields, kind, options.source)
+    made_by = {
+        "version": corpus.VERSION,
+        "tokenizer": tokenizer.fingerprint,
+        "reading": dataclasses.asdict(reading),
+        "append_eod": options.append_eod,
+    }
+    keys = [shard.key(made_by) for shard in shards]
+    done = _existing(files, prefix, kind, keys, options)
+    if done is not None:
+        return done
+    run = _Run(prefix, tokenizer, reading, shards, keys, options)
+    with run.locked():
+        run.tokenize()
+        if options.shard:
+            left = sum(read_part(folder) is None for folder in run.folders)
+            what = f"{left} of {len(shards)} shards are left" if left else "all shards are done"
+            logger.info("%s: %s; the same command without --shard finishes the corpus.", prefix, what)
+            return None
+        return run.merge(files)
 
 
-def _refuse_overwriting(inputs: Sequence[Path], prefix: Path, kind: str) -> None:
+def _existing(
+    files: Sequence[Piece], prefix: Path, kind: str, keys: list[str], options: TokenizeOptions
+) -> dict[str, Any] | None:
+    """The manifest of a corpus that is already what is asked for; refuses to overwrite anything else."""
     outputs = [*corpus.token_files(prefix, kind), corpus.sources_path(prefix), corpus.manifest_path(prefix)]
-    for path in inputs:
-        if path.resolve() in {output.resolve() for output in outputs}:
-            raise UserError(f"{path}: the output would overwrite this input; choose another --output-prefix.")
+    for file in files:
+        if os.path.realpath(file.path) in {os.path.realpath(output) for output in outputs}:
+            raise UserError(f"{file.path}: the output would overwrite this input; choose another --output-prefix.")
+    path = corpus.manifest_path(prefix)
+    if options.overwrite or not path.exists():
+        return None
+    manifest: dict[str, Any] = read_json(path, "the corpus manifest", "remove it, or add --overwrite")
+    wanted = options.malformed == "skip" or not manifest.get("skipped_documents")
+    if manifest.get("shards") == keys and wanted and not any(file.path == STDIN for file in files):
+        corpus.open_corpus(prefix)
+        logger.info("%s: is already there, made from the same inputs in the same way.", prefix)
+        return manifest
+    raise UserError(f"{path}: exists already; choose another --output-prefix, or add --overwrite.")
 
 
-def _documents(inputs: Sequence[Path], fields: Fields, kind: str) -> Iterator[Document]:
-    for path in inputs:
-        for document in read_documents(path, fields):
-            if ("text" if document.messages is None else "chat") != kind:
-                raise UserError(
-                    f"{document.place}: is {'a chat' if kind == 'text' else 'no chat'}, unlike the documents before "
-                    "it; preprocess texts and chats apart."
-                )
-            yield document
+class _Run:
+    """One call of `tokenize_corpus`."""
 
+    def __init__(
+        self,
+        prefix: Path,
+        tokenizer: Tokenizer,
+        reading: Reading,
+        shards: list[Shard],
+        keys: list[str],
+        options: TokenizeOptions,
+    ) -> None:
+        self.prefix, self.tokenizer, self.reading, self.options = prefix, tokenizer, reading, options
+        self.shards, self.keys = shards, keys
+        self.parts = Path(f"{prefix}.parts")
+        self.folders = [self.parts / key for key in keys]
 
-def _sample(inputs: Sequence[Path], fields: Fields) -> list[str]:
-    """Beginnings of the first documents of each file."""
-    texts = []
-    for path in inputs:
-        for _, document in zip(range(_SAMPLE_DOCUMENTS), read_documents(path, fields), strict=False):
-            texts.append(document.text[: _SAMPLE_CHARACTERS // _SAMPLE_DOCUMENTS])
-    return texts
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += document.characters
-        if characters >= _BATCH_CHARACTERS or len(batch) >= _BATCH_DOCUMENTS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _write(documents: Iterable[Document], tokenizer: Tokenizer, kind: str, paths: list[Path]) -> _Counts:
-    """Encode everything into the token files `paths[:-1]` and the sources' file `paths[-1]`."""
-    counts = _Counts()
-    index_paths, bin_paths = paths[:-1:2], paths[1:-1:2]
-    dtypes = [token_dtype(tokenizer.vocab_size), np.dtype("u1")]
-    with contextlib.ExitStack() as stack, Progress("tokenizing", None, "documents") as progress:
-        streams = [stack.enter_context(path.open("wb")) for path in bin_paths]
-        writers = [IndexedWriter(stream, dtype) for stream, dtype in zip(streams, dtypes, strict=False)]
-        for batch in _batches(documents):
-            if kind == "text":
-                ids, lengths = tokenizer.encode_batch([document.text for document in batch])
-                columns = [ids]
-            else:
-                columns, lengths = _render(batch, tokenizer)
-            kept = lengths > 0
-            for writer, column in zip(writers, columns, strict=True):
-                writer.add(column, lengths[kept])
-            for document, keep in zip(batch, kept.tolist(), strict=True):
-                if keep:
-                    counts.source_ids.append(counts.sources.setdefault(document.source, len(counts.sources)))
-            counts.tokens += int(lengths.sum())
-            counts.empty += int((~kept).sum())
-            progress.advance(len(batch))
-    if not counts.source_ids:
-        raise UserError("inputs: every document is empty; name files with text in them.")
-    for writer, path in zip(writers, index_paths, strict=True):
-        writer.write_index(path)
-    with paths[-1].open("wb") as stream:
-        np.save(stream, np.array(counts.source_ids, dtype=np.int32), allow_pickle=False)
-    return counts
-
-
-def _render(batch: list[Document], tokenizer: Tokenizer) -> tuple[list[Any], Any]:
-    """Ids and masks of chats one after the other, and their lengths."""
-    rendered = []
-    for document in batch:
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold PREFIX.parts, alone or beside runs of other shards; afterwards keep it only if parts are in it."""
         try:
-            rendered.append(tokenizer.render_chat(document.messages or ()))
-        except UserError as error:
-            raise UserError(f"{document.place}: {error}") from None
-    columns = [np.concatenate(column) for column in zip(*rendered, strict=True)]
-    return columns, np.array([len(ids) for ids, _ in rendered], dtype=np.int64)
+            self.parts.mkdir(parents=True, exist_ok=True)
+            lock = (self.parts / "lock").open("a")
+        except OSError as error:
+            raise worker.disk_error(error, self.parts) from None
+        with lock:
+            try:
+                fcntl.flock(lock, (fcntl.LOCK_SH if self.options.shard else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{self.parts}: another run is writing this corpus; wait for its end.") from None
+            except OSError:
+                logger.warning("%s: this filesystem has no locks; start no second run of the corpus.", self.parts)
+            try:
+                if not self.options.shard:
+                    for left in self.parts.glob("*.tmp"):  # of runs that were killed
+                        shutil.rmtree(left, ignore_errors=True)
+                yield
+            finally:
+                self._tidy()
+
+    def _tidy(self) -> None:
+        kept = sum(read_part(folder) is not None for folder in self.folders)
+        if kept and not self.options.shard:
+            logger.info("%s: %s of %s finished shards are kept.", self.parts, kept, len(self.shards))
+        elif self.parts.is_dir() and {path.name for path in self.parts.iterdir()} <= {"lock"}:
+            shutil.rmtree(self.parts, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.prefix.parent.rmdir()  # which removes it only if it is empty
+
+    def tokenize(self) -> None:
+        """Make every part that is missing."""
+        first, step = self.options.shard or (0, 1)
+        mine = list(zip(self.shards, self.folders, strict=True))[first::step]
+        tasks = [(shard, folder) for shard, folder in mine if not self._is_done(folder)]
+        if len(tasks) < len(mine):
+            logger.info("%s: %s of %s shards are done already.", self.parts, len(mine) - len(tasks), len(mine))
+        if not tasks:
+            return
+        small = sum(shard.bytes for shard, _ in tasks) < _ALONE_BYTES
+        processes = 1 if small else min(self.options.workers, len(tasks))
+        os.environ["RAYON_NUM_THREADS"] = str(self.options.workers)  # both tokenizers read it at their first batch
+        job = self._job(threads=-(-self.options.workers // processes))
+        sample = sample_texts([shard for shard, _ in tasks], self.reading) if job.fast else []
+        if processes == 1:
+            run_alone(self._settled(job, sample), tasks)
+            return
+        with Pool(job, tasks, processes) as pool:
+            settled = self._settled(job, sample)  # while they work
+            if settled == job:
+                return pool.collect()
+        with Pool(settled, tasks, processes) as pool:
+            pool.collect()
+
+    def _is_done(self, folder: Path) -> bool:
+        part = read_part(folder)
+        return part is not None and (self.options.malformed == "skip" or not part.skipped)
+
+    def _job(self, threads: int) -> worker.Job:
+        is_chat = self.reading.kind == "chat"
+        if is_chat:
+            _ = self.tokenizer.chat_template  # or say that there is none
+        recipe = self.tokenizer.likely_recipe
+        return worker.Job(
+            reading=self.reading,
+            skip=self.options.malformed == "skip",
+            end=self.tokenizer.end_of_document if self.options.append_eod else None,
+            recipe=recipe,
+            fast=not is_chat and recipe.kind != "bytes",
+            chat_folder=self.tokenizer.path if is_chat else None,
+            threads=threads,
+        )
+
+    def _settled(self, job: worker.Job, sample: list[str]) -> worker.Job:
+        """The job with an encoder that is known to be right: the same job, if its own is."""
+        recipe = self.tokenizer.recipe
+        if not job.fast:
+            return job
+        if self.tokenizer.check_fast(job.recipe, sample):
+            return job
+        if json.loads(recipe.model) != json.loads(job.recipe.model) and self.tokenizer.check_fast(recipe, sample):
+            return dataclasses.replace(job, recipe=recipe)
+        return dataclasses.replace(job, recipe=recipe, fast=False)
+
+    def merge(self, files: Sequence[Piece]) -> dict[str, Any]:
+        """Join the parts, and remove them."""
+        for file in files:
+            if file.path != STDIN and find_files([file.path], file.format)[0].stamp != file.stamp:
+                raise UserError(f"{file.path}: changed while it was read; run again.")
+        fingerprints: dict[str, str] = {}
+        for folder in self.folders:
+            fingerprints.update(finished(folder).fingerprints)
+        about = {
+            "tokenizer": str(self.tokenizer.path),
+            "tokenizer_fingerprint": self.tokenizer.fingerprint,
+            "vocab_size": self.tokenizer.vocab_size,
+            "append_eod": self.options.append_eod,
+            "inputs": [
+                {"path": file.path, "bytes": file.bytes, "fingerprint": fingerprints.get(file.path)} for file in files
+            ],
+            "shards": self.keys,
+        }
+        dtype = token_dtype(self.tokenizer.vocab_size)
+        try:
+            manifest = merge_parts(self.folders, self.shards, self.prefix, self.reading.kind, dtype, about)
+        except OSError as error:
+            raise worker.disk_error(error, self.prefix.parent) from None
+        shutil.rmtree(self.parts)
+        text = f"{manifest['documents']:,} documents, {manifest['tokens']:,} tokens, {len(manifest['sources'])} sources"
+        logger.info("%s: %s.", self.prefix, text)
+        if manifest["skipped_documents"]:
+            where = corpus.skipped_path(self.prefix)
+            logger.warning("%s malformed documents were left out; %s lists them.", manifest["skipped_documents"], where)
+        return manifest

@@ -1,0 +1,185 @@
+"""Bytes of an input in blocks, and blocks into whole lines: plain files and ranges of them, .gz, .zst, stdin.
+
+Memory: two blocks, or two times the longest line. A truncated archive is an error, never a short file; archives of
+several members or frames are read to their end.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+from megatron_ultralong.errors import UserError
+
+STDIN = "-"
+"""The path that means standard input."""
+
+_BLOCK = 1 << 22
+_COMPRESSED_BLOCK = 1 << 16  # one block of zeros unpacks to 64 MB of .gz, so keep them small
+
+
+class StreamError(Exception):
+    """An input is damaged; the message says how and the mend, and begins after its name."""
+
+
+class _Stdin:
+    """Standard input, whose beginning can be looked at before it is read."""
+
+    def __init__(self) -> None:
+        self._head: bytes | None = None
+
+    def peek(self) -> bytes:
+        if self._head is None:
+            self._head = sys.stdin.buffer.read(_BLOCK)
+        return self._head
+
+    def blocks(self) -> Iterator[bytes]:
+        yield self.peek()
+        yield from _read(sys.stdin.buffer, None)
+
+
+_stdin = _Stdin()
+
+
+def byte_blocks(
+    path: str, begin: int = 0, end: int | None = None, *, peek: bool = False, count: Callable[[int], Any] | None = None
+) -> Iterator[bytes]:
+    """Yield a file's bytes, decompressed by its ending.
+
+    Args:
+        path: a file, or `STDIN`.
+        begin: first byte (of a plain file only).
+        end: the byte after the last one; None: the end of the file.
+        peek: of `STDIN`, look at the beginning only, and leave it to be read.
+        count: called with the number of bytes of every block that is read from the disk.
+
+    Raises:
+        StreamError: it is damaged.
+        UserError: it cannot be read.
+    """
+    try:
+        if path == STDIN:
+            yield from _counted(iter([_stdin.peek()]) if peek else _stdin.blocks(), count)
+            return
+        with open(path, "rb") as stream:
+            if path.endswith((".gz", ".zst")):
+                blocks = _counted(_read(stream, None, _COMPRESSED_BLOCK), count)
+                yield from _inflate(blocks, _gzip if path.endswith(".gz") else _zstd(path))
+            else:
+                stream.seek(begin)
+                yield from _counted(_read(stream, None if end is None else end - begin), count)
+    except EOFError:
+        raise StreamError("is truncated; fetch or compress it again.") from None
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); mend its permissions or its disk."
+        ) from None
+
+
+def _counted(blocks: Iterator[bytes], count: Callable[[int], Any] | None) -> Iterator[bytes]:
+    for block in blocks:
+        yield block
+        if count is not None:
+            count(len(block))
+
+
+def _read(stream: BinaryIO | io.BufferedIOBase, limit: int | None, size: int = _BLOCK) -> Iterator[bytes]:
+    left = limit
+    while block := stream.read(size if left is None else min(size, left)):
+        yield block
+        if left is not None:
+            left -= len(block)
+
+
+def _gzip() -> Any:
+    return zlib.decompressobj(wbits=31)
+
+
+def _zstd(path: str) -> Callable[[], Any]:
+    try:
+        import zstandard
+    except ImportError:
+        raise UserError(f"{path}: needs zstandard to be read; pip install zstandard.") from None
+    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)  # as `zstd --long=31` writes
+    return decompressor.decompressobj
+
+
+def _inflate(blocks: Iterator[bytes], new: Callable[[], Any]) -> Iterator[bytes]:
+    decoder, begun = new(), False
+    for block in blocks:
+        while block:
+            try:
+                yield decoder.decompress(block)
+            except Exception as error:  # zlib.error, zstandard.ZstdError
+                raise StreamError(f"cannot be decompressed ({error}); fetch or compress it again.") from None
+            begun, block = True, b""
+            if decoder.eof:
+                block, decoder, begun = decoder.unused_data, new(), False
+                if not block.strip(b"\0"):  # gzip allows padding
+                    block = b""
+    if begun:
+        raise EOFError
+
+
+def line_blocks(blocks: Iterator[bytes]) -> Iterator[list[bytes]]:
+    """Yield lists of whole lines, without their newlines; empty lines are kept, an empty end is not."""
+    rest: list[bytes] = []
+    for block in blocks:
+        end = block.rfind(b"\n")
+        if end < 0:
+            if block:
+                rest.append(block)
+            continue
+        rest.append(block[:end])
+        whole = b"".join(rest)
+        rest = [block[end + 1 :]] if end + 1 < len(block) else []
+        lines = whole.split(b"\n")
+        del block, whole
+        yield lines
+        del lines
+    if rest:
+        whole = b"".join(rest)
+        del rest
+        yield [whole]
+
+
+def range_lines(
+    path: str, begin: int, end: int | None, count: Callable[[int], Any] | None = None
+) -> Iterator[list[bytes]]:
+    """Yield the lines of a plain file that begin in [begin, end), in lists; each line belongs to one range."""
+    first = line_start(path, begin) if begin else 0
+    if end is not None:
+        end = line_start(path, end)
+        if first >= end:
+            return iter(())
+    return line_blocks(byte_blocks(path, first, end, count=count))
+
+
+def line_start(path: str, place: int) -> int:
+    """Byte at which the first line begins that begins at `place` or later; the file's size if none does."""
+    at = place - 1
+    for block in byte_blocks(path, place - 1):
+        found = block.find(b"\n")
+        if found >= 0:
+            return at + found + 1
+        at += len(block)
+    return at
+
+
+class LineNumbers:
+    """Numbers of lines in large files; asked in the order of the files, it reads each only once."""
+
+    def __init__(self) -> None:
+        self._path, self._byte, self._lines = "", 0, 0
+
+    def before(self, path: str, begin: int) -> int:
+        """Lines before the first one that begins at `begin` or later."""
+        end = line_start(path, begin) if begin else 0
+        if path != self._path or end < self._byte:
+            self._path, self._byte, self._lines = path, 0, 0
+        self._lines += sum(block.count(b"\n") for block in byte_blocks(path, self._byte, end))
+        self._byte = end
+        return self._lines

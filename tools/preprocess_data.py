@@ -55,7 +55,7 @@ def preprocess(
     """
     from megatron_ultralong.data.documents import Fields
     from megatron_ultralong.data.tokenize import TokenizeOptions, parse_shard, tokenize_corpus
-    from megatron_ultralong.data.tokenizer import Tokenizer
+    from megatron_ultralong.data.tokenizer import Tokenizer, torch_hidden
 
     options = TokenizeOptions(
         workers=workers,
@@ -67,7 +67,8 @@ def preprocess(
         overwrite=overwrite,
     )
     fields = Fields(text=json_keys, source=source_key, messages=messages_key)
-    tokenize_corpus(input, output_prefix, Tokenizer(tokenizer_model), fields, options)
+    with torch_hidden():
+        tokenize_corpus(input, output_prefix, Tokenizer(tokenizer_model), fields, options)
 
 
 if __name__ == "__main__":

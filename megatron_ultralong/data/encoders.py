@@ -18,6 +18,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -45,8 +46,13 @@ class Recipe:
 
     kind: Literal["huggingface", "sentencepiece", "bytes"]
     """Whose reference gives the ids."""
-    model: bytes
-    """tokenizer.json, a sentencepiece model, or nothing."""
+    model: bytes | Path
+    """The contents of a tokenizer.json or of a sentencepiece model, or the file that has them (a new process reads it
+    sooner than a long message); nothing for bytes."""
+
+    def content(self) -> bytes:
+        """The contents."""
+        return self.model.read_bytes() if isinstance(self.model, Path) else self.model
 
 
 class Encoder(Protocol):
@@ -69,8 +75,8 @@ class Encoder(Protocol):
 def reference_encoder(recipe: Recipe) -> Encoder:
     """The encoder whose ids are the definition."""
     if recipe.kind == "huggingface":
-        return HuggingFaceEncoder(recipe.model)
-    return SentencePieceEncoder(recipe.model) if recipe.kind == "sentencepiece" else BytesEncoder()
+        return HuggingFaceEncoder(recipe.content())
+    return SentencePieceEncoder(recipe.content()) if recipe.kind == "sentencepiece" else BytesEncoder()
 
 
 class HuggingFaceEncoder:
@@ -145,7 +151,7 @@ class GigatokenEncoder:
         if recipe.kind == "bytes":
             raise ValueError("bytes need no tokenizer")
         self._recipe = recipe
-        self.cuttable = recipe.kind == "huggingface" and is_cuttable(json.loads(recipe.model))
+        self.cuttable = recipe.kind == "huggingface" and is_cuttable(json.loads(recipe.content()))
         self._build()
         self.vocab_size = int(self._fast.vocab_size)
 
@@ -153,7 +159,7 @@ class GigatokenEncoder:
         import gigatoken
 
         self._fast: Any = None  # the old one must go before the new one comes
-        model = self._recipe.model
+        model = self._recipe.content()
         if self._recipe.kind == "huggingface":
             self._fast = gigatoken.Tokenizer.from_json(model)
         else:

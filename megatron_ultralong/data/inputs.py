@@ -31,7 +31,7 @@ _ENDINGS: dict[str, Format] = {
     ".parquet": "parquet",
     **dict.fromkeys((".txt", ".text", ".md", ".rst"), "text"),
 }
-_SHARD_BYTES = 32 << 20
+_SHARD_BYTES = 16 << 20
 _MOST_SHARDS = 4096
 
 
@@ -145,7 +145,7 @@ def _whole(path: Path, format: Format | Literal["auto"], source: str) -> Piece:
 
 
 def plan_shards(files: Sequence[Piece]) -> list[Shard]:
-    """Cut files into shards of 32 MiB or more, such that there are hardly more than 4,096 of those."""
+    """Cut files into shards of 16 MiB or more, such that there are hardly more than 4,096 of those."""
     size = _SHARD_BYTES
     while sum(piece.bytes for piece in files) > size * _MOST_SHARDS:
         size *= 2

@@ -22,7 +22,6 @@ from megatron_ultralong.data.inputs import Shard
 from megatron_ultralong.data.parts import Part, finished
 from megatron_ultralong.data.streams import LineNumbers
 from megatron_ultralong.data.worker import place
-from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import atomic_file
 
 _DOCUMENTS = 1 << 20
@@ -47,9 +46,6 @@ def merge_parts(
         about: what the manifest says about inputs and tokenizer.
     """
     parts = [finished(folder) for folder in folders]
-    if not any(part.documents for part in parts):
-        skipped = sum(len(part.skipped) for part in parts)
-        raise UserError(f"--input: every document is empty{' or malformed' if skipped else ''}; name files with text.")
     sources = list(dict.fromkeys(name for part in parts for name in part.sources))
     documents = sum(part.documents for part in parts)
     with contextlib.ExitStack() as stack:

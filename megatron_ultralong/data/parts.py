@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -119,8 +120,9 @@ class PartWriter:
                 mask = np.insert(mask, bounds[kept], np.uint8(0))
             totals = totals + kept
         self._check(totals)
-        numbers = [self._sources.setdefault(name, len(self._sources)) for name in sources]
-        self._write(ids, totals[kept], np.array(numbers, dtype="<i4")[kept], mask)
+        named = itertools.compress(sources, kept)
+        numbers = [self._sources.setdefault(name, len(self._sources)) for name in named]
+        self._write(ids, totals[kept], np.array(numbers, dtype="<i4"), mask)
         self.part.documents += int(kept.sum())
         self.part.tokens += int(totals.sum())
         self.part.empty += int((~kept).sum())

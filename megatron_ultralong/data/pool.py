@@ -39,6 +39,7 @@ class Pool:
             processes, context, initializer=worker.start, initargs=(job, self._counter, self._stop)
         )
         self._futures: dict[Future[Path], Path] = {}
+        self._progress = Progress("tokenizing", _megabytes(tasks), "MB")
 
     def __enter__(self) -> Pool:
         for shard, folder in self._tasks:
@@ -51,7 +52,7 @@ class Pool:
         Raises:
             UserError: the first that a task raised, or a worker died.
         """
-        with Progress("tokenizing", _megabytes(self._tasks), "MB") as progress:
+        with self._progress as progress:
             while self._futures:
                 done, _ = wait(self._futures, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in [future for future in self._futures if future in done]:

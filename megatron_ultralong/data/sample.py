@@ -12,7 +12,7 @@ from megatron_ultralong.data.worker import place
 from megatron_ultralong.errors import UserError
 
 _SHARDS = 16
-_CHARACTERS = 1 << 20
+_CHARACTERS = 1 << 18
 _DOCUMENT = 1 << 14
 
 
@@ -52,7 +52,7 @@ def _lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
 
 
 def sample_texts(shards: Sequence[Shard], reading: Reading) -> list[str]:
-    """Beginnings of the first documents of up to 16 shards spread over the input, a million characters in all."""
+    """Beginnings of the first documents of up to 16 shards spread over the input, 262,144 characters in all."""
     chosen = shards[:: -(-len(shards) // _SHARDS)]
     texts: list[str] = []
     for shard in chosen:

@@ -22,11 +22,12 @@ from typing import Any, Literal
 
 from megatron_ultralong.data import corpus, worker
 from megatron_ultralong.data.documents import Fields
+from megatron_ultralong.data.encoders import Recipe
 from megatron_ultralong.data.indexed import token_dtype
 from megatron_ultralong.data.inputs import Format, Piece, Shard, find_files, plan_shards
 from megatron_ultralong.data.merge import merge_parts
 from megatron_ultralong.data.parts import finished, read_part
-from megatron_ultralong.data.pool import Pool, run_alone
+from megatron_ultralong.data.pool import Pool, Task, run_alone
 from megatron_ultralong.data.readers import Reading
 from megatron_ultralong.data.sample import kind_of, sample_texts
 from megatron_ultralong.data.streams import STDIN
@@ -57,6 +58,13 @@ class TokenizeOptions:
     """(i, n): tokenize only every n-th shard, from the i-th on, and do not merge."""
     overwrite: bool = False
     """Replace another corpus of this prefix."""
+
+
+def _differ(one: Recipe, other: Recipe) -> bool:
+    """Whether two recipes of gigatoken's may give other ids; the layout of tokenizer.json does not matter."""
+    if one.kind == "sentencepiece":
+        return one != other
+    return bool(json.loads(one.content()) != json.loads(other.content()))
 
 
 def parse_shard(text: str) -> tuple[int, int] | None:
@@ -201,12 +209,11 @@ class _Run:
         processes = 1 if small else min(self.options.workers, len(tasks))
         os.environ["RAYON_NUM_THREADS"] = str(self.options.workers)  # both tokenizers read it at their first batch
         job = self._job(threads=-(-self.options.workers // processes))
-        sample = sample_texts([shard for shard, _ in tasks], self.reading) if job.fast else []
         if processes == 1:
-            run_alone(self._settled(job, sample), tasks)
+            run_alone(self._settled(job, tasks), tasks)
             return
         with Pool(job, tasks, processes) as pool:
-            settled = self._settled(job, sample)  # while they work
+            settled = self._settled(job, tasks)  # while they work
             if settled == job:
                 return pool.collect()
         with Pool(settled, tasks, processes) as pool:
@@ -231,14 +238,15 @@ class _Run:
             threads=threads,
         )
 
-    def _settled(self, job: worker.Job, sample: list[str]) -> worker.Job:
+    def _settled(self, job: worker.Job, tasks: list[Task]) -> worker.Job:
         """The job with an encoder that is known to be right: the same job, if its own is."""
         recipe = self.tokenizer.recipe
         if not job.fast:
             return job
+        sample = sample_texts([shard for shard, _ in tasks], self.reading)
         if self.tokenizer.check_fast(job.recipe, sample):
             return job
-        if json.loads(recipe.model) != json.loads(job.recipe.model) and self.tokenizer.check_fast(recipe, sample):
+        if _differ(recipe, job.recipe) and self.tokenizer.check_fast(recipe, sample):
             return dataclasses.replace(job, recipe=recipe)
         return dataclasses.replace(job, recipe=recipe, fast=False)
 
@@ -247,9 +255,12 @@ class _Run:
         for file in files:
             if file.path != STDIN and find_files([file.path], file.format)[0].stamp != file.stamp:
                 raise UserError(f"{file.path}: changed while it was read; run again.")
-        fingerprints: dict[str, str] = {}
-        for folder in self.folders:
-            fingerprints.update(finished(folder).fingerprints)
+        parts = [finished(folder) for folder in self.folders]
+        if not any(part.documents for part in parts):
+            shutil.rmtree(self.parts)
+            skipped = " or malformed" if any(part.skipped for part in parts) else ""
+            raise UserError(f"--input: every document is empty{skipped}; name files with text.")
+        fingerprints = {path: value for part in parts for path, value in part.fingerprints.items()}
         about = {
             "tokenizer": str(self.tokenizer.path),
             "tokenizer_fingerprint": self.tokenizer.fingerprint,

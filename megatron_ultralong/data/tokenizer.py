@@ -5,16 +5,20 @@ Ids are those of the format's own library without special tokens added: of trans
 file those that transformers' converter gives with Llama 3's split. A tiktoken file holds no special tokens, so none is
 recognised. `gigatoken` makes the same ids 20 to 100 times faster; `check_fast` says whether it does for a tokenizer.
 
-Cost: importing transformers takes about two seconds, and happens when the first ids are asked for.
+Cost: importing transformers takes two seconds, one without torch (`torch_hidden`), and happens when the first ids are
+asked for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
+import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,25 @@ BYTES = "bytes"
 """In place of a path: each byte is an id, for tests."""
 
 _HARD_TEXTS = ["", " ", "\n\n  x\t\r\n", "I'm 1234567890, she'll", "naïve 東京 \U0001f600é\u200b", "<s></s>"]
+
+
+@contextlib.contextmanager
+def torch_hidden() -> Iterator[None]:
+    """Let transformers be imported without torch, unless that is loaded already.
+
+    Tokenizers have no use for torch, and importing it takes longer than tokenizing 200 MB. Only for a process that
+    does nothing else: transformers remembers that it found no torch.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    modules: dict[str, Any] = sys.modules
+    modules["torch"] = None  # Python's way to say that there is none
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"  # "PyTorch was not found"
+    try:
+        yield
+    finally:
+        del modules["torch"]
 
 
 def tokenizer_file(path: Path) -> Path:
@@ -106,13 +129,13 @@ class Tokenizer:
             return Recipe("huggingface", self.hf.backend_tokenizer.to_str().encode())
         if _is_tiktoken(self._file):
             return Recipe("huggingface", self._convert_tiktoken())
-        return Recipe("sentencepiece", self._file.read_bytes())
+        return Recipe("sentencepiece", self._file)
 
     @property
     def likely_recipe(self) -> Recipe:
         """Very probably the same as `recipe`, without loading transformers: `check_fast` knows."""
         if self.is_hugging_face and self._file is not None:
-            return Recipe("huggingface", self._file.read_bytes())
+            return Recipe("huggingface", self._file)
         return self.recipe
 
     @functools.cached_property

@@ -70,9 +70,10 @@ class Worker:
         self._chats: Any = None
         self._encoder: Encoder | None = None
         if job.chat_folder is not None:
-            from megatron_ultralong.data.tokenizer import load_tokenizer
+            from megatron_ultralong.data.tokenizer import load_tokenizer, torch_hidden
 
-            self._chats = load_tokenizer(job.chat_folder)
+            with torch_hidden() if multiprocessing.parent_process() else contextlib.nullcontext():
+                self._chats = load_tokenizer(job.chat_folder)
         elif not job.fast:
             self._encoder = reference_encoder(job.recipe)
         else:

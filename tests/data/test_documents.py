@@ -1,6 +1,7 @@
 import gzip
 
 import pytest
+import zstandard
 
 from megatron_ultralong.data.documents import Fields, read_documents
 from megatron_ultralong.errors import UserError
@@ -25,6 +26,19 @@ def test_compressed_files_and_other_fields(tmp_path):
     assert [(d.text, d.source) for d in read(path, text="body", source="from")] == [("a", "x"), ("b", "web")]
 
 
+def test_zstandard_of_several_frames_and_no_source(tmp_path):
+    path = tmp_path / "web.jsonl.zst"
+    frames = [zstandard.compress(b'{"text": "a", "source": null}\n{"te'), zstandard.compress(b'xt": "b"}')]
+    path.write_bytes(b"".join(frames))
+    assert [(d.text, d.source) for d in read(path)] == [("a", "web"), ("b", "web")]
+
+
+def test_what_only_the_standard_library_reads_is_read(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "score": NaN}\n')
+    assert [d.text for d in read(path)] == ["a"]
+
+
 def test_chats(tmp_path):
     path = tmp_path / "chat.jsonl"
     path.write_text('{"messages": [{"role": "user", "content": "hi"}], "text": "ignored"}\n')
@@ -40,7 +54,7 @@ def test_chats(tmp_path):
         (b"[1]", "holds a list, not an object; mend or remove the line."),
         (
             b'{"body": "a", "id": 1}',
-            "the document has no field 'text' (its fields: body, id); name the right one with --json-key.",
+            "the document has no field 'text' (its fields: body, id); name the right one with --json-keys.",
         ),
         (b'{"text": null}', "field 'text' holds null, not a string; mend it."),
         (b'{"text": "a", "source": 3}', "field 'source' holds a number, not a string; mend it."),
@@ -72,8 +86,17 @@ def test_a_missing_file(tmp_path):
         read(tmp_path / "none.jsonl")
 
 
-def test_a_truncated_archive(tmp_path):
+@pytest.mark.parametrize("end", ["gz", "zst"])
+def test_a_truncated_archive(tmp_path, end):
+    path = tmp_path / f"a.jsonl.{end}"
+    compress = gzip.compress if end == "gz" else zstandard.compress
+    path.write_bytes(compress(b'{"text": "a"}\n' * 1000)[:-3])
+    with pytest.raises(UserError, match=rf"a\.jsonl\.{end}: is truncated; fetch or compress it again\."):
+        read(path)
+
+
+def test_what_is_no_archive(tmp_path):
     path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(b'{"text": "a"}\n' * 1000)[:-20])
-    with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be read \(.*\); fetch or compress it again\."):
+    path.write_bytes(b'{"text": "a"}')
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz: cannot be decompressed \(.*\); fetch or compress it again\."):
         read(path)

@@ -119,7 +119,7 @@ def take(value: dict[str, Any], fields: Fields) -> tuple[str, tuple[Mapping[str,
 def _parse_strictly(line: bytes) -> Any:
     """The standard library's reading of a line that orjson refused, or its complaint."""
     try:
-        value = json.loads(line)
+        value = json.loads(line.decode("utf-8-sig"))
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as error:
         raise MalformedError(f"is not UTF-8 ({error.reason}); mend or remove the line.") from None

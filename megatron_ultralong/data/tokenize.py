@@ -101,8 +101,8 @@ def tokenize_corpus(
     if options.workers < 1:
         raise UserError(f"--workers {options.workers}: is no number of processes; give 1 or more.")
     files = find_files(inputs, options.format)
-    if any(file.path == STDIN for file in files) and options.shard:
-        raise UserError("--shard: standard input cannot be shared between runs; name files.")
+    if any(file.path == STDIN for file in files) and (options.shard or len(files) > 1):
+        raise UserError("--input -: standard input goes neither with other inputs nor with --shard; name files.")
     kind = kind_of(files, fields, options.malformed == "skip")
     shards = plan_shards(files)
     reading = Reading(fields, kind, options.source)
@@ -200,7 +200,7 @@ class _Run:
         """Make every part that is missing."""
         first, step = self.options.shard or (0, 1)
         mine = list(zip(self.shards, self.folders, strict=True))[first::step]
-        tasks = [(shard, folder) for shard, folder in mine if not self._is_done(folder)]
+        tasks = [(shard, folder) for shard, folder in mine if not self._is_done(shard, folder)]
         if len(tasks) < len(mine):
             logger.info("%s: %s of %s shards are done already.", self.parts, len(mine) - len(tasks), len(mine))
         if not tasks:
@@ -219,7 +219,9 @@ class _Run:
         with Pool(settled, tasks, processes) as pool:
             pool.collect()
 
-    def _is_done(self, folder: Path) -> bool:
+    def _is_done(self, shard: Shard, folder: Path) -> bool:
+        if shard.pieces[0].path == STDIN:  # whose contents no key tells
+            shutil.rmtree(folder, ignore_errors=True)
         part = read_part(folder)
         return part is not None and (self.options.malformed == "skip" or not part.skipped)
 
@@ -267,7 +269,12 @@ class _Run:
             "vocab_size": self.tokenizer.vocab_size,
             "append_eod": self.options.append_eod,
             "inputs": [
-                {"path": file.path, "bytes": file.bytes, "fingerprint": fingerprints.get(file.path)} for file in files
+                {
+                    "path": file.path,
+                    "bytes": file.bytes if file.path != STDIN else sum(part.bytes_in for part in parts),
+                    "fingerprint": fingerprints.get(file.path),
+                }
+                for file in files
             ],
             "shards": self.keys,
         }

@@ -59,6 +59,7 @@ def test_chats(tmp_path):
         (b'{"text": null}', "field 'text' holds null, not a string; mend it."),
         (b'{"text": "a", "source": 3}', "field 'source' holds a number, not a string; mend it."),
         (b'{"text": "\xff"}', "is not UTF-8 (invalid start byte); mend or remove the line."),
+        (b'\xff\xfe{"text": "a"}', "is not UTF-8 (invalid start byte); mend or remove the line."),
         (b'{"text": "\\ud800"}', "has an escape of half a surrogate pair; mend or remove the line."),
         (b'{"messages": "hi"}', "field 'messages' holds a string, not a list of messages; mend it."),
         (

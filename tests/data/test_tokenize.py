@@ -253,6 +253,19 @@ def _is_running(pid):
         return False
 
 
+def test_standard_input(tmp_path):
+    tool = Path(__file__).parents[2] / "tools" / "preprocess_data.py"
+    command = [sys.executable, tool, "--input", "-", "--output-prefix", tmp_path / "c", "--tokenizer-model", "bytes"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    for text in ("ab", "xy"):
+        content = json.dumps({"text": text}).encode() + b"\n"
+        done = subprocess.run([*command, "--overwrite"], input=content, env=environment, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        assert bytes(open_corpus(tmp_path / "c").tokens[0].tolist()).decode() == text
+    (about,) = json.loads((tmp_path / "c.json").read_text())["inputs"]
+    assert about == {"path": "-", "bytes": len(content), "fingerprint": None}
+
+
 def test_two_runs_of_one_corpus(tmp_path):
     path = write_lines(tmp_path / "in.jsonl", [{"text": "a"}])
     (tmp_path / "c.parts").mkdir()

@@ -1,6 +1,6 @@
 """Tokenizing 200 MB: tools/preprocess_data.py against Megatron-LM's way, and what bounds ours.
 
-    python tests/benchmarks/bench_tokenize.py [--folder build/bench_tokenize] [--megabytes 200] [--no-peer]
+    python tests/benchmarks/bench_tokenize.py [--folder build/bench_tokenize] [--megabytes 200] [--no-peer] [--peaks]
 
 The tokenizer is a byte-level BPE of 16,384 tokens with Llama 3's split, trained on the standard library's sources; the
 text is those and the sources of the installed packages, a file a document, as JSON Lines. Both programs are timed as
@@ -11,6 +11,7 @@ the largest sum of resident memory over all processes of a command (shared pages
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import subprocess
@@ -19,6 +20,8 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import numpy as np
 
 ROOT = Path(__file__).parents[2]
 SPLIT = (
@@ -120,11 +123,40 @@ def bounds(corpus: Path, folder: Path) -> None:
     rate("gigatoken, words known", size, lambda: [fast.encode_batch(block, parallel=False) for block in texts])
 
 
+def peaks(corpus: Path, folder: Path, tool: list[str]) -> None:
+    """Peak memory for inputs that could ask for much."""
+    texts = [json.loads(line)["text"] for _, line in zip(range(12_000), corpus.open(encoding="utf-8"), strict=False)]
+    whole = "".join(texts)[:100_000_000]
+    inputs = {"one line of 100 MB": folder / "line.jsonl", "one text file of 600 MB": folder / "file.txt"}
+    inputs["600 MB of random words"] = folder / "random.jsonl"
+    inputs["one line.gz of 100 MB"] = folder / "line.jsonl.gz"
+    (folder / "line.jsonl").write_text(json.dumps({"text": whole}, ensure_ascii=False) + "\n", encoding="utf-8")
+    with gzip.open(folder / "line.jsonl.gz", "wb", compresslevel=1) as packed:
+        packed.write((folder / "line.jsonl").read_bytes())
+    with (folder / "file.txt").open("w", encoding="utf-8") as stream:
+        for _ in range(6):
+            stream.write(whole)
+    random = np.random.default_rng(0)
+    with (folder / "random.jsonl").open("w", encoding="ascii") as stream:
+        for _ in range(60):
+            letters = random.integers(97, 123, size=(1_000_000, 10), dtype=np.uint8)
+            letters[:, 0] = 32
+            stream.write(json.dumps({"text": letters.tobytes().decode()}) + "\n")
+    del texts, whole
+    print("peak resident memory, all processes together:")
+    for name, path in inputs.items():
+        command = [str(path) if each == str(corpus) else each for each in tool]
+        seconds, peak = timed(command)
+        print(f"  {name:30} {peak / 1e6:6.0f} MB   {path.stat().st_size / 1e6 / seconds:6.0f} MB/s of the file")
+        path.unlink()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench_tokenize")
     parser.add_argument("--megabytes", type=int, default=200)
     parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--peaks", action="store_true")
     arguments = parser.parse_args()
     folder, size = arguments.folder.resolve(), arguments.megabytes * 1_000_000
     prepare(folder, size)
@@ -146,6 +178,8 @@ def main() -> None:
             assert (folder / f"ours.{end}").read_bytes() == (folder / f"peer.{end}").read_bytes()
         print("the same bytes in .bin and .idx")
     bounds(corpus, folder)
+    if arguments.peaks:
+        peaks(corpus, folder, tool)
 
 
 if __name__ == "__main__":

@@ -245,8 +245,10 @@ def _check(q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, size: int) -> None:
     if q_BLNH.dim() != 4 or k_BLKH.dim() != 4 or k_BLKH.shape != v_BLKH.shape:
         raise ValueError(f"q must be [B, L, N, H] and k and v alike [B, L, K, H]; these are {shapes}")
     (B, L, N, H), (k_B, k_L, K, k_H) = q_BLNH.shape, k_BLKH.shape
-    if (B, L, H) != (k_B, k_L, k_H) or N % K:
+    if (B, L, H) != (k_B, k_L, k_H) or K == 0 or N % K:
         raise ValueError(f"q, k and v must agree in B, L and H, and K must divide N; these are {shapes}")
+    if 0 in q_BLNH.shape or not q_BLNH.is_floating_point():  # PyTorch's kernels divide by them
+        raise ValueError(f"q must hold floating-point numbers; it is {list(q_BLNH.shape)}, {q_BLNH.dtype}")
     if size > 1 and L % 2:
         raise ValueError(f"each rank of a zig-zag layout holds two chunks of one length, not {L} tokens")
     if not q_BLNH.dtype == k_BLKH.dtype == v_BLKH.dtype:

@@ -66,6 +66,7 @@ def shard(whole: Tensor, rank: int, cp_size: int, *, dim: int = 1, pad: float | 
     """
     import torch  # here, so that the plan of a run needs no torch
 
+    dim %= whole.dim()
     length = whole.shape[dim]
     if pad is not None and (missing := padded_length(length, cp_size) - length):
         shape = (*whole.shape[:dim], missing, *whole.shape[dim + 1 :])

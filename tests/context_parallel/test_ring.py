@@ -162,6 +162,8 @@ def test_tensors_that_do_not_fit_are_refused():
         ((q[:, :16], k, v), "must agree in B, L and H"),
         ((q[:, :, :3], k, v), "K must divide N"),
         ((q.float(), k, v), "of one dtype"),
+        ((q[:, :0], k[:, :0], v[:, :0]), r"hold floating-point numbers; it is \[1, 0, 4, 16\]"),
+        ((q.int(), k.int(), v.int()), "hold floating-point numbers"),
     ):
         with pytest.raises(ValueError, match=said):
             ring_attention(*bad, group=None)

@@ -42,6 +42,7 @@ def test_padding_by_choice_ends_the_sequence_with_rows_that_do_not_count():
     shares = [zigzag.shard(loss_mask, rank, 2, pad=0) for rank in range(2)]
     assert [share[0].tolist() for share in shares] == [[1, 1, 0, 0], [1, 1, 1, 1]]
     torch.testing.assert_close(zigzag.unshard(shares, length=6), loss_mask)
+    assert torch.equal(zigzag.shard(loss_mask, 0, 2, dim=-1, pad=0), shares[0])
     assert (zigzag.padded_length(6, 2), zigzag.padded_length(8, 2), zigzag.padded_length(6, 1)) == (8, 8, 6)
 
 

@@ -15,7 +15,7 @@ READY := $(VENV)/.megatron_ultralong
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-gpu checks format clean
+.PHONY: help quickstart test test-gpu sanitize checks format clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: $(READY)  ## the whole test suite
 
 test-gpu:  ## the tests marked gpu, with the Python at hand: it needs PyTorch with CUDA and pytest, no package index
 	$(PYTHON) -m pytest -m gpu tests/context_parallel/test_one_device.py
+
+sanitize: $(READY)  ## the C++ extension's tests and fuzzer under AddressSanitizer and UBSan
+	python tests/fuzz/sanitize.py
 
 checks: $(READY)  ## lint, formatting and types
 	ruff check .

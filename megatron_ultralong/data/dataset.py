@@ -13,6 +13,7 @@ before it in the sample. Nothing of size S x S exists.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -146,8 +147,15 @@ class PackedDataset:
 
     def documents(self, i: int) -> Ints:
         """int64 [M]: ids in the corpus of the documents of sample `i`."""
-        position = self._place(i)[0]
-        return np.array(self.index.document_ids[position : position + len(self.layout(i).ends)])
+        position, _, last = self._place(i)
+        count = len(self.layout(i).ends)
+        if len(self._separator) == 0:  # empty documents have no token, and no separator either
+            lengths = self.index.corpus.tokens.lengths
+            here = self.index.document_ids[position:last]
+            return np.fromiter(
+                itertools.islice((d for d in here if lengths[d] > 0), count), dtype=np.int64, count=count
+            )
+        return np.array(self.index.document_ids[position : position + count])
 
     def _one_document(self) -> Ints:
         return np.array([0, self.sequence_length], dtype=np.int64)

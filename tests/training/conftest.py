@@ -110,14 +110,14 @@ def begin(workspace: Path, tmp_path: Path) -> Iterator[Callable[..., Job]]:
 
 
 @pytest.fixture
-def train(launch: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> Train:
+def train(begin: Callable[..., Job], tmp_path: Path) -> Train:
     """train(processes, *overrides) -> the rows of metrics.jsonl; fails the test if training does."""
 
     def metrics(processes: int, *overrides: str) -> list[dict[str, Any]]:
         path = tmp_path / "metrics.jsonl"
         path.unlink(missing_ok=True)
-        done = launch(processes, "--log.metrics", str(path), *overrides)
-        assert done.returncode == 0, done.stderr[-4000:]
+        job = begin(processes, "--log.metrics", str(path), *overrides)
+        assert job.statuses(300) == [0] * processes, job.log()[-4000:]
         return [json.loads(line) for line in path.read_text().splitlines()]
 
     return metrics

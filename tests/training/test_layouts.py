@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,37 @@ def test_a_rank_without_labels_changes_nothing(train: Train, workspace: Path) ->
         assert row["tokens"] == expected["tokens"]
         assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
         assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
+
+
+CURVES: dict[str, tuple[int, list[str]]] = {
+    "CP 2": LAYOUTS["CP 2"],
+    "TP 2, sequence parallel": LAYOUTS["TP 2, sequence parallel"],
+    "PP 2": LAYOUTS["PP 2"],
+    "DP 2, distributed optimizer": LAYOUTS["DP 2, distributed optimizer"],
+    "CP 2 x TP 2, sequence parallel": (
+        4,
+        ["--parallel.context", "2", "--parallel.tensor", "2", "--parallel.sequence_parallel", "true"],
+    ),
+    "PP 2 x CP 2": (4, ["--parallel.pipeline", "2", "--parallel.context", "2"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.gloo
+def test_fifty_steps_part_only_as_rounding_does(train: Train) -> None:
+    """The yardstick is the same run on one process whose microbatches hold two samples: other sums, same numbers.
+
+    Writes build/loss_curves.json; tests/benchmarks/plot_loss_curves.py draws it.
+    """
+    steps = ["--train.steps", "50"]
+    wanted = [row["loss"] for row in train(1, *steps)]
+    assert wanted[-1] < 0.9 * wanted[0]
+    runs = {"one process, two samples a microbatch": (1, ["--train.micro_batch_size", "2"]), **CURVES}
+    curves = {name: [row["loss"] for row in train(n, *steps, *words)] for name, (n, words) in runs.items()}
+    apart = {name: [abs(a - b) / b for a, b in zip(curve, wanted, strict=True)] for name, curve in curves.items()}
+    Path("build").mkdir(exist_ok=True)
+    Path("build/loss_curves.json").write_text(json.dumps({"losses": wanted, "apart": apart}, indent=1))
+    rounding = max(apart.pop("one process, two samples a microbatch"))
+    assert 0 < rounding < 1e-4
+    for name, differences in apart.items():
+        assert max(differences) <= 5 * rounding, (name, max(differences), rounding)

@@ -172,7 +172,7 @@ def test_transformer_engine_beside_what_it_cannot_do(run, flags, said):
     if importlib.util.find_spec("transformer_engine") is None:
         said_of_te = 'parallel.attention is "te", but Transformer Engine 2.9 to 2.11 is not installed; run pip install '
         (missing,) = [problem for problem in found if problem.startswith(said_of_te)]
-        assert '--no-build-isolation "megatron-ultralong[te]" on a machine with CUDA' in missing
+        assert '--no-build-isolation "transformer-engine[pytorch]>=2.9,<2.12" on a machine with CUDA' in missing
         found.remove(missing)
     assert len(found) == (said is not None) and all(problem.startswith(said) for problem in found)
 

@@ -12,7 +12,7 @@ import importlib.util
 SUPPORTED = ("2.9", "2.10", "2.11")
 """Minor versions; pyproject.toml's extra `te` says the same."""
 _MEND = (
-    'run pip install --no-build-isolation "megatron-ultralong[te]" on a machine with CUDA, or set '
+    'run pip install --no-build-isolation "transformer-engine[pytorch]>=2.9,<2.12" on a machine with CUDA, or set '
     'parallel.attention to "torch", which needs no more than PyTorch.'
 )
 

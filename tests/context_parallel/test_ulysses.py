@@ -1,12 +1,17 @@
 """Heads for sequence, alone and around a ring, against full attention in fp64: outputs, dq, dk, dv."""
 
+import os
+
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_ultralong.context_parallel import ulysses, zigzag
 from megatron_ultralong.context_parallel.check import ulysses_problem
+from megatron_ultralong.context_parallel.exchange import LostPeerError
 from megatron_ultralong.errors import UserError
 from tests.context_parallel.ring_ranks import GRIDS
 from tests.context_parallel.test_ring import PARTS, TOLERANCE, errors, exact, inputs
@@ -100,6 +105,20 @@ def test_bf16_errors_are_those_of_one_process(ranks):
             continue
         several = errors(ranks.attend(size, tensors, ulysses=degree), wanted)
         assert all(several[part] <= 2 * one[part] for part in PARTS), (size, degree, several, one)
+
+
+def attend_without_the_other(rank, store):
+    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+    dist.barrier()
+    if rank == 1:
+        os._exit(0)
+    q, k, v, _ = inputs(32)
+    with pytest.raises(LostPeerError, match="Process 0 could not exchange heads with the others of processes 0, 1: a"):
+        ulysses.ulysses_attention(q, k, v, heads_group=dist.group.WORLD, ring_group=None)
+
+
+def test_a_lost_peer_is_named(tmp_path):
+    mp.spawn(attend_without_the_other, (str(tmp_path / "store"),), nprocs=2)
 
 
 def test_heads_that_do_not_divide_are_refused_on_every_rank(ranks):

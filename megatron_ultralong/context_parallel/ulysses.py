@@ -7,9 +7,9 @@ and their mirror images, which in order are chunks o and 2 r - 1 - o of the coar
 therefore lies the same for every split of cp, documents may have any length, and a run can change the split.
 
 One all-to-all before attention (queries, keys and values together) and one after it; backward has the same two.
-A rank sends (N / u + 2 max(K / u, 1)) H values a token to attention, and N / u H back, of which 1 / u stays; beside
-the ring's memory a call holds one such buffer to send and one to receive. With more ranks than key-value heads each
-head goes to u / K ranks, and its gradients are added in fp32.
+A rank hands over (N + 2 max(K, u)) H values a token of its own before attention and N H after it, of which 1 / u stays
+with it; beside the ring's memory a call holds one such buffer to send and one to receive. With more ranks than
+key-value heads each head goes to u / K ranks, and its gradients are added in fp32.
 
 House legend, and u: ranks of the inner group, n = N / u and k = max(K / u, 1): the heads that a rank attends with.
 """

@@ -125,6 +125,9 @@ class TrainConfig:
     """Weight of the squared log of the softmax's denominator, which keeps logits from drifting; 0: none."""
     seed: int = 1234
     """Of initial weights and of the order of samples."""
+    max_skipped: int = 3
+    """Steps in a row whose loss or gradient is not finite that are skipped; one more ends the run, with a checkpoint
+    of the state before them."""
     time_limit: str = ""
     """[D-]HH:MM:SS as SLURM writes it, from the start of this process: the run saves and exits before a step that
     would end past it, as it does on SIGTERM and SIGUSR1. Empty: no limit."""
@@ -187,6 +190,8 @@ class LogConfig:
     """Folder of TensorBoard event files; default: tensorboard in checkpoint.save."""
     wandb: str = ""
     """Weights & Biases project that the metrics also go to; empty: none."""
+    spike: float = 8.0
+    """A loss this many deviations above the median of the last 64 is named and marked in the metrics; 0: none is."""
     interval: int = 10
     """Steps between lines where the output is no terminal; a terminal shows every step."""
     profile: int = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import time
 from pathlib import Path
 
@@ -12,8 +11,8 @@ import torch.distributed as dist
 
 from megatron_ultralong.config import RunConfig
 from megatron_ultralong.engine import device, groups
-from megatron_ultralong.errors import UserError
 from megatron_ultralong.planning.flops import ModelShape, peak_flops, step_flops
+from megatron_ultralong.training.anomalies import Anomalies
 from megatron_ultralong.training.metrics import Recorder, StepMetrics
 from megatron_ultralong.training.profile import Profiler
 from megatron_ultralong.training.saving import Saver
@@ -41,8 +40,8 @@ def train(config: RunConfig) -> Outcome:
     """Run `config` to its last step, resuming from its newest checkpoint if it has one.
 
     Raises:
-        UserError: anything in the configuration, the data or the checkpoint that cannot work, or a loss that
-            is not finite (the checkpoints before it stay).
+        UserError: anything in the configuration, the data or the checkpoint that cannot work, or losses
+            that are not finite, too many in a row.
     """
     with StopRequests(config.train.time_limit) as requests:
         run = prepare(config)
@@ -57,6 +56,7 @@ def _train(run: Run, requests: StopRequests) -> Outcome:
     recorder = Recorder(config, run.step + 1) if dist.get_rank() == 0 else None
     profiler = Profiler(config.log.profile, (config.checkpoint.save or Path()) / "trace")
     saver = Saver(run, requests)
+    anomalies = Anomalies(run, saver)
     stopped_by = ""
     for step in range(run.step, config.train.steps):
         stopped_by = requests.agreed(run.device)
@@ -66,15 +66,12 @@ def _train(run: Run, requests: StopRequests) -> Outcome:
             break
         started = time.monotonic()
         result = train_step(run, step)
-        if not math.isfinite(result.loss) or not math.isfinite(result.grad_norm):
-            raise UserError(
-                f"step {step + 1}: the loss is {result.loss} and the gradient norm {result.grad_norm}; "
-                "lower optimizer.learning_rate, or look at the data of this step."
-            )
         seconds = time.monotonic() - started
+        spike = anomalies.judge(step, result)
         requests.took("step", seconds)
         if recorder is not None:
-            recorder.record(_metrics(run, step, result, seconds))
+            recorder.record(_metrics(run, step, result, seconds, spike))
+        anomalies.stop_if_too_many(step, result)
         profiler.step()
         saver.after_step(step + 1)
     profiler.close()
@@ -88,7 +85,7 @@ def _say_stopped(config: RunConfig, step: int, stopped_by: str) -> None:
     logger.info("stopped by %s after step %d of %d; %s", stopped_by, step, config.train.steps, go_on)
 
 
-def _metrics(run: Run, step: int, result: StepResult, seconds: float) -> StepMetrics:
+def _metrics(run: Run, step: int, result: StepResult, seconds: float, spike: bool) -> StepMetrics:
     train, ranks = run.config.train, dist.get_world_size()
     tokens = train.global_batch_size * run.config.data.sequence_length
     flops = step_flops(ModelShape.from_hf(run.description.hf_config), tokens, result.labels, result.pairs)
@@ -98,6 +95,8 @@ def _metrics(run: Run, step: int, result: StepResult, seconds: float) -> StepMet
         loss=result.loss,
         grad_norm=result.grad_norm,
         learning_rate=result.learning_rate,
+        skipped=not result.updated,
+        spike=spike,
         tokens=result.labels,
         samples=run.samples_before(step + 1),
         seconds=seconds,

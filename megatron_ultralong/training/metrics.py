@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,8 @@ class StepMetrics:
         loss: mean over the step's labels, in nats a token.
         grad_norm: global, before clipping.
         learning_rate: at this step.
+        skipped: the loss or the gradient was not finite, and the weights are as before.
+        spike: the loss jumped (see `anomalies`).
         tokens: labels that counted, over all ranks.
         samples: read since the run's beginning, over all ranks: the position in the data.
         seconds: wall time of the step.
@@ -39,6 +42,8 @@ class StepMetrics:
     loss: float
     grad_norm: float
     learning_rate: float
+    skipped: bool
+    spike: bool
     tokens: int
     samples: int
     seconds: float
@@ -99,10 +104,18 @@ class _JsonLines:
 
     def record(self, metrics: StepMetrics) -> None:
         with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(dataclasses.asdict(metrics)) + "\n")
+            stream.write(json.dumps(_plain(metrics)) + "\n")
 
     def close(self) -> None:
         pass
+
+
+def _plain(metrics: StepMetrics) -> dict[str, Any]:
+    """The step as JSON has it: null for a number that is not finite."""
+    row = dataclasses.asdict(metrics)
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }
 
 
 def _keep_before(path: Path, step: int) -> None:

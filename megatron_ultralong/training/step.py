@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -124,6 +125,8 @@ class StepResult:
         pairs: query-key pairs that attention computed.
         grad_norm: global, before clipping.
         learning_rate: at this step.
+        updated: False if loss or gradient was not finite: weights, optimizer and schedule are as before.
+        suspects: then the samples of the blend whose own loss was not finite; none if only the gradient was not.
     """
 
     loss: float
@@ -131,10 +134,12 @@ class StepResult:
     pairs: int
     grad_norm: float
     learning_rate: float
+    updated: bool = True
+    suspects: tuple[int, ...] = ()
 
 
 def train_step(run: Run, step: int) -> StepResult:
-    """Forward, backward and update for optimizer step `step` (0 for the first)."""
+    """Forward, backward and, if loss and gradient are finite, update for optimizer step `step` (0 for the first)."""
     config, dp_size = run.config, mcore.parallel_state.get_data_parallel_world_size()
     run.model.zero_grad_buffer()  # type: ignore[operator]
     run.optimizer.zero_grad()
@@ -147,17 +152,53 @@ def train_step(run: Run, step: int) -> StepResult:
         micro_batch_size=config.train.micro_batch_size,
         forward_only=False,
     )
-    _, grad_norm, _ = run.optimizer.step()
     learning_rate = max(group["lr"] for group in run.optimizer.param_groups)
+    run.optimizer.prepare_grads()
+    grad_norm = float(run.optimizer.get_grad_norm() or 0.0)
+    loss, labels, pairs, finite = _reduce(reports, grad_norm, run.device)
+    suspects: tuple[int, ...] = ()
+    if finite:
+        _update(run, grad_norm)
+    else:
+        suspects = _suspects(run, step, reports)
+    return StepResult(loss, labels, pairs, grad_norm, learning_rate, finite, suspects)
+
+
+def _update(run: Run, grad_norm: float) -> None:
+    """Clip and step, as megatron-core's optimizer.step does after it has found the norm."""
+    for optimizer in getattr(run.optimizer, "chained_optimizers", [run.optimizer]):
+        parameters = [] if optimizer.is_stub_optimizer else optimizer.get_parameters()
+        if parameters and optimizer.config.clip_grad > 0.0:
+            mcore.clip_grad_by_total_norm_fp32(parameters, optimizer.config.clip_grad, grad_norm)
+    run.optimizer.step_with_ready_grads()
     run.scheduler.step(increment=1)
-    loss, labels, pairs = _reduce(reports, run.device)
-    return StepResult(loss, labels, pairs, float(grad_norm or 0.0), learning_rate)
 
 
-def _reduce(reports: list[tuple[Tensor, ...]], device: torch.device) -> tuple[float, int, int]:
-    """Loss, labels, pairs over the whole job: only the last pipeline stage has any, its TP ranks have the same."""
-    totals = torch.zeros(3, dtype=torch.float64, device=device)
-    if reports and mcore.parallel_state.get_tensor_model_parallel_rank() == 0:
-        totals = torch.stack([torch.stack(report) for report in reports]).sum(0)
+def _reduce(reports: list[tuple[Tensor, ...]], grad_norm: float, device: torch.device) -> tuple[float, int, int, bool]:
+    """Loss, labels, pairs over the whole job, and whether the loss and every rank's gradient norm are finite.
+
+    Only the last pipeline stage has reports, and its TP ranks have the same.
+    """
+    totals = torch.zeros(4, dtype=torch.float64, device=device)
+    if _reports_count(reports):
+        totals[:3] = torch.stack([torch.stack(report) for report in reports]).sum(0)
+    totals[3] = 0.0 if math.isfinite(grad_norm) else 1.0
     dist.all_reduce(totals)
-    return float(totals[0] / totals[1].clamp(min=1)), int(totals[1]), int(totals[2])
+    loss, labels, pairs, infinite = totals.tolist()
+    return loss / max(labels, 1.0), int(labels), int(pairs), math.isfinite(loss) and not infinite
+
+
+def _reports_count(reports: list[tuple[Tensor, ...]]) -> bool:
+    return bool(reports) and mcore.parallel_state.get_tensor_model_parallel_rank() == 0
+
+
+def _suspects(run: Run, step: int, reports: list[tuple[Tensor, ...]]) -> tuple[int, ...]:
+    """Samples of the blend in the microbatches whose loss is not finite on some rank; the same on every rank."""
+    state, train = mcore.parallel_state, run.config.train
+    flags = torch.zeros(train.global_batch_size // train.micro_batch_size, dtype=torch.int32, device=run.device)
+    if _reports_count(reports):
+        own = torch.stack([~report[0].isfinite() for report in reports]).int()
+        flags[state.get_data_parallel_rank() :: state.get_data_parallel_world_size()] = own
+    dist.all_reduce(flags)
+    first, micro = run.samples_before(step), train.micro_batch_size
+    return tuple(first + place * micro + i for place in flags.nonzero().flatten().tolist() for i in range(micro))

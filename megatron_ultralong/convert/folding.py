@@ -2,8 +2,7 @@
 
 Logits are scaled by m squared in the rotated channels; a query scaled by as much there gives the same logits. Where
 queries are normalised after their projection (Qwen3), the norm's weight takes the factor, as a factor before it
-would be lost. Cost: one fp32 copy of one layer's fused projection. The product is rounded once, to the dtype it is
-stored in: exact to rounding in fp32; in bf16 each folded weight moves by up to 2^-9 of itself.
+would be lost. Cost: one number a row. The product is rounded once, to the dtype it is stored in: exact to rounding in fp32; in bf16 each folded weight moves by up to 2^-9 of itself.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ import dataclasses
 import torch
 
 from megatron_ultralong.convert.hf_config import served
-from megatron_ultralong.convert.rules import Dimensions
 from megatron_ultralong.convert.table import Table
 from megatron_ultralong.model.description import Description
+from megatron_ultralong.model.rules import Dimensions, Rule
 
 _NORM, _PROJECTION = "self_attention.q_layernorm.weight", "self_attention.linear_qkv."
 
@@ -41,20 +40,18 @@ class QueryFold:
         normed = any(rule.megatron.endswith(_NORM) for rule, _ in table.pieces())
         return cls(factor=factor, rotary_dim=description.rope.rotary_dim(table.dimensions.H), normed=normed)
 
-    def apply(self, name: str, tensor: torch.Tensor, dimensions: Dimensions) -> torch.Tensor:
-        """A Megatron tensor of one layer with the factor in it, in fp32 where it holds queries; else as it is.
+    def scale(self, rule: Rule, part: int, dimensions: Dimensions) -> torch.Tensor | None:
+        """Factors of the rows of a rule's Hugging Face tensor, fp32 [rows]; None: it holds no queries to scale.
 
         Args:
-            name: its key in the checkpoint.
-            tensor: linear_qkv's weight or bias, [K (N/K + 2) H, ...], or the norm's weight, [H].
+            rule: what the tensor belongs to.
+            part: which of the rule's tensors.
             dimensions: of the model.
         """
-        if self.factor == 1.0 or (_NORM if self.normed else _PROJECTION) not in name or "layer_norm" in name:
-            return tensor
-        folded = tensor.to(torch.float32, copy=True)
-        if self.normed:
-            folded[: self.rotary_dim] *= self.factor
-            return folded
-        heads = folded.view(dimensions.K, -1, dimensions.H, *folded.shape[1:])  # N/K queries, a key, a value
-        heads[:, :-2, : self.rotary_dim] *= self.factor
-        return folded
+        wanted = rule.megatron.endswith(_NORM) if self.normed else _PROJECTION in rule.megatron
+        if self.factor == 1.0 or not wanted or "layer_norm" in rule.megatron or part > 0:
+            return None
+        heads = 1 if self.normed else dimensions.N  # queries are the first rows also where q, k and v are one tensor
+        factors = torch.ones(rule.shapes(dimensions)[0][0])
+        factors[: heads * dimensions.H].view(heads, dimensions.H)[:, : self.rotary_dim] = self.factor
+        return factors

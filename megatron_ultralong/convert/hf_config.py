@@ -14,6 +14,7 @@ import torch
 
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.model import rope_hf
+from megatron_ultralong.model.description import Description
 from megatron_ultralong.model.rope import RopeScaling, longrope_attention
 
 _DTYPE_ENTRIES = ("torch_dtype", "dtype")
@@ -85,3 +86,16 @@ def with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """`config` with torch_dtype naming the dtype of the exported weights."""
     kept = {name: value for name, value in config.items() if name not in _DTYPE_ENTRIES}
     return kept | {"torch_dtype": str(dtype).removeprefix("torch.")}
+
+
+def exported(description: Description, dtype: torch.dtype) -> dict[str, Any]:
+    """config.json of a checkpoint's export: its rope, its dtype, and no window narrower than what it was trained on.
+
+    Raises:
+        UserError: Hugging Face has no form for the rope.
+    """
+    config = with_dtype(with_rope(description.hf_config, description.rope), dtype)
+    window = config.get("sliding_window")
+    if window and window < description.rope.length:  # training attends to the whole sequence
+        config["sliding_window"] = None
+    return config

@@ -1,39 +1,49 @@
 """Hugging Face -> Megatron: safetensors into a dist_checkpointing directory that any layout can load.
 
-No model is built: the name table says where each tensor goes, and the layer axis is prepended as
-megatron-core's TransformerBlock does for layers that are alike. The vocabulary is stored unpadded; a model
-padded for tensor parallelism loads it all the same, since megatron-core marks the embedding and the output
-layer allow_shape_mismatch. Cost: every byte is read and written once, and read again by the check; memory is
-one layer.
+No model is built: the name table says where each row goes, and the layer axis is prepended as megatron-core's
+TransformerBlock does for layers that are alike. The vocabulary is stored unpadded; a model padded for tensor
+parallelism loads it all the same, since megatron-core marks the embedding and the output layer
+allow_shape_mismatch. Cost: every byte is read and written once, and read again by the check; memory is a few
+megabytes beside Python and PyTorch themselves, whatever the model.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
-from collections.abc import Iterable
+import math
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from megatron_ultralong import provenance
-from megatron_ultralong.convert.families import EMBEDDING, OUTPUT
 from megatron_ultralong.convert.huggingface import HfFolder, own_tokenizer_fingerprint
-from megatron_ultralong.convert.rules import Rule
-from megatron_ultralong.convert.table import Table, listing
-from megatron_ultralong.convert.torch_dist import Piece, Reader, write
-from megatron_ultralong.convert.verify import check_megatron, checksum
+from megatron_ultralong.convert.logits import Verification, verify_logits
+from megatron_ultralong.convert.output import (
+    TORCH_DTYPES,
+    Dtype,
+    check_counts,
+    precision_name,
+    refuse_existing,
+    warn_not_finite,
+    writing,
+)
+from megatron_ultralong.convert.plan import import_plan
+from megatron_ultralong.convert.stream import Tally, cut, fuse
+from megatron_ultralong.convert.table import Table
+from megatron_ultralong.convert.torch_dist import Piece, Reader, Stored, write_metadata, write_pieces
+from megatron_ultralong.convert.verify import check_megatron
+from megatron_ultralong.convert.workers import share
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import atomic_directory
 from megatron_ultralong.model.description import Description
+from megatron_ultralong.model.families import EMBEDDING, OUTPUT
 from megatron_ultralong.model.rope import RopeScaling
+from megatron_ultralong.model.rules import Rule
 from megatron_ultralong.progress import Progress
 
 logger = logging.getLogger(__name__)
-
-Dtype = Literal["keep", "fp32", "bf16", "fp16"]
-TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def convert_hf_to_megatron(
@@ -41,8 +51,13 @@ def convert_hf_to_megatron(
     hf: Path,
     output: Path,
     dtype: Dtype = "keep",
+    workers: int = 1,
     overwrite: bool = False,
-    verify: Literal["checksums", "none"] = "checksums",
+    verify: Literal["checksums", "logits", "none"] = "checksums",
+    verify_text: Path | None = None,
+    verify_length: int = 2048,
+    allow_pickle: bool = False,
+    dry_run: bool = False,
 ) -> None:
     """Convert a model in Hugging Face format into a Megatron checkpoint (step 0).
 
@@ -50,91 +65,88 @@ def convert_hf_to_megatron(
         hf: folder with config.json and safetensors.
         output: folder to write; it appears whole or not at all.
         dtype: of the stored weights; "keep" as they are in the file.
+        workers: processes that share the work; the result is the same, bit for bit.
         overwrite: replace OUTPUT if it exists.
-        verify: read the result back and compare every tensor's checksum with the source's.
+        verify: "checksums" reads the result back and compares every tensor's checksum with the source's; "logits"
+            also runs transformers and Megatron over the same tokens, in fp32 (4 bytes a parameter), and names the
+            tensor at which they part.
+        verify_text: text to compare logits on; by default random token ids.
+        verify_length: tokens to compare logits on at most; 0: the model's whole context.
+        allow_pickle: take pytorch_model*.bin (read with weights_only) where there are no safetensors.
+        dry_run: say what would be written, and write nothing.
 
     Raises:
         UserError: anything wrong with the input, or OUTPUT exists.
     """
     refuse_existing(output, overwrite)
-    source = HfFolder.open(hf)
+    check_counts(workers=workers)
+    source = HfFolder.open(hf, allow_pickle=allow_pickle)
     table = Table.from_hf(source.config)
     rope = RopeScaling.from_hf(source.config)
     table.check_hf(source.shapes, str(hf))
+    dtypes = {rule.megatron: TORCH_DTYPES.get(dtype) or _common_dtype(source, rule, table) for rule in table.rules}
+    size = sum(math.prod(shape) * dtypes[key].itemsize for key, shape in table.megatron_shapes.items())
+    if dry_run:
+        logger.info("%s", import_plan(source, table, rope, dtypes, output))
+        return
     _check_tie(source, table)
-    with atomic_directory(output) as folder:
-        intake = _Intake(source, table, TORCH_DTYPES.get(dtype))
-        with intake.progress:
-            write(folder, intake.groups())
-        intake.warn()
-        precision = precision_name(intake.dtypes.values())
+    with writing(output, size) as folder:
+        tally = _write_weights(folder, source, table, dtypes, workers)
+        warn_not_finite(hf, tally)
         Description(
             hf_config=source.config,
             rope=rope,
             tokenizer_fingerprint=own_tokenizer_fingerprint(hf),
             step=0,
-            run={"source": str(Path(hf).resolve()), "precision": precision, "versions": provenance.versions()},
+            run={
+                "source": str(Path(hf).resolve()),
+                "precision": precision_name(dtypes.values()),
+                "versions": provenance.versions(),
+            },
         ).write(folder)
-        if verify == "checksums":
-            check_megatron(Reader(folder), table, intake.checksums)
-    logger.info("%s: %d tensors, %s, rope %s", output, len(table.hf_shapes), precision, rope.kind)
+        if verify != "none":
+            check_megatron(Reader(folder), table, tally.checksums, workers)
+        if verify == "logits":
+            verify_logits(Verification(hf, folder, verify_text, verify_length or rope.length, dtype=TORCH_DTYPES.get(dtype)))
+    logger.info("%s: %d tensors, %s, rope %s", output, len(tally.checksums), precision_name(dtypes.values()), rope.kind)
 
 
-def refuse_existing(output: Path, overwrite: bool) -> None:
-    """Raise UserError if `output` exists and may not be replaced."""
-    if Path(output).exists() and not overwrite:
-        raise UserError(f"{output} exists; give another --output, or --overwrite to replace it.")
+@dataclasses.dataclass(frozen=True)
+class _Import:
+    """Writes one .distcp file: the pieces of one group of the table."""
 
+    folder: Path
+    source: HfFolder
+    table: Table
+    dtypes: dict[str, torch.dtype]
 
-def precision_name(dtypes: Iterable[torch.dtype]) -> str:
-    """Name the one dtype ("fp32", "bf16", "fp16") all tensors have, or "mixed"."""
-    found = set(dtypes)
-    names = {value: name for name, value in TORCH_DTYPES.items()}
-    return names[found.pop()] if len(found) == 1 else "mixed"
-
-
-class _Intake:
-    """Reads, casts, checks and fuses tensors as the writer asks for them."""
-
-    def __init__(self, source: HfFolder, table: Table, dtype: torch.dtype | None) -> None:
-        self.source, self.table = source, table
-        self.dtypes = {rule.megatron: dtype or _common_dtype(source, rule, table) for rule in table.rules}
-        self.checksums: dict[str, int] = {}
-        self.not_finite: list[str] = []
-        self.progress = Progress("reading", len(table.hf_shapes), "tensors")
-
-    def groups(self) -> list[list[Piece]]:
-        """The checkpoint's pieces: the embedding, each layer, and the rest."""
-        groups: dict[tuple[bool, int, bool], list[Piece]] = {}
-        for rule, layer in self.table.pieces():
-            groups.setdefault((rule.layered, layer, rule is EMBEDDING), []).append(self._piece(rule, layer))
-        return list(groups.values())
+    def __call__(self, number: int) -> tuple[list[Stored], Tally]:
+        tally = Tally()
+        pieces = [
+            (
+                self._piece(rule, layer),
+                fuse(self.source, rule, layer, self.table.dimensions, self.dtypes[rule.megatron], tally),
+            )
+            for rule, layer in self.table.groups()[number]
+        ]
+        return write_pieces(self.folder / f"__{number}_0.distcp", pieces), tally
 
     def _piece(self, rule: Rule, layer: int) -> Piece:
-        return Piece(
-            key=rule.megatron,
-            shape=self.table.megatron_shapes[rule.megatron],
-            layer=layer if rule.layered else None,
-            dtype=self.dtypes[rule.megatron],
-            make=functools.partial(self._fused, rule, layer),
-        )
+        shape = self.table.megatron_shapes[rule.megatron]
+        return Piece(rule.megatron, shape, layer if rule.layered else None, self.dtypes[rule.megatron])
 
-    def _fused(self, rule: Rule, layer: int) -> torch.Tensor:
-        dtype = self.dtypes[rule.megatron]
-        return rule.merge([self._read(name, dtype) for name in rule.names(layer)], self.table.dimensions)
 
-    def _read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        tensor = self.source.read(name).to(dtype)
-        if not torch.isfinite(tensor).all():
-            self.not_finite.append(name)
-        self.checksums[name] = checksum(tensor)
-        self.progress.advance()
-        return tensor
-
-    def warn(self) -> None:
-        """Say which tensors hold NaN or infinity, if any."""
-        if self.not_finite:
-            logger.warning("%s: NaN or infinite weights in %s", self.source.path, listing(self.not_finite, 8))
+def _write_weights(folder: Path, source: HfFolder, table: Table, dtypes: dict[str, torch.dtype], workers: int) -> Tally:
+    """Write every tensor, and the description of where each lies."""
+    tally, stored = Tally(), []
+    jobs = range(len(table.groups()))
+    with Progress("converting", len(table.hf_shapes), "tensors") as progress:
+        for places, found in share(_Import(folder, source, table, dtypes), jobs, workers):
+            stored += places
+            tally.update(found)
+            progress.advance(len(found.checksums))
+    write_metadata(folder, stored)
+    return tally
 
 
 def _common_dtype(source: HfFolder, rule: Rule, table: Table) -> torch.dtype:
@@ -148,7 +160,13 @@ def _common_dtype(source: HfFolder, rule: Rule, table: Table) -> torch.dtype:
 def _check_tie(source: HfFolder, table: Table) -> None:
     """With tied embeddings, a stored lm_head.weight must be the embedding again."""
     head, embedding = OUTPUT.hf[0], EMBEDDING.hf[0]
-    if table.tied and head in source.files and not torch.equal(source.read(head), source.read(embedding)):
+    if not table.tied or head not in source.files:
+        return
+    tally, (rows, *tail) = Tally(), source.shapes[embedding]
+    for name in (head, embedding):
+        for start, stop in cut(rows, math.prod(tail) * 4):
+            tally.add(name, source.rows(name, start, stop).float())
+    if tally.checksums[head] != tally.checksums[embedding] or source.shapes[head] != source.shapes[embedding]:
         raise UserError(
             f"{source.files[head]}: {head} differs from {embedding}, but config.json says tie_word_embeddings; "
             "set it to false if the model has an output layer of its own."

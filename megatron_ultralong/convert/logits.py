@@ -1,8 +1,9 @@
 """Do transformers and megatron-core compute the same? The logits of both, in fp32, over one whole sequence.
 
-Checksums show that no weight was lost; only this shows that each one is used as it was trained, rope included.
-Both models compute in fp32 whatever the weights are stored in, so what is left is rounding. One model is in
-memory at a time: 4 bytes a parameter, plus S x D hidden states; logits exist for `_CHUNK` positions at a time.
+Checksums show that no weight was lost; only this shows that each one is used as it was trained, rope included, and
+names the tensor where it is not (trace.py). Both models compute in fp32 whatever the weights are stored in, so what
+is left is rounding. One model is in memory at a time: 4 bytes a parameter, plus S x D hidden states; logits exist for
+`_CHUNK` positions at a time.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 
+from megatron_ultralong.convert.folding import QueryFold
+from megatron_ultralong.convert.table import Table
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.model.description import Description
 
@@ -24,6 +27,27 @@ _SUSPICIOUS = 1e-2  # of the largest logit; fp32 rounding is below 1e-4 of it at
 
 
 @dataclasses.dataclass(frozen=True)
+class Verification:
+    """What is compared.
+
+    Attributes:
+        hf: the model in Hugging Face format.
+        load: the Megatron checkpoint.
+        text: a UTF-8 file to take tokens from; None: random ids.
+        length: tokens at most.
+        folded: the Hugging Face side is an export, which may hold a temperature in its queries (folding.py).
+        dtype: both models' weights are rounded to it first, where one side stores a narrower one.
+    """
+
+    hf: Path
+    load: Path
+    text: Path | None = None
+    length: int = 2048
+    folded: bool = False
+    dtype: torch.dtype | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class LogitsComparison:
     """Two models' logits over the same tokens.
 
@@ -31,40 +55,78 @@ class LogitsComparison:
         tokens: positions compared.
         max_abs_diff: largest difference of a logit.
         max_abs: largest logit of transformers' model.
+        parted: where they part first, in words; None: nowhere by more than rounding.
     """
 
     tokens: int
     max_abs_diff: float
     max_abs: float
+    parted: str | None = None
+
+    @property
+    def rounding(self) -> bool:
+        """Whether the logits differ by rounding only."""
+        return self.max_abs_diff <= _SUSPICIOUS * self.max_abs  # false of NaN
 
 
-def compare_logits(*, hf: Path, load: Path, tokens_S: torch.Tensor) -> LogitsComparison:
+def verify_logits(what: Verification) -> dict[str, Any]:
+    """Compare logits and say what came out; returns the entries for verification.json.
+
+    Raises:
+        UserError: they differ by more than rounding; or what `compare_logits` and `verification_tokens` raise.
+    """
+    found = compare_logits(what, verification_tokens(what.hf, what.length, what.text))
+    if not found.rounding:
+        raise UserError(
+            f"logits of transformers and Megatron differ by {found.max_abs_diff:.3g} of {found.max_abs:.3g}, which is "
+            f"not rounding; they part at {found.parted or 'the output layer'}; mend that, or give --verify checksums."
+        )
+    if found.parted:
+        logger.warning("transformers and Megatron differ a little more than rounding at %s", found.parted)
+    logger.info(
+        "logits of transformers and Megatron over %d tokens: max abs diff %.3g (largest logit %.3g)",
+        found.tokens,
+        found.max_abs_diff,
+        found.max_abs,
+    )
+    return {
+        "hf_logits_max_abs_diff": found.max_abs_diff,
+        "hf_logits_max_abs": found.max_abs,
+        "tokens": found.tokens,
+        "text": None if what.text is None else str(what.text),
+    }
+
+
+def compare_logits(what: Verification, tokens_S: torch.Tensor) -> LogitsComparison:
     """Run both models over the same tokens.
 
     Args:
-        hf: the model in Hugging Face format.
-        load: the Megatron checkpoint.
+        what: the two models.
         tokens_S: int64 [S], ids below the vocabulary size.
 
     Raises:
         UserError: transformers can't load `hf`, or megatron-core `load`.
     """
     from megatron_ultralong.config import ParallelConfig
+    from megatron_ultralong.convert.trace import Trace, part, spread
     from megatron_ultralong.engine import groups
 
+    description = Description.read(what.load)
+    table = Table.from_hf(description.hf_config)
+    fold = QueryFold.of(description, table) if what.folded else QueryFold(1.0, 0, False)
+    theirs, ours = Trace(spread(len(tokens_S))), Trace(spread(len(tokens_S)))
     with groups.single_process(ParallelConfig(device="cpu")) as device, torch.inference_mode():
         tokens_1S = tokens_S[None].to(device)
-        theirs_SD, their_head_VD = _transformers(hf, tokens_1S, device)
-        ours_SD, our_head_VD = _megatron(load, tokens_1S, device)
+        theirs_SD, their_head_VD = _transformers(what, tokens_1S, table, theirs)
+        ours_SD, our_head_VD = _megatron(what, tokens_1S, table, ours)
         difference = largest = 0.0
         for start in range(0, len(tokens_S), _CHUNK):
-            theirs = theirs_SD[start : start + _CHUNK] @ their_head_VD.t()
-            ours = ours_SD[start : start + _CHUNK] @ our_head_VD.t()
-            difference = max(difference, float((theirs - ours).abs().max()))
-            largest = max(largest, float(theirs.abs().max()))
-    if not difference <= _SUSPICIOUS * largest:  # also true of NaN
-        logger.warning("logits of transformers and Megatron differ by %.3g of %.3g: not rounding", difference, largest)
-    return LogitsComparison(tokens=len(tokens_S), max_abs_diff=difference, max_abs=largest)
+            their_logits = theirs_SD[start : start + _CHUNK] @ their_head_VD.t()
+            our_logits = ours_SD[start : start + _CHUNK] @ our_head_VD.t()
+            # torch.maximum keeps NaN, which Python's max may drop.
+            difference = float(torch.maximum(torch.tensor(difference), (their_logits - our_logits).abs().max()))
+            largest = max(largest, float(their_logits.abs().max()))
+        return LogitsComparison(len(tokens_S), difference, largest, part(table, fold, theirs, ours))
 
 
 def verification_tokens(folder: Path, length: int, text: Path | None = None) -> torch.Tensor:
@@ -82,10 +144,10 @@ def verification_tokens(folder: Path, length: int, text: Path | None = None) -> 
         UserError: the text can't be read, or gives no ids.
     """
     if text is None:
-        from megatron_ultralong.convert.huggingface import HfFolder
+        from megatron_ultralong.files import read_json
 
-        vocabulary = HfFolder.open(folder).config["vocab_size"]
-        return torch.randint(vocabulary, (length,), generator=torch.Generator().manual_seed(0))
+        config = read_json(Path(folder) / "config.json", "the model's configuration", "give another folder")
+        return torch.randint(config["vocab_size"], (length,), generator=torch.Generator().manual_seed(0))
     from megatron_ultralong.data.tokenizer import load_tokenizer
 
     try:
@@ -98,36 +160,53 @@ def verification_tokens(folder: Path, length: int, text: Path | None = None) -> 
     return ids
 
 
-def _transformers(hf: Path, tokens_1S: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _round(model: torch.nn.Module, dtype: torch.dtype | None) -> None:
+    """Round every weight to `dtype`, keeping fp32."""
+    for parameter in model.parameters() if dtype is not None else ():
+        parameter.copy_(parameter.to(dtype))
+
+
+def _transformers(
+    what: Verification, tokens_1S: torch.Tensor, table: Table, trace: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Final hidden states [S, D] and output weights [V, D] of transformers' model."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
+    from megatron_ultralong.convert.trace import follow_transformers
+
     transformers_logging.disable_progress_bar()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            hf, local_files_only=True, dtype=torch.float32, attn_implementation="sdpa"
+            what.hf, local_files_only=True, dtype=torch.float32, attn_implementation="sdpa"
         )
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{hf}: transformers cannot load it ({reason}); convert or copy it again.") from None
-    model = model.to(device).eval()
+        raise UserError(f"{what.hf}: transformers cannot load it ({reason}); convert or copy it again.") from None
+    model = model.to(tokens_1S.device).eval()
+    _round(model, what.dtype)
+    follow_transformers(model, table, trace, tokens_1S.shape[1])
     hidden = model.base_model(input_ids=tokens_1S, use_cache=False).last_hidden_state[0]
     return hidden, model.get_output_embeddings().weight.detach()
 
 
-def _megatron(load: Path, tokens_1S: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _megatron(
+    what: Verification, tokens_1S: torch.Tensor, table: Table, trace: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Final hidden states [S, D] and output weights [V, D] of megatron-core's model."""
     from megatron_ultralong.config import ParallelConfig
     from megatron_ultralong.context_parallel.core_attention import SequenceLayout
+    from megatron_ultralong.convert.trace import follow_megatron
     from megatron_ultralong.model.build import build_model
     from megatron_ultralong.training.checkpoint import load_weights
 
-    description = Description.read(load)
-    model = build_model(description.hf_config, description.rope, ParallelConfig(), "fp32").to(device).eval()
-    load_weights(model, load)
+    description = Description.read(what.load)
+    model = build_model(description.hf_config, description.rope, ParallelConfig(), "fp32").to(tokens_1S.device).eval()
+    load_weights(model, what.load)
+    _round(model, what.dtype)
+    follow_megatron(model, table, trace, tokens_1S.shape[1])
     model.post_process = False  # GPTModel then returns the (normed) hidden states, not [S, V] logits
-    positions_1S = torch.arange(tokens_1S.shape[1], device=device)[None]
+    positions_1S = torch.arange(tokens_1S.shape[1], device=tokens_1S.device)[None]
     hidden_S1D = model(
         input_ids=tokens_1S,
         position_ids=positions_1S,

@@ -2,11 +2,13 @@
 
 Only model tensors are read; optimizer state may be there or not. The folder gets sharded safetensors, config.json
 with the rope that was trained, generation_config.json, and the tokenizer with its chat templates. Cost: every
-byte is read and written once, and read again by the check; memory is one shard.
+byte is read and written once, and read again by the check; memory is a few megabytes beside Python and PyTorch
+themselves, whatever the model.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from pathlib import Path
@@ -14,27 +16,43 @@ from typing import Any, Literal
 
 import torch
 
-from megatron_ultralong.convert.families import EMBEDDING
+from megatron_ultralong.convert.average import Mean, open_mean
 from megatron_ultralong.convert.folding import QueryFold
-from megatron_ultralong.convert.hf_config import with_dtype, with_rope
-from megatron_ultralong.convert.hf_to_megatron import TORCH_DTYPES, Dtype, refuse_existing
+from megatron_ultralong.convert.hf_config import exported
 from megatron_ultralong.convert.huggingface import (
     TOKENIZER_FILES,
     HfFolder,
-    ShardWriter,
     copy_files,
+    matching,
     own_tokenizer_fingerprint,
+    plan_shards,
+    write_index,
 )
-from megatron_ultralong.convert.logits import compare_logits, verification_tokens
-from megatron_ultralong.convert.table import Table, listing
-from megatron_ultralong.convert.torch_dist import Reader
-from megatron_ultralong.convert.verify import check_hf, checksum, hf_tensors
+from megatron_ultralong.convert.logits import Verification, verify_logits
+from megatron_ultralong.convert.output import (
+    TORCH_DTYPES,
+    Dtype,
+    check_counts,
+    refuse_existing,
+    warn_not_finite,
+    writing,
+)
+from megatron_ultralong.convert.plan import export_plan
+from megatron_ultralong.convert.safetensors_file import Writer
+from megatron_ultralong.convert.stream import Tally, unfuse
+from megatron_ultralong.convert.table import Table
+from megatron_ultralong.convert.verify import check_hf
+from megatron_ultralong.convert.workers import share
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import atomic_directory, read_json, write_json
+from megatron_ultralong.files import read_json, write_json
 from megatron_ultralong.model.description import Description
-from megatron_ultralong.progress import track
+from megatron_ultralong.model.families import EMBEDDING
+from megatron_ultralong.model.rules import Rule
+from megatron_ultralong.progress import Progress
 
 logger = logging.getLogger(__name__)
+
+COMPANIONS = (*TOKENIZER_FILES, "generation_config.json")
 
 
 def convert_megatron_to_hf(
@@ -42,12 +60,15 @@ def convert_megatron_to_hf(
     load: Path,
     output: Path,
     hf: Path | None = None,
+    average: tuple[Path, ...] = (),
     dtype: Dtype = "keep",
     max_shard_size: float = 5.0,
+    workers: int = 1,
     overwrite: bool = False,
     verify: Literal["checksums", "logits", "none"] = "checksums",
     verify_text: Path | None = None,
     verify_length: int = 0,
+    dry_run: bool = False,
 ) -> None:
     """Convert a Megatron checkpoint into a model in Hugging Face format.
 
@@ -55,65 +76,136 @@ def convert_megatron_to_hf(
         load: the checkpoint: a folder that tools/convert_hf_to_megatron.py or a training run (step_N) wrote.
         output: folder to write; it appears whole or not at all.
         hf: folder to take the tokenizer and generation_config.json from; by default the one LOAD names.
+        average: more checkpoints of the same model; every weight is the mean of LOAD's and theirs, in fp64.
         dtype: of the exported weights; "keep" as they are in the checkpoint.
         max_shard_size: gigabytes (1e9 bytes) a safetensors file.
+        workers: processes that share the work; the result is the same, bit for bit.
         overwrite: replace OUTPUT if it exists.
         verify: "checksums" reads the result back and compares every tensor's checksum with the checkpoint's;
-            "logits" also runs transformers and Megatron over the same tokens, in fp32 (4 bytes a parameter).
-            OUTPUT/verification.json holds what was found.
+            "logits" also runs transformers and Megatron over the same tokens, in fp32 (4 bytes a parameter), and
+            names the tensor at which they part. OUTPUT/verification.json holds what was found.
         verify_text: text to compare logits on; by default random token ids.
         verify_length: tokens to compare logits on at most; 0: the model's whole context.
+        dry_run: say what would be written, and write nothing.
 
     Raises:
         UserError: anything wrong with the input, or OUTPUT exists.
     """
     refuse_existing(output, overwrite)
-    reader = Reader(load)
+    check_counts(workers=workers)
+    if not max_shard_size > 0:
+        raise UserError(f"--max-shard-size is {max_shard_size}; give gigabytes above 0.")
+    if average and verify == "logits":
+        raise UserError("--verify logits compares with one checkpoint; with --average, take --verify checksums.")
+    source = open_mean([load, *average])
     description = Description.read(load)
     table = Table.from_hf(description.hf_config)
-    table.check_megatron(reader.shapes(), str(load))
-    source = _source(hf, description)
-    dtypes = {
-        name: TORCH_DTYPES.get(dtype, reader.tensors[rule.megatron].properties.dtype)
-        for rule, layer in table.pieces()
-        for name in rule.names(layer)
-    }
-    config = with_rope(description.hf_config, description.rope)
-    config = with_dtype(config, dtypes[EMBEDDING.hf[0]])
+    for reader in source.readers:
+        table.check_megatron(reader.shapes(), str(reader.folder))
+    companions = _companions(hf, description)
+    fold = QueryFold.of(description, table)
+    export = _Export.plan(source, table, fold, TORCH_DTYPES.get(dtype), round(max_shard_size * 1e9))
+    config = exported(description, export.tensors[EMBEDDING.hf[0]].dtype)
     length = description.rope.length
-    with atomic_directory(output) as folder:
-        fold = QueryFold.of(description, table)
-        checksums = _write_weights(folder, reader, table, dtypes, round(max_shard_size * 1e9), fold)
+    if dry_run:
+        files = {
+            name: sum(export.tensors[tensor].size for tensor in tensors) for name, tensors in export.shards.items()
+        }
+        logger.info("%s", export_plan(source, table, config, files, matching(companions, COMPANIONS), output))
+        return
+    with writing(output, sum(tensor.size for tensor in export.tensors.values())) as folder:
+        tally = _write_weights(dataclasses.replace(export, folder=folder), workers)
+        warn_not_finite(load, tally)
         write_json(folder / "config.json", config)
-        _write_companions(folder, source, length)
+        _write_companions(folder, companions, length)
         if verify != "none":
-            check_hf(HfFolder.open(folder), table, checksums)
-            found: dict[str, Any] = {"tensors": len(checksums), "crc32": checksums, "query_scale": fold.factor}
+            check_hf(HfFolder.open(folder), table, tally.checksums, workers)
+            found: dict[str, Any] = {
+                "tensors": len(tally.checksums),
+                "crc32": tally.checksums,
+                "query_scale": fold.factor,
+            }
+            if average:
+                found["averaged"] = [str(reader.folder.resolve()) for reader in source.readers]
             if verify == "logits":
-                found |= _verify_logits(folder, load, verify_length or length, verify_text)
+                found |= verify_logits(
+                    Verification(folder, load, verify_text, verify_length or length, True, TORCH_DTYPES.get(dtype))
+                )
             write_json(folder / "verification.json", found)
-    logger.info("%s: %d tensors, %s, %d tokens of context", output, len(checksums), config["torch_dtype"], length)
+    logger.info("%s: %d tensors, %s, %d tokens of context", output, len(tally.checksums), config["torch_dtype"], length)
 
 
-def _verify_logits(folder: Path, load: Path, length: int, text: Path | None) -> dict[str, Any]:
-    """Compare logits and say what came out; returns the entries for verification.json."""
-    tokens = verification_tokens(folder, length, text)
-    found = compare_logits(hf=folder, load=load, tokens_S=tokens)
-    logger.info(
-        "logits of transformers and Megatron over %d tokens: max abs diff %.3g (largest logit %.3g)",
-        found.tokens,
-        found.max_abs_diff,
-        found.max_abs,
-    )
-    return {
-        "hf_logits_max_abs_diff": found.max_abs_diff,
-        "hf_logits_max_abs": found.max_abs,
-        "tokens": found.tokens,
-        "text": None if text is None else str(text),
-    }
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """A Hugging Face tensor, the rule it comes from, and as which part of it."""
+
+    rule: Rule
+    layer: int
+    part: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
-def _source(hf: Path | None, description: Description) -> Path:
+@dataclasses.dataclass(frozen=True)
+class _Export:
+    """Writes one safetensors file."""
+
+    folder: Path
+    source: Mean
+    table: Table
+    fold: QueryFold
+    tensors: dict[str, _Tensor]
+    shards: dict[str, list[str]]
+
+    @classmethod
+    def plan(cls, source: Mean, table: Table, fold: QueryFold, dtype: torch.dtype | None, largest: int) -> _Export:
+        """Which tensor goes into which file, in the order of the forward pass."""
+        tensors = {
+            name: _Tensor(rule, layer, part, table.hf_shapes[name], dtype or source.dtype(rule.megatron))
+            for rule, layer in table.pieces()
+            for part, name in enumerate(rule.names(layer))
+        }
+        shards = plan_shards({name: tensor.size for name, tensor in tensors.items()}, largest)
+        return cls(Path(), source, table, fold, tensors, shards)
+
+    def __call__(self, file: str) -> Tally:
+        tally = Tally()
+        names = self.shards[file]
+        with Writer(
+            self.folder / file, {name: (self.tensors[name].shape, self.tensors[name].dtype) for name in names}
+        ) as out:
+            for name in names:
+                t = self.tensors[name]
+                scale = self.fold.scale(t.rule, t.part, self.table.dimensions)
+                for rows in unfuse(self.source, t.rule, t.layer, t.part, self.table.dimensions, t.dtype, tally, scale):
+                    out.add(name, rows)
+        return tally
+
+
+def _write_weights(export: _Export, workers: int) -> Tally:
+    """Write every file and the index."""
+    if export.fold.factor != 1.0:
+        exact = export.tensors[EMBEDDING.hf[0]].dtype == torch.float32
+        logger.info(
+            "config.json has no place for this rope's temperature: its %.6g is folded into the queries' weights%s",
+            export.fold.factor,
+            "" if exact else ", rounded once (--dtype fp32 keeps it exact)",
+        )
+    tally = Tally()
+    with Progress("converting", len(export.tensors), "tensors") as progress:
+        for found in share(export, list(export.shards), workers):
+            tally.update(found)
+            progress.advance(len(found.checksums))
+    write_index(export.folder, export.shards, sum(tensor.size for tensor in export.tensors.values()))
+    return tally
+
+
+def _companions(hf: Path | None, description: Description) -> Path:
     """The folder of tokenizer and generation_config.json; its tokenizer must be the one the model was trained with."""
     run = description.run  # a converter's has `source`, a training run's the model section of its configuration
     named = hf or run.get("source") or run.get("model", {}).get("hf")
@@ -128,36 +220,15 @@ def _source(hf: Path | None, description: Description) -> Path:
     return folder
 
 
-def _write_weights(
-    folder: Path, reader: Reader, table: Table, dtypes: dict[str, torch.dtype], largest: int, fold: QueryFold
-) -> dict[str, int]:
-    """Write every tensor; returns name -> checksum, as written."""
-    if fold.factor != 1.0:
-        logger.info(
-            "config.json has no place for this rope's temperature: its %.6g is folded into the queries' weights%s",
-            fold.factor,
-            "" if dtypes[EMBEDDING.hf[0]] == torch.float32 else ", rounded once (--dtype fp32 keeps it exact)",
-        )
-    sizes = {name: math.prod(shape) * dtypes[name].itemsize for name, shape in table.hf_shapes.items()}
-    writer = ShardWriter(folder, sizes, largest)
-    checksums: dict[str, int] = {}
-    not_finite: list[str] = []
-    for name, stored in track(hf_tensors(reader, table, fold), "writing", "tensors", len(sizes)):
-        tensor = stored.to(dtypes[name])
-        if not torch.isfinite(tensor).all():
-            not_finite.append(name)
-        checksums[name] = checksum(tensor)
-        writer.add(name, tensor)
-    writer.finish()
-    if not_finite:
-        logger.warning("%s: NaN or infinite weights in %s", reader.folder, listing(not_finite, 8))
-    return checksums
-
-
 def _write_companions(folder: Path, source: Path, length: int) -> None:
-    """Tokenizer, chat templates and generation_config.json, with the new length as model_max_length."""
-    copy_files(source, folder, (*TOKENIZER_FILES, "generation_config.json"))
+    """Tokenizer, chat templates and generation_config.json, with the new length where they state an older one."""
+    copy_files(source, folder, COMPANIONS)
+    mend = "mend or replace the source folder's"
     path = folder / "tokenizer_config.json"
     if path.exists():
-        content = read_json(path, "the tokenizer's configuration", "mend or replace the source folder's")
-        write_json(path, content | {"model_max_length": length})
+        write_json(path, read_json(path, "the tokenizer's configuration", mend) | {"model_max_length": length})
+    path = folder / "generation_config.json"
+    if path.exists():
+        content = read_json(path, "the generation configuration", mend)
+        if isinstance(content.get("max_length"), int) and content["max_length"] < length:
+            write_json(path, content | {"max_length": length})  # Llama-2 states 4,096 there, and it would cut

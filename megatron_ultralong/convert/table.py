@@ -7,9 +7,9 @@ import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from megatron_ultralong.convert.families import EMBEDDING, FAMILIES, OUTPUT
-from megatron_ultralong.convert.rules import Dimensions, Rule, Shape
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.model.families import EMBEDDING, OUTPUT, rules_of
+from megatron_ultralong.model.rules import Dimensions, Rule, Shape
 
 _DERIVED = ".rotary_emb.inv_freq"  # a buffer that old checkpoints carry; recomputed from config.json
 _MODEL_PREFIXES = ("embedding.", "decoder.", "output_layer.")
@@ -31,23 +31,7 @@ class Table:
             UserError: an architecture that no table describes, an activation or a sliding window that is not
                 computed here, or a bad size.
         """
-        architecture = (config.get("architectures") or ["(none)"])[0]
-        if architecture not in FAMILIES:
-            raise UserError(
-                f"config.json: architecture {architecture!r} is not known; known: {', '.join(FAMILIES)} "
-                "(a new one is a table in convert/families.py)."
-            )
-        if config.get("hidden_act", "silu") != "silu":
-            raise UserError(f"config.json: hidden_act {config['hidden_act']!r} is not supported; known: 'silu'.")
-        window = config.get("sliding_window")
-        if window is not None and config.get("use_sliding_window", True):
-            raise UserError(
-                f"config.json: sliding_window {window} is not supported; set it to null for a model that is to attend "
-                "to the whole sequence."
-            )
-        tied = bool(config.get("tie_word_embeddings", False))
-        rules = tuple(rule for rule in FAMILIES[architecture] if not (tied and rule is OUTPUT))
-        return cls(rules, Dimensions.from_hf(config), tied)
+        return cls(rules_of(config), Dimensions.from_hf(config), bool(config.get("tie_word_embeddings", False)))
 
     def pieces(self) -> Iterator[tuple[Rule, int]]:
         """Every (rule, layer) of the model, a layer's together, in the order of the forward pass.
@@ -59,6 +43,13 @@ class Table:
         for layer in range(self.dimensions.layers):
             yield from ((rule, layer) for rule in self.rules if rule.layered)
         yield from ((rule, 0) for rule in flat if rule is not EMBEDDING)
+
+    def groups(self) -> list[list[tuple[Rule, int]]]:
+        """The pieces, a file's together: the embedding, each layer, and the rest."""
+        groups: dict[tuple[bool, int, bool], list[tuple[Rule, int]]] = {}
+        for rule, layer in self.pieces():
+            groups.setdefault((rule.layered, layer, rule is EMBEDDING), []).append((rule, layer))
+        return list(groups.values())
 
     @functools.cached_property
     def hf_shapes(self) -> dict[str, Shape]:
@@ -99,7 +90,7 @@ class Table:
         if extra:
             raise UserError(
                 f"{where}: tensors that no rule maps are left over: {listing(extra)}; config.json describes another "
-                "model, or the family's table in convert/families.py lacks them."
+                "model, or the family's table in model/families.py lacks them."
             )
         self._check_shapes(expected, shapes, where)
 

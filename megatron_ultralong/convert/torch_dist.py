@@ -1,43 +1,41 @@
-"""megatron-core's `torch_dist` directories, read and written tensor by tensor, without a process group.
+"""megatron-core's `torch_dist` directories, read and written by rows, without a process group.
 
 The format is PyTorch's distributed checkpoint (DCP: .metadata and .distcp files) plus megatron-core's
 metadata.json (which backend wrote it) and common.pt (what is not sharded; empty here). megatron-core's own
-`save` wants a process group, every tensor in memory and forked writers; DCP's storage classes want neither,
-if the plan is made by hand and tensors are made when they are written. So memory is one group of pieces
-(a layer), and nothing here touches a GPU. That megatron-core loads the result is tested.
+`save` wants a process group, every tensor in memory and forked writers; the files need neither. That megatron-core
+loads the result under any layout is tested. Memory is one block of rows; nothing here touches a GPU.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
 import math
+import os
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+import struct
+import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
-from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
+    StorageMeta,
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import (
-    LoadPlan,
-    ReadItem,
-    SavePlan,
-    TensorWriteData,
-    WriteItem,
-    WriteItemType,
-)
-from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from megatron_ultralong.convert.blob import Place, find_values, write_blob
+from megatron_ultralong.convert.stream import Files
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.model.rules import Shape
 
 _BACKEND = {
     "sharded_backend": "torch_dist",
@@ -53,78 +51,78 @@ _PLAIN = {
     ("pathlib._local", "PosixPath"),
     ("collections", "OrderedDict"),
 }
+_DAMAGE = (
+    *(OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError),
+    *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error),
+)
+"""What reading damaged bytes as a zip archive and a pickle may raise."""
 _MEND = "give a folder that tools/convert_hf_to_megatron.py or a training run wrote"
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A block of a global tensor, made only when it is written.
+    """A block of a global tensor.
 
     Attributes:
         key: the global tensor's key.
         shape: the global tensor's shape.
         layer: its index on a prepended layer axis, or None: the piece is the whole tensor.
         dtype: of the tensor.
-        make: returns the block, without the layer axis.
     """
 
     key: str
-    shape: tuple[int, ...]
+    shape: Shape
     layer: int | None
     dtype: torch.dtype
-    make: Callable[[], torch.Tensor]
 
     @property
-    def index(self) -> MetadataIndex:
-        """Where it begins in the global tensor."""
-        return MetadataIndex(self.key, _block(self.shape, self.layer).offsets)
-
-    def write_item(self) -> WriteItem:
-        """DCP's description of it."""
-        data = TensorWriteData(
-            chunk=_block(self.shape, self.layer),
-            properties=TensorProperties(dtype=self.dtype),
-            size=torch.Size(self.shape),
-        )
-        return WriteItem(index=self.index, type=WriteItemType.SHARD, tensor_data=data)
+    def chunk(self) -> ChunkStorageMetadata:
+        """DCP's word for where it lies in the global tensor."""
+        if self.layer is None:
+            return ChunkStorageMetadata(offsets=torch.Size([0] * len(self.shape)), sizes=torch.Size(self.shape))
+        offsets, sizes = [self.layer] + [0] * (len(self.shape) - 1), [1, *self.shape[1:]]
+        return ChunkStorageMetadata(offsets=torch.Size(offsets), sizes=torch.Size(sizes))
 
 
-class _LazyPlanner(DefaultSavePlanner):
-    """Makes each tensor when the writer asks for it."""
-
-    def __init__(self, pieces: Iterable[Piece]) -> None:
-        super().__init__(flatten_state_dict=False)
-        self.pieces = {piece.index: piece for piece in pieces}
-
-    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
-        piece = self.pieces[write_item.index]
-        tensor = piece.make().to(piece.dtype)
-        return tensor.unsqueeze(0).contiguous() if piece.layer is not None else tensor.contiguous()
+Stored = tuple[Piece, str, int, int]
+"""A piece, the file that holds it, its first byte there and its bytes."""
 
 
-def write(folder: Path, groups: Sequence[Sequence[Piece]]) -> None:
-    """Write a checkpoint into an existing empty folder, one .distcp file a group.
+def write_pieces(path: Path, pieces: Iterable[tuple[Piece, Iterator[torch.Tensor]]]) -> list[Stored]:
+    """Write a .distcp file: pieces, each given by its rows in order. Returns where each one lies."""
+    stored: list[Stored] = []
+    with path.open("wb") as stream:
+        for piece, rows in pieces:
+            offset = stream.tell()
+            length = write_blob(stream, piece.dtype, tuple(piece.chunk.sizes), rows)
+            stored.append((piece, path.name, offset, length))
+        os.fsync(stream.fileno())
+    return stored
 
-    Args:
-        folder: where; the caller renames it into place.
-        groups: pieces; together they must tile every global tensor. One group is in memory at a time.
-    """
-    # per_thread_copy_ahead 0: no CUDA stream, even where there is a GPU.
-    writer = FileSystemWriter(folder, per_thread_copy_ahead=0)
-    writer.set_up_storage_writer(True)
-    planner = _LazyPlanner(piece for group in groups for piece in group)
-    local = [SavePlan([piece.write_item() for piece in group]) for group in groups]
-    plans, metadata = planner.create_global_plan(local)
-    plans = writer.prepare_global_plan(plans)
-    writer.finish(metadata, [writer.write_data(plan, planner).wait() for plan in plans])
+
+def write_metadata(folder: Path, stored: Iterable[Stored]) -> None:
+    """Complete a checkpoint whose .distcp files are written; the pieces must tile every tensor."""
+    tensors: dict[str, TensorStorageMetadata] = {}
+    storage: dict[MetadataIndex, _StorageInfo] = {}
+    for piece, name, offset, length in stored:
+        properties = TensorProperties(dtype=piece.dtype)
+        empty = TensorStorageMetadata(properties=properties, size=torch.Size(piece.shape), chunks=[])
+        description = tensors.setdefault(piece.key, empty)
+        index = MetadataIndex(piece.key, piece.chunk.offsets, len(description.chunks))
+        description.chunks.append(piece.chunk)
+        storage[index] = _StorageInfo(name, offset, length)
+    metadata = Metadata(state_dict_metadata=dict(tensors), storage_data=storage, storage_meta=StorageMeta())
+    with (folder / ".metadata").open("wb") as stream:
+        pickle.dump(metadata, stream)
     torch.save({}, folder / "common.pt")
     (folder / "metadata.json").write_text(json.dumps(_BACKEND), encoding="utf-8")
 
 
-class Reader(FileSystemReader):
-    """A torch_dist directory whose tensors can be read one by one, however they were sharded.
+class Reader:
+    """A torch_dist directory whose tensors can be read by rows, however they were sharded.
 
     Attributes:
+        folder: the directory.
         tensors: key -> DCP's description of every tensor, optimizer state included.
     """
 
@@ -134,35 +132,31 @@ class Reader(FileSystemReader):
         Raises:
             UserError: not a torch_dist directory, or files missing or truncated.
         """
-        folder = Path(folder)
+        self.folder = folder = Path(folder)
         steps = sorted(folder.glob("step_*/metadata.json"))
         if not (folder / "metadata.json").exists() and steps:
             raise UserError(f"{folder} holds several checkpoints; give one of them, such as {steps[-1].parent}.")
         if not (folder / "metadata.json").exists() or not (folder / ".metadata").exists():
             raise UserError(f"{folder} is not a Megatron checkpoint (metadata.json or .metadata is missing); {_MEND}.")
-        super().__init__(folder)
-        self.folder = folder
-        self.metadata = self.read_metadata()
-        self.set_up_storage_reader(self.metadata, is_coordinator=True)
+        metadata = _read_metadata(folder / ".metadata")
+        self.storage: dict[MetadataIndex, _StorageInfo] = metadata.storage_data
         self.tensors: dict[str, TensorStorageMetadata] = {
             key: value
-            for key, value in self.metadata.state_dict_metadata.items()
+            for key, value in metadata.state_dict_metadata.items()
             if isinstance(value, TensorStorageMetadata)
         }
+        self.files = Files()
+        self.places: dict[MetadataIndex, Place | None] = {}
+        self.whole: tuple[MetadataIndex, torch.Tensor] | None = None
+        self.chunks: dict[tuple[str, int | None], list[tuple[MetadataIndex, Shape, Shape]]] = {}
         self._check_files()
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Unpickle .metadata, letting only DCP's own plain classes be named in it."""
-        path = Path(self.path) / ".metadata"
-        try:
-            with path.open("rb") as stream:
-                return _MetadataUnpickler(stream).load()
-        except (pickle.UnpicklingError, EOFError, AttributeError, ValueError) as error:
-            raise UserError(f"{path} is damaged ({error}); copy the checkpoint again.") from None
+    def __reduce__(self) -> tuple[type[Reader], tuple[Path]]:
+        return Reader, (self.folder,)
 
     def _check_files(self) -> None:
         ends: dict[str, int] = {}
-        for info in self.storage_data.values():
+        for info in self.storage.values():
             ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
         for name, end in ends.items():
             path = self.folder / name
@@ -171,52 +165,129 @@ class Reader(FileSystemReader):
             if path.stat().st_size < end:
                 raise UserError(f"{path} is truncated ({path.stat().st_size} of {end} bytes); copy it again.")
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> dict[str, Shape]:
         """Key -> global shape of every tensor."""
         return {key: tuple(value.size) for key, value in self.tensors.items()}
 
-    def read(self, key: str, layer: int | None = None, rows: int | None = None) -> torch.Tensor:
-        """Assemble one tensor, or one layer of it, from whatever pieces it was saved in.
+    def dtype(self, key: str) -> torch.dtype:
+        """The stored dtype of a tensor."""
+        dtype: torch.dtype = self.tensors[key].properties.dtype
+        return dtype
+
+    def rows(self, key: str, start: int, stop: int, layer: int | None = None) -> torch.Tensor:
+        """Some rows of one tensor, or of one layer of it, from whatever pieces it was saved in.
 
         Args:
             key: the global tensor's key.
-            layer: index on its first axis, which is dropped; None: the whole tensor.
-            rows: only this many rows (a padded vocabulary); None: all. Not with `layer`.
+            start: the first row.
+            stop: behind the last row.
+            layer: index on the first axis, which is dropped; None: the tensor has no layer axis.
 
         Returns:
-            A tensor of the stored dtype on the CPU.
+            [stop - start, ...] of the stored dtype on the CPU; it holds until the next call.
 
         Raises:
             UserError: the pieces don't cover it, or can't be read.
         """
-        description = self.tensors[key]
-        shape = tuple(description.size) if rows is None else (rows, *description.size[1:])
-        block = _block(shape, layer)
-        target = torch.empty(block.sizes, dtype=description.properties.dtype)
-        items = create_read_items_for_chunk_list(key, description, [block])
-        if sum(math.prod(item.lengths) for item in items) != target.numel():
+        size = tuple(self.tensors[key].size)
+        shape = (stop - start, *size[1 if layer is None else 2 :])
+        target, covered = None, 0
+        for index, offsets, sizes in self._chunks(key, layer):
+            first, last = max(start, offsets[0]), min(stop, offsets[0] + sizes[0])
+            if first >= last:
+                continue
+            block = self._read(index, key, layer, first - offsets[0], last - offsets[0], sizes)
+            covered += block.numel()
+            if block.shape == shape:
+                target = block
+                continue
+            if target is None:
+                target = torch.empty(shape, dtype=block.dtype)
+            columns = tuple(slice(at, at + count) for at, count in zip(offsets[1:], sizes[1:], strict=True))
+            target[(slice(first - start, last - start), *columns)] = block
+        if target is None or covered != math.prod(shape):
             raise UserError(f"{self.folder}: the pieces of {key} don't cover it; copy the checkpoint again.")
+        return target
+
+    def _chunks(self, key: str, layer: int | None) -> list[tuple[MetadataIndex, Shape, Shape]]:
+        """The pieces that hold a layer: where they are stored, their offsets and sizes without the layer axis."""
+        if (key, layer) in self.chunks:
+            return self.chunks[key, layer]
+        found = self.chunks[key, layer] = []
+        for chunk in self.tensors[key].chunks:
+            offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
+            index = MetadataIndex(key, chunk.offsets)
+            if layer is None:
+                found.append((index, offsets, sizes))
+            elif offsets[0] <= layer < offsets[0] + sizes[0]:
+                found.append((index, offsets[1:], sizes[1:]))
+        return found
+
+    def _read(
+        self, index: MetadataIndex, key: str, layer: int | None, first: int, last: int, sizes: Shape
+    ) -> torch.Tensor:
+        """Rows of one piece, all its columns."""
+        info, number = self.storage[index], 0 if layer is None else layer - (index.offset or (0,))[0]
         try:
-            self.read_data(LoadPlan(items), _TargetPlanner(target)).wait()
-        except (OSError, RuntimeError, pickle.UnpicklingError, AssertionError) as error:
+            if index not in self.places:
+                with self._open(info) as blob:
+                    self.places[index] = find_values(blob)
+            place = self.places[index]
+            if place is None:  # its values don't lie in row order; the rows that follow are asked for next
+                if self.whole is None or self.whole[0] != index:
+                    with self._open(info) as blob:
+                        self.whole = index, torch.load(blob, map_location="cpu", weights_only=True)
+                return (self.whole[1] if layer is None else self.whole[1][number])[first:last]
+        except _DAMAGE as error:
             reason = str(error).split("\n")[0]
             raise UserError(f"{self.folder}: {key} is damaged ({reason}); copy the checkpoint again.") from None
-        return target if layer is None else target[0]
+        offset = (number * sizes[0] + first) * math.prod(sizes[1:]) * place.dtype.itemsize
+        path = self.folder / info.relative_path
+        return self.files.read(path, info.offset + place.offset + offset, place.dtype, (last - first, *sizes[1:]))
+
+    @contextlib.contextmanager
+    def _open(self, info: _StorageInfo) -> Iterator[IO[bytes]]:
+        """One piece's bytes as a file of their own."""
+        with (self.folder / info.relative_path).open("rb") as stream:
+            yield io.BufferedReader(_Window(stream, info.offset, info.length))
 
 
-class _TargetPlanner(DefaultLoadPlanner):
-    """Puts what is read into one tensor."""
+class _Window(io.RawIOBase):
+    """A part of a file as a file of its own, to read."""
 
-    def __init__(self, target: torch.Tensor) -> None:
-        super().__init__()
-        self.target = target
+    def __init__(self, stream: IO[bytes], offset: int, length: int) -> None:
+        self.stream, self.offset, self.length, self.at = stream, offset, length, 0
 
-    def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
-        pairs = zip(read_item.dest_offsets, read_item.lengths, strict=True)
-        return self.target[tuple(slice(start, start + length) for start, length in pairs)]
+    def readable(self) -> bool:
+        return True
 
-    def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
-        pass
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.length}[whence]
+        if self.at < 0:
+            raise ValueError(f"position {self.at} is before the beginning")
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        self.stream.seek(self.offset + self.at)
+        data = self.stream.read(max(0, min(len(buffer), self.length - self.at)))
+        buffer[: len(data)] = data
+        self.at += len(data)
+        return len(data)
+
+
+def _read_metadata(path: Path) -> Metadata:
+    """Unpickle .metadata, letting only DCP's own plain classes be named in it."""
+    try:
+        with path.open("rb") as stream:
+            metadata = _MetadataUnpickler(stream).load()
+    except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, IndexError) as error:
+        raise UserError(f"{path} is damaged ({error}); copy the checkpoint again.") from None
+    if not isinstance(metadata, Metadata) or metadata.storage_data is None:
+        raise UserError(f"{path} is damaged (no storage_data); copy the checkpoint again.")
+    return metadata
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -231,11 +302,3 @@ class _MetadataUnpickler(pickle.Unpickler):
             if isinstance(found, type) and found.__module__.startswith(_CHECKPOINT_MODULES):
                 return found
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
-
-
-def _block(shape: Sequence[int], layer: int | None) -> ChunkStorageMetadata:
-    """The whole of `shape`, or one index of its first axis."""
-    if layer is None:
-        return ChunkStorageMetadata(offsets=torch.Size([0] * len(shape)), sizes=torch.Size(shape))
-    offsets, sizes = [layer] + [0] * (len(shape) - 1), [1, *shape[1:]]
-    return ChunkStorageMetadata(offsets=torch.Size(offsets), sizes=torch.Size(sizes))

@@ -19,6 +19,7 @@ from megatron_ultralong.context_parallel.core_attention import RingCoreAttention
 from megatron_ultralong.context_parallel.kept import checkpoint_all_but_attention
 from megatron_ultralong.engine import cpu, groups, mcore, transformer_engine
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.model.families import rules_of
 from megatron_ultralong.model.loss import DEFAULT, LossOptions, sum_of_losses
 from megatron_ultralong.model.offload import saved_on_host
 from megatron_ultralong.model.rope import RopeScaling
@@ -26,7 +27,11 @@ from megatron_ultralong.model.rope_hf import head_dim
 from megatron_ultralong.model.rotary import Angles, Rotary, RotarySelfAttention
 from megatron_ultralong.model.tiling import tile
 
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+SAVED_NAMES = {
+    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+}
+"""This project's layers' names -> those under which a Transformer Engine layer saves the same weights."""
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -53,15 +58,9 @@ def transformer_config(
     """megatron-core's configuration of the model in `hf_config` under `parallel`.
 
     Raises:
-        UserError: an architecture or activation this project does not build.
+        UserError: an architecture, activation or window that this project does not compute.
     """
-    architecture = (hf_config.get("architectures") or ["none"])[0]
-    if architecture not in ARCHITECTURES:
-        raise UserError(
-            f"config.json: architecture {architecture!r} is not supported; known: {', '.join(ARCHITECTURES)}."
-        )
-    if hf_config.get("hidden_act", "silu") != "silu":
-        raise UserError(f"config.json: hidden_act {hf_config['hidden_act']!r} is not supported; known: silu.")
+    keys = {rule.megatron for rule in rules_of(hf_config)}
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     heads = hf_config["num_attention_heads"]
     return mcore.TransformerConfig(
@@ -76,8 +75,8 @@ def transformer_config(
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
         add_bias_linear=False,
-        add_qkv_bias=architecture == "Qwen2ForCausalLM" or bool(hf_config.get("attention_bias")),
-        qk_layernorm=architecture == "Qwen3ForCausalLM",
+        add_qkv_bias=any(key.endswith("linear_qkv.bias") for key in keys),
+        qk_layernorm=any(key.endswith("q_layernorm.weight") for key in keys),
         init_method_std=hf_config.get("initializer_range", 0.02),
         hidden_dropout=0.0,
         attention_dropout=0.0,
@@ -147,11 +146,7 @@ def _layer_spec(config: mcore.TransformerConfig, parallel: ParallelConfig) -> An
                 ),
             ),
             mlp_bda=mcore.get_bias_dropout_add,
-            # The names under which a Transformer Engine layer saves the same weights.
-            sharded_state_dict_keys_map={
-                "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-                "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
-            },
+            sharded_state_dict_keys_map=SAVED_NAMES,
         ),
     )
     layers = [layer] * mcore.get_num_layers_to_build(config)

@@ -135,8 +135,8 @@ def test_config_that_disagrees(hf: Path) -> None:
 
 
 def test_sliding_window(hf: Path) -> None:
-    edit_json(hf / "config.json", sliding_window=4096)
-    refuse_hf(hf, "sliding_window 4096 is not supported; set it to null")
+    edit_json(hf / "config.json", sliding_window=16)
+    refuse_hf(hf, "sliding_window 16 is not supported; set it to null")
     edit_json(hf / "config.json", use_sliding_window=False)
     convert_hf_to_megatron(hf=hf, output=hf.parent / "out")
 

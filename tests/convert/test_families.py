@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_ultralong.convert.families import FAMILIES, LLAMA, OUTPUT
-from megatron_ultralong.convert.rules import Dimensions, FusedQKV, GatedMLP
 from megatron_ultralong.convert.table import Table
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.model.families import FAMILIES, LLAMA, OUTPUT
+from megatron_ultralong.model.rules import Dimensions, FusedQKV, GatedMLP
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

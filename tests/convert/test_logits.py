@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
-from megatron_ultralong.convert.logits import compare_logits, verification_tokens
+from megatron_ultralong.convert.logits import Verification, compare_logits, verification_tokens
 from megatron_ultralong.convert.megatron_to_hf import convert_megatron_to_hf
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.model.description import Description
@@ -32,7 +32,7 @@ ROPES = {
 def test_every_family(build: Build, tmp_path: Path, family: str) -> None:
     source = build(family)
     convert_hf_to_megatron(hf=source, output=tmp_path / "megatron")
-    found = compare_logits(hf=source, load=tmp_path / "megatron", tokens_S=verification_tokens(source, 64))
+    found = compare_logits(Verification(source, tmp_path / "megatron"), verification_tokens(source, 64))
     assert found.tokens == 64
     assert found.max_abs_diff < 5e-6 * found.max_abs
 
@@ -48,14 +48,15 @@ def test_an_extended_model_at_its_new_length(build: Build, tmp_path: Path, name:
     assert found["hf_logits_max_abs_diff"] < 2e-5 * found["hf_logits_max_abs"]
 
 
-def test_a_wrong_rope_shows(build: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wrong_rope_shows(build: Build, tmp_path: Path) -> None:
     source = build("llama")
     convert_hf_to_megatron(hf=source, output=tmp_path / "megatron")
     description = Description.read(tmp_path / "megatron")
     dataclasses.replace(description, rope=ROPES["linear"]).write(tmp_path / "megatron")
-    found = compare_logits(hf=source, load=tmp_path / "megatron", tokens_S=verification_tokens(source, 64))
+    found = compare_logits(Verification(source, tmp_path / "megatron"), verification_tokens(source, 64))
     assert found.max_abs_diff > 1e-2 * found.max_abs
-    assert "not rounding" in caplog.text
+    assert not found.rounding
+    assert found.parted is not None and found.parted.startswith("layer 0: attention (rope, mask or scale);")
 
 
 def test_tokens_of_a_text(build: Build, tmp_path: Path) -> None:

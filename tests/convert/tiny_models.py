@@ -26,6 +26,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("Mistral", {"sliding_window": None}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
+    "phi3": ("Phi3", {"pad_token_id": 0, "eos_token_id": 0, "original_max_position_embeddings": 64}),
 }
 """Test name -> transformers' class prefix and what its configuration has beside SIZES."""
 

@@ -1,8 +1,9 @@
 """The few kinds of mapping between Hugging Face tensors and megatron-core's: Copy, FusedQKV and GatedMLP.
 
-Invariants: a rule's `merge` and `split` are inverse to each other bit for bit, and only move rows; nothing is
-computed. Cost: one copy of one layer's fused tensor. Rotary pairs need no permutation: both sides rotate halves
-(megatron-core with rotary_interleaved=False).
+Invariant: a rule only moves rows; nothing is computed. So a rule *is* a list of spans (which rows of which Hugging
+Face tensor lie where in megatron-core's), and conversion streams spans with a buffer of a few megabytes, whatever
+a tensor's size. `merge` and `split` do the same to whole tensors, inverse to each other bit for bit. Rotary pairs
+need no permutation: both sides rotate halves (megatron-core with rotary_interleaved=False).
 """
 
 from __future__ import annotations
@@ -73,8 +74,31 @@ class Dimensions:
 
     def shape(self, axes: str) -> Shape:
         """`axes` such as "NH D" (rows x columns) as sizes: (N * H, D)."""
-        sizes = {**dataclasses.asdict(self), "NH": self.N * self.H, "KH": self.K * self.H}
+        sizes = {
+            **dataclasses.asdict(self),
+            "NH": self.N * self.H,
+            "KH": self.K * self.H,
+            "QKV": (self.N + 2 * self.K) * self.H,
+            "2F": 2 * self.F,
+        }
         return tuple(sizes[axis] for axis in axes.split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """Rows that lie together on both sides.
+
+    Attributes:
+        part: which of the rule's Hugging Face tensors, by number.
+        start: its first row there.
+        fused: its first row in megatron-core's tensor.
+        rows: how many.
+    """
+
+    part: int
+    start: int
+    fused: int
+    rows: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,52 +138,52 @@ class Rule:
         shapes = self.shapes(dimensions)
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
+    def spans(self, dimensions: Dimensions) -> list[Span]:
+        """Every row of every part, in the order of megatron-core's rows."""
+        spans, fused = [], 0
+        for part, start, rows in self.order(dimensions):
+            spans.append(Span(part, start, fused, rows))
+            fused += rows
+        return spans
+
+    def order(self, dimensions: Dimensions) -> list[tuple[int, int, int]]:
+        """(part, first row, rows) in megatron-core's order; here: the parts one above another."""
+        return [(part, 0, shape[0]) for part, shape in enumerate(self.shapes(dimensions))]
+
     def merge(self, tensors: Sequence[torch.Tensor], dimensions: Dimensions) -> torch.Tensor:
         """One layer's Hugging Face tensors -> its megatron-core tensor."""
-        raise NotImplementedError
+        return torch.cat([tensors[s.part][s.start : s.start + s.rows] for s in self.spans(dimensions)])
 
     def split(self, tensor: torch.Tensor, dimensions: Dimensions) -> tuple[torch.Tensor, ...]:
-        """The inverse of `merge`; the results may share memory with `tensor`."""
-        raise NotImplementedError
+        """The inverse of `merge`."""
+        parts = []
+        for number in range(len(self.hf)):
+            own = sorted((s for s in self.spans(dimensions) if s.part == number), key=lambda s: s.start)
+            parts.append(torch.cat([tensor[s.fused : s.fused + s.rows] for s in own]))
+        return tuple(parts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Copy(Rule):
-    """The same tensor under another name."""
-
-    def merge(self, tensors: Sequence[torch.Tensor], dimensions: Dimensions) -> torch.Tensor:
-        """The tensor itself."""
-        return tensors[0]
-
-    def split(self, tensor: torch.Tensor, dimensions: Dimensions) -> tuple[torch.Tensor, ...]:
-        """The tensor itself."""
-        return (tensor,)
+    """The same tensor under another name; a gated MLP that Hugging Face stores fused is one ("2F D")."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GatedMLP(Rule):
     """linear_fc1 = the gate's rows above the up projection's, whatever the tensor-parallel size."""
 
-    def merge(self, tensors: Sequence[torch.Tensor], dimensions: Dimensions) -> torch.Tensor:
-        """[F, D] gate and up -> [2 F, D]."""
-        return torch.cat(tuple(tensors))
-
-    def split(self, tensor: torch.Tensor, dimensions: Dimensions) -> tuple[torch.Tensor, ...]:
-        """[2 F, D] -> gate and up."""
-        return tensor.split(dimensions.F)
-
 
 @dataclasses.dataclass(frozen=True)
 class FusedQKV(Rule):
-    """linear_qkv = K groups, each of N/K query heads, one key head and one value head; weights and biases."""
+    """linear_qkv = K groups, each of N/K query heads, one key head and one value head; weights and biases.
 
-    def merge(self, tensors: Sequence[torch.Tensor], dimensions: Dimensions) -> torch.Tensor:
-        """Rows of q [N H, ...], k [K H, ...] and v [K H, ...] -> [K (N/K + 2) H, ...]."""
-        grouped = [tensor.reshape(dimensions.K, -1, *tensor.shape[1:]) for tensor in tensors]
-        return torch.cat(grouped, dim=1).flatten(0, 1)
+    From q, k and v ([N H, ...], [K H, ...] twice), or from one tensor that has them one above another ("QKV ...").
+    """
 
-    def split(self, tensor: torch.Tensor, dimensions: Dimensions) -> tuple[torch.Tensor, ...]:
-        """[K (N/K + 2) H, ...] -> q, k and v."""
-        queries = dimensions.N // dimensions.K * dimensions.H
-        grouped = tensor.reshape(dimensions.K, -1, *tensor.shape[1:])
-        return tuple(part.flatten(0, 1) for part in grouped.split((queries, dimensions.H, dimensions.H), dim=1))
+    def order(self, dimensions: Dimensions) -> list[tuple[int, int, int]]:
+        """K times: a group's query rows, its key rows, its value rows."""
+        N, K, H = dimensions.N, dimensions.K, dimensions.H
+        group = N // K * H
+        apart = len(self.hf) == 3
+        places = [(0, 0, group), (1, 0, H), (2, 0, H)] if apart else [(0, 0, group), (0, N * H, H), (0, (N + K) * H, H)]
+        return [(part, first + k * rows, rows) for k in range(K) for part, first, rows in places]

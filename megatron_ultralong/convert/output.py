@@ -1,0 +1,85 @@
+"""What both tools do around the weights: refuse an output that exists or a disk that is too small, and say so."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from megatron_ultralong.convert.stream import Tally
+from megatron_ultralong.convert.table import listing
+from megatron_ultralong.errors import UserError
+from megatron_ultralong.files import atomic_directory
+
+logger = logging.getLogger(__name__)
+
+Dtype = Literal["keep", "fp32", "bf16", "fp16"]
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPE_NAMES = {value: name for name, value in TORCH_DTYPES.items()}
+
+
+def refuse_existing(output: Path, overwrite: bool) -> None:
+    """Raise UserError if `output` exists and may not be replaced."""
+    if Path(output).exists() and not overwrite:
+        raise UserError(f"{output} exists; give another --output, or --overwrite to replace it.")
+
+
+def check_counts(**counts: int) -> None:
+    """Raise UserError for an option that must be 1 or more and is not."""
+    for name, value in counts.items():
+        if value < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; give 1 or more.")
+
+
+def free_space(output: Path) -> int:
+    """Bytes free where `output` will lie."""
+    existing = next(parent for parent in Path(output).absolute().parents if parent.exists())
+    return shutil.disk_usage(existing).free
+
+
+@contextlib.contextmanager
+def writing(output: Path, size: int) -> Iterator[Path]:
+    """`atomic_directory`, refused where fewer than `size` bytes are free; a failing disk is one sentence.
+
+    Raises:
+        UserError: too little space before, or an error of the disk while it is written.
+    """
+    free = free_space(output)
+    if free < size:
+        raise UserError(
+            f"{output} takes {gigabytes(size)}, but {gigabytes(free)} are free there; "
+            "free space or give another --output."
+        )
+    try:
+        with atomic_directory(output) as folder:
+            yield folder
+    except OSError as error:
+        raise UserError(
+            f"{output} cannot be written ({error.strerror or error}); free space or give another --output. "
+            "Nothing of it is left."
+        ) from None
+
+
+def gigabytes(size: float) -> str:
+    """Bytes as people say them, in powers of ten."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size:.0f} bytes"
+
+
+def precision_name(dtypes: Iterable[torch.dtype]) -> str:
+    """Name the one dtype ("fp32", "bf16", "fp16") all tensors have, or "mixed"."""
+    found = set(dtypes)
+    return DTYPE_NAMES[found.pop()] if len(found) == 1 else "mixed"
+
+
+def warn_not_finite(where: Path, tally: Tally) -> None:
+    """Say which tensors hold NaN or infinity, if any."""
+    if tally.not_finite:
+        logger.warning("%s: NaN or infinite weights in %s", where, listing(sorted(tally.not_finite), 8))

@@ -31,7 +31,7 @@ from megatron_ultralong.convert.output import (
     writing,
 )
 from megatron_ultralong.convert.plan import import_plan
-from megatron_ultralong.convert.stream import Tally, cut, fuse
+from megatron_ultralong.convert.stream import Tally, ahead, cut, fuse
 from megatron_ultralong.convert.table import Table
 from megatron_ultralong.convert.torch_dist import Piece, Reader, Stored, write_metadata, write_pieces
 from megatron_ultralong.convert.verify import check_megatron
@@ -125,7 +125,7 @@ class _Import:
         pieces = [
             (
                 self._piece(rule, layer),
-                fuse(self.source, rule, layer, self.table.dimensions, self.dtypes[rule.megatron], tally),
+                ahead(fuse(self.source, rule, layer, self.table.dimensions, self.dtypes[rule.megatron], tally)),
             )
             for rule, layer in self.table.groups()[number]
         ]

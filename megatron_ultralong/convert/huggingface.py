@@ -105,7 +105,7 @@ class HfFolder:
         return self.reader.header(path) if isinstance(self.reader, pickles.Pickles) else read_header(path)
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows of a tensor, as stored, on the CPU; they hold until the next call."""
+        """Rows of a tensor, as stored, on the CPU; they hold for the next three calls."""
         if isinstance(self.reader, pickles.Pickles):
             return self.reader.tensor(self.files[name], name)[start:stop]
         tail, dtype = self.shapes[name][1:], self.dtypes[name]

@@ -39,7 +39,7 @@ from megatron_ultralong.convert.output import (
 )
 from megatron_ultralong.convert.plan import export_plan
 from megatron_ultralong.convert.safetensors_file import Writer
-from megatron_ultralong.convert.stream import Tally, unfuse
+from megatron_ultralong.convert.stream import Tally, ahead, unfuse
 from megatron_ultralong.convert.table import Table
 from megatron_ultralong.convert.verify import check_hf
 from megatron_ultralong.convert.workers import share
@@ -182,8 +182,9 @@ class _Export:
             for name in names:
                 t = self.tensors[name]
                 scale = self.fold.scale(t.rule, t.part, self.table.dimensions)
-                for rows in unfuse(self.source, t.rule, t.layer, t.part, self.table.dimensions, t.dtype, tally, scale):
-                    out.add(name, rows)
+                rows = unfuse(self.source, t.rule, t.layer, t.part, self.table.dimensions, t.dtype, tally, scale)
+                for block in ahead(rows):
+                    out.add(name, block)
         return tally
 
 

@@ -1,16 +1,20 @@
 """Rows of tensors, a few megabytes at a time: what both directions of conversion are made of.
 
-A source gives `rows(name, start, stop)` in a buffer that it uses again, so memory does not depend on a tensor's
+A source gives `rows(name, start, stop)` in buffers that it uses again, so memory does not depend on a tensor's
 size, and no page is touched for the first time but once. What passes through is tallied: CRC-32 by Hugging Face
-name, and whether all of it is finite. Checksums guard against what goes wrong on the way (a bad disk, a wrong
-row), not against malice.
+name, and whether all of it is finite; a thread does that ahead of what is written. Checksums guard against what
+goes wrong on the way (a bad disk, a wrong row), not against malice.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import math
 import os
+import queue
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,13 +27,15 @@ from megatron_ultralong.model.rules import Dimensions, Rule, Shape
 
 CHUNK = 4 << 20
 """Bytes that are read, checked and written at once: they stay in the processor's cache."""
+_AHEAD = 2
+_BUFFERS = _AHEAD + 2  # those that wait, the one being written and the one being read
 
 
 class Source(Protocol):
     """Tensors by name, read by rows."""
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows start to stop of a tensor, as stored; the result holds until the next call."""
+        """Rows start to stop of a tensor, as stored; the result holds for the next three calls."""
         ...
 
 
@@ -42,11 +48,11 @@ class Fused(Protocol):
 
 
 class Files:
-    """Reads bytes of files into one buffer; files stay open, and a copy in another process opens its own."""
+    """Reads bytes of files into a few buffers; files stay open, and a copy in another process opens its own."""
 
     def __init__(self) -> None:
         self.descriptors: dict[Path, int] = {}
-        self.buffer = torch.empty(0, dtype=torch.uint8)
+        self.buffers = [torch.empty(0, dtype=torch.uint8)] * _BUFFERS
 
     def __reduce__(self) -> tuple[type[Files], tuple[()]]:
         return Files, ()
@@ -56,18 +62,20 @@ class Files:
             os.close(descriptor)
 
     def read(self, path: Path, offset: int, dtype: torch.dtype, shape: Shape) -> torch.Tensor:
-        """A tensor that lies at `offset`, in the buffer: it holds until the next call.
+        """A tensor that lies at `offset`, in a buffer: it holds for the next three calls.
 
         Raises:
             UserError: the file ends before it, or cannot be read.
         """
         size = math.prod(shape) * dtype.itemsize
-        if size > len(self.buffer):
-            self.buffer = torch.empty(size, dtype=torch.uint8)
+        buffer = self.buffers.pop(0)
+        if size > len(buffer):
+            buffer = torch.empty(size, dtype=torch.uint8)
+        self.buffers.append(buffer)
         try:
             if path not in self.descriptors:
                 self.descriptors[path] = os.open(path, os.O_RDONLY)
-            target, done = self.buffer[:size].numpy().data, 0
+            target, done = buffer[:size].numpy().data, 0
             while done < size:
                 count = os.preadv(self.descriptors[path], [target[done:]], offset + done)
                 if not count:
@@ -75,7 +83,7 @@ class Files:
                 done += count
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}); copy it again.") from None
-        return self.buffer[:size].view(dtype).view(shape)
+        return buffer[:size].view(dtype).view(shape)
 
 
 @dataclasses.dataclass
@@ -114,7 +122,7 @@ def cut(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
 def fuse(
     source: Source, rule: Rule, layer: int, dimensions: Dimensions, dtype: torch.dtype, tally: Tally
 ) -> Iterator[torch.Tensor]:
-    """Rows of one megatron-core tensor in order, read from its Hugging Face tensors; each holds until the next."""
+    """Rows of one megatron-core tensor in order, read from its Hugging Face tensors; each holds for the next three."""
     names, width = rule.names(layer), math.prod(rule.fused_shape(dimensions)[1:])
     spans = rule.spans(dimensions)
     in_order = sorted(spans, key=lambda span: (span.part, span.start)) == sorted(spans, key=lambda span: span.part)
@@ -131,9 +139,19 @@ def fuse(
 
 
 def unfuse(
-    source: Fused, rule: Rule, layer: int, part: int, dimensions: Dimensions, dtype: torch.dtype, tally: Tally
+    source: Fused,
+    rule: Rule,
+    layer: int,
+    part: int,
+    dimensions: Dimensions,
+    dtype: torch.dtype,
+    tally: Tally,
+    scale: torch.Tensor | None = None,
 ) -> Iterator[torch.Tensor]:
-    """Rows of one Hugging Face tensor in order, read from its megatron-core tensor; each holds until the next."""
+    """Rows of one Hugging Face tensor in order, read from its megatron-core tensor; each holds for the next three.
+
+    `scale`, fp32 [rows], multiplies each row (folding.py).
+    """
     name, width = rule.names(layer)[part], math.prod(rule.fused_shape(dimensions)[1:])
     own = sorted((span for span in rule.spans(dimensions) if span.part == part), key=lambda span: span.start)
     for span in own:
@@ -146,6 +164,33 @@ def unfuse(
             rows = rows.to(dtype)
             tally.add(name, rows)
             yield rows
+
+
+def ahead(rows: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The same rows, made by a thread while the last ones are being used."""
+    ready: queue.Queue[torch.Tensor | None] = queue.Queue(_AHEAD)
+    stopped = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        done = pool.submit(_fill, ready, rows, stopped)
+        try:
+            while (block := ready.get()) is not None:
+                yield block
+            done.result()
+        finally:
+            stopped.set()
+            while not done.done():  # it may wait for room
+                with contextlib.suppress(queue.Empty):
+                    ready.get(timeout=0.01)
+
+
+def _fill(ready: queue.Queue[torch.Tensor | None], rows: Iterator[torch.Tensor], stopped: threading.Event) -> None:
+    try:
+        for block in rows:
+            if stopped.is_set():
+                return
+            ready.put(block)
+    finally:
+        ready.put(None)
 
 
 def raw(rows: torch.Tensor) -> memoryview:

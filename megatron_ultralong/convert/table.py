@@ -39,16 +39,16 @@ class Table:
         Rules that are not of a layer have layer 0.
         """
         flat = [rule for rule in self.rules if not rule.layered]
-        yield from ((rule, 0) for rule in flat if rule is EMBEDDING)
+        yield from ((rule, 0) for rule in flat if rule == EMBEDDING)
         for layer in range(self.dimensions.layers):
             yield from ((rule, layer) for rule in self.rules if rule.layered)
-        yield from ((rule, 0) for rule in flat if rule is not EMBEDDING)
+        yield from ((rule, 0) for rule in flat if rule != EMBEDDING)
 
     def groups(self) -> list[list[tuple[Rule, int]]]:
         """The pieces, a file's together: the embedding, each layer, and the rest."""
         groups: dict[tuple[bool, int, bool], list[tuple[Rule, int]]] = {}
         for rule, layer in self.pieces():
-            groups.setdefault((rule.layered, layer, rule is EMBEDDING), []).append((rule, layer))
+            groups.setdefault((rule.layered, layer, rule == EMBEDDING), []).append((rule, layer))
         return list(groups.values())
 
     @functools.cached_property

@@ -184,7 +184,7 @@ class Reader:
             layer: index on the first axis, which is dropped; None: the tensor has no layer axis.
 
         Returns:
-            [stop - start, ...] of the stored dtype on the CPU; it holds until the next call.
+            [stop - start, ...] of the stored dtype on the CPU; it holds for the next three calls.
 
         Raises:
             UserError: the pieces don't cover it, or can't be read.

@@ -105,9 +105,8 @@ def part(table: Table, fold: QueryFold, theirs: Trace, ours: Trace) -> str | Non
         if own in ours.inputs and _apart(theirs.inputs[own], ours.inputs[own]).any():
             between = next((what for suffix, what in _BETWEEN.items() if key.endswith(suffix)), "what comes before it")
             return f"{place}: {between}; {', '.join(rule.names(layer))} gets other input, all weights before agree"
-        wrong = _wrong_parts(
-            rule, table, [theirs.outputs[key, layer, n] for n in range(len(rule.hf))], ours.outputs[own]
-        )
+        outputs = [theirs.outputs[key, layer, number] for number in range(len(rule.hf))]
+        wrong = _wrong_parts(rule, table, outputs, _folded(fold, rule, table, ours.outputs[own]))
         if wrong:
             also = " or its bias" if key.removesuffix(".weight") in biased else ""
             names = ", ".join(rule.names(layer)[number] for number in wrong)
@@ -135,7 +134,7 @@ def _apart(theirs: torch.Tensor, ours: torch.Tensor) -> torch.Tensor:
 
 def _wrong_parts(rule: Rule, table: Table, theirs: list[torch.Tensor], ours: torch.Tensor) -> list[int]:
     """Numbers of the rule's Hugging Face tensors whose output differs."""
-    if len(rule.axes[0].split()) == 1 or rule is EMBEDDING:  # a norm, or a table of vectors: outputs are not its rows
+    if len(rule.axes[0].split()) == 1 or rule == EMBEDDING:  # a norm, or a table of vectors: outputs are not its rows
         return [0] if _apart(theirs[0], ours).any() else []
     merged = rule.merge([output.t() for output in theirs], table.dimensions)
     wrong = _apart(merged, ours.t()).any(dim=1)

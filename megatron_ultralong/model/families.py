@@ -75,4 +75,4 @@ def rules_of(config: dict[str, Any]) -> tuple[Rule, ...]:
             f"config.json: sliding_window {window} is not supported; set it to null for a model that is to attend "
             "to the whole sequence."
         )
-    return tuple(rule for rule in FAMILIES[architecture] if not (rule is OUTPUT and config.get("tie_word_embeddings")))
+    return tuple(rule for rule in FAMILIES[architecture] if not (rule == OUTPUT and config.get("tie_word_embeddings")))

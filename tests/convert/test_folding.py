@@ -13,11 +13,12 @@ import torch
 
 from megatron_ultralong.convert.folding import QueryFold
 from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
-from megatron_ultralong.convert.logits import compare_logits, verification_tokens
+from megatron_ultralong.convert.logits import Verification, compare_logits, verification_tokens
 from megatron_ultralong.convert.megatron_to_hf import convert_megatron_to_hf
-from megatron_ultralong.convert.rules import Dimensions
 from megatron_ultralong.model.description import Description
+from megatron_ultralong.model.families import LLAMA, PHI3, Q_NORM
 from megatron_ultralong.model.rope import RopeScaling, temperature
+from megatron_ultralong.model.rules import Dimensions, Rule
 from tests.convert.tiny_models import Build
 
 HOT: dict[str, Any] = {"base": 10000.0, "original_length": 64, "factor": 8.0, "attention_factor": temperature(8.0)}
@@ -38,6 +39,7 @@ ROPES = {
         ("llama", "ntk"),
         ("qwen2", "paper"),
         ("qwen3", "paper"),
+        ("phi3", "paper"),
     ],
 )
 def test_the_logits_are_those_of_the_run(
@@ -55,7 +57,7 @@ def test_the_logits_are_those_of_the_run(
 
     cold = dataclasses.replace(Description.read(load), rope=dataclasses.replace(ROPES[rope], attention_factor=1.0))
     cold.write(load)  # the temperature is no rounding: without it the logits are others
-    other = compare_logits(hf=output, load=load, tokens_S=verification_tokens(output, 256))
+    other = compare_logits(Verification(output, load, folded=True), verification_tokens(output, 256))
     assert other.max_abs_diff > 1e-2 * other.max_abs
 
 
@@ -68,25 +70,27 @@ def test_a_half_precision_export_is_rounded_once(build: Build, tmp_path: Path) -
         convert_megatron_to_hf(load=load, output=tmp_path / dtype, dtype=dtype)  # type: ignore[arg-type]
         from megatron_ultralong.convert.huggingface import HfFolder
 
-        weights[dtype] = HfFolder.open(tmp_path / dtype).read("model.layers.0.self_attn.q_proj.weight")
+        weights[dtype] = HfFolder.open(tmp_path / dtype).rows("model.layers.0.self_attn.q_proj.weight", 0, 32)
     assert weights["keep"].dtype == torch.bfloat16
     assert torch.equal(weights["keep"], weights["fp32"].bfloat16())
 
 
+def rule_of(table: tuple[Rule, ...], key: str) -> Rule:
+    return next(rule for rule in table if rule.megatron.endswith(key))
+
+
 def test_only_rotated_channels_of_queries_are_scaled() -> None:
     sizes = Dimensions(layers=1, V=8, D=3, F=4, N=4, K=2, H=4)
-    ones = torch.ones(32, 3, dtype=torch.bfloat16)  # two groups of two queries, a key and a value, four rows each
-    fold = QueryFold(factor=2.0, rotary_dim=2, normed=False)
-    folded = fold.apply("decoder.layers.self_attention.linear_qkv.weight", ones, sizes)
-    assert folded.dtype == torch.float32
-    assert folded[:, 0].tolist() == [2, 2, 1, 1, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1] * 2
-    for name in ("linear_qkv.layer_norm_weight", "linear_proj.weight", "q_layernorm.weight", "k_layernorm.weight"):
-        assert fold.apply(f"decoder.layers.self_attention.{name}", ones, sizes) is ones
+    fold, qkv = QueryFold(factor=2.0, rotary_dim=2, normed=False), rule_of(LLAMA, "linear_qkv.weight")
+    queries, *others = [fold.scale(qkv, part, sizes) for part in range(3)]
+    assert queries is not None and queries.tolist() == [2, 2, 1, 1] * 4
+    assert others == [None, None]
+    fused = fold.scale(rule_of(PHI3, "linear_qkv.weight"), 0, sizes)
+    assert fused is not None and fused.tolist() == [2, 2, 1, 1] * 4 + [1] * 16
+    for key in ("linear_qkv.layer_norm_weight", "linear_proj.weight", "linear_fc1.weight"):
+        assert fold.scale(rule_of(LLAMA, key), 0, sizes) is None
+    assert fold.scale(Q_NORM, 0, sizes) is None
     normed = QueryFold(factor=2.0, rotary_dim=2, normed=True)
-    assert normed.apply("decoder.layers.self_attention.q_layernorm.weight", torch.ones(4), sizes).tolist() == [
-        2,
-        2,
-        1,
-        1,
-    ]
-    assert normed.apply("decoder.layers.self_attention.linear_qkv.weight", ones, sizes) is ones
+    scale = normed.scale(Q_NORM, 0, sizes)
+    assert scale is not None and scale.tolist() == [2, 2, 1, 1]
+    assert normed.scale(qkv, 0, sizes) is None

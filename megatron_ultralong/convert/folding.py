@@ -2,7 +2,8 @@
 
 Logits are scaled by m squared in the rotated channels; a query scaled by as much there gives the same logits. Where
 queries are normalised after their projection (Qwen3), the norm's weight takes the factor, as a factor before it
-would be lost. Cost: one number a row. The product is rounded once, to the dtype it is stored in: exact to rounding in fp32; in bf16 each folded weight moves by up to 2^-9 of itself.
+would be lost. Cost: one number a row. The product is rounded once, to the dtype it is stored in: exact to rounding
+in fp32; in bf16 each folded weight moves by up to 2^-9 of itself.
 """
 
 from __future__ import annotations

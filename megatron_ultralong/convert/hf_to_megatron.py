@@ -107,7 +107,9 @@ def convert_hf_to_megatron(
         if verify != "none":
             check_megatron(Reader(folder), table, tally.checksums, workers)
         if verify == "logits":
-            verify_logits(Verification(hf, folder, verify_text, verify_length or rope.length, dtype=TORCH_DTYPES.get(dtype)))
+            verify_logits(
+                Verification(hf, folder, verify_text, verify_length or rope.length, dtype=TORCH_DTYPES.get(dtype))
+            )
     logger.info("%s: %d tensors, %s, rope %s", output, len(tally.checksums), precision_name(dtypes.values()), rope.kind)
 
 

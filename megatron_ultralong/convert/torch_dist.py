@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from megatron_ultralong.convert.blob import Place, find_values, write_blob
+from megatron_ultralong.convert.metadata import read_metadata
 from megatron_ultralong.convert.stream import Files
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.model.rules import Shape
@@ -42,14 +43,6 @@ _BACKEND = {
     "sharded_backend_version": 1,
     "common_backend": "torch",
     "common_backend_version": 1,
-}
-_CHECKPOINT_MODULES = ("torch.distributed.checkpoint.", "megatron.core.dist_checkpointing.")
-_PLAIN = {
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("pathlib", "PosixPath"),
-    ("pathlib._local", "PosixPath"),
-    ("collections", "OrderedDict"),
 }
 _DAMAGE = (
     *(OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError),
@@ -138,7 +131,7 @@ class Reader:
             raise UserError(f"{folder} holds several checkpoints; give one of them, such as {steps[-1].parent}.")
         if not (folder / "metadata.json").exists() or not (folder / ".metadata").exists():
             raise UserError(f"{folder} is not a Megatron checkpoint (metadata.json or .metadata is missing); {_MEND}.")
-        metadata = _read_metadata(folder / ".metadata")
+        metadata = read_metadata(folder / ".metadata")
         self.storage: dict[MetadataIndex, _StorageInfo] = metadata.storage_data
         self.tensors: dict[str, TensorStorageMetadata] = {
             key: value
@@ -276,29 +269,3 @@ class _Window(io.RawIOBase):
         buffer[: len(data)] = data
         self.at += len(data)
         return len(data)
-
-
-def _read_metadata(path: Path) -> Metadata:
-    """Unpickle .metadata, letting only DCP's own plain classes be named in it."""
-    try:
-        with path.open("rb") as stream:
-            metadata = _MetadataUnpickler(stream).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, IndexError) as error:
-        raise UserError(f"{path} is damaged ({error}); copy the checkpoint again.") from None
-    if not isinstance(metadata, Metadata) or metadata.storage_data is None:
-        raise UserError(f"{path} is damaged (no storage_data); copy the checkpoint again.")
-    return metadata
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Refuses everything but the data classes that .metadata consists of."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if dtype or (module, name) in _PLAIN:
-            return super().find_class(module, name)
-        if module.startswith(_CHECKPOINT_MODULES) and "." not in name:
-            found = super().find_class(module, name)
-            if isinstance(found, type) and found.__module__.startswith(_CHECKPOINT_MODULES):
-                return found
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")

@@ -39,7 +39,6 @@ ROPES = {
         ("llama", "ntk"),
         ("qwen2", "paper"),
         ("qwen3", "paper"),
-        ("phi3", "paper"),
     ],
 )
 def test_the_logits_are_those_of_the_run(
@@ -59,6 +58,16 @@ def test_the_logits_are_those_of_the_run(
     cold.write(load)  # the temperature is no rounding: without it the logits are others
     other = compare_logits(Verification(output, load, folded=True), verification_tokens(output, 256))
     assert other.max_abs_diff > 1e-2 * other.max_abs
+
+
+def test_phi3_states_its_frequencies_as_lists_and_folds_the_rest(build: Build, tmp_path: Path) -> None:
+    load, output = tmp_path / "megatron", tmp_path / "hf"
+    convert_hf_to_megatron(hf=build("phi3"), output=load)
+    dataclasses.replace(Description.read(load), rope=ROPES["paper"]).write(load)
+    convert_megatron_to_hf(load=load, output=output, verify="logits", verify_length=256)
+    found = json.loads((output / "verification.json").read_text())
+    assert found["query_scale"] == pytest.approx(0.972753, rel=1e-6)  # (0.1 ln 8 + 1)^2 / (1 + ln 8 / ln 64)
+    assert found["hf_logits_max_abs_diff"] < 2e-5 * found["hf_logits_max_abs"]
 
 
 def test_a_half_precision_export_is_rounded_once(build: Build, tmp_path: Path) -> None:

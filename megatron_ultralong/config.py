@@ -178,6 +178,9 @@ class CheckpointConfig:
     leaves nothing to go back to."""
     keep_every: int = 0
     """Checkpoints of multiples of this many steps are kept whatever keep_last says; 0: none of them."""
+    export_interval: int = 0
+    """Steps between exports in Hugging Face format, to hf/step_N of checkpoint.save, by a process beside the run that
+    reads the saved checkpoint; 0: none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ _AT_LEAST_ONE = (
 ).split()
 _AT_LEAST_ZERO = (
     "rope.target_length rope.original_length optimizer.learning_rate optimizer.min_learning_rate "
-    "optimizer.warmup_steps optimizer.weight_decay optimizer.clip_grad checkpoint.interval "
+    "optimizer.warmup_steps optimizer.weight_decay optimizer.clip_grad checkpoint.interval checkpoint.export_interval "
     "train.loss_chunk train.z_loss parallel.recompute_layers parallel.mlp_chunk train.requeue_code log.profile "
     "checkpoint.keep_last checkpoint.keep_every train.max_skipped log.spike"
 ).split()
@@ -247,6 +247,14 @@ def _checkpoint(config: RunConfig) -> Iterator[str]:
         yield (
             f"checkpoint.keep_every is {every}, no multiple of checkpoint.interval {interval}, so hardly a checkpoint "
             f"would be kept by it; give a multiple of {interval}."
+        )
+    export = config.checkpoint.export_interval
+    if export and save is None:
+        yield f"checkpoint.export_interval is {export}, but nothing is saved; give checkpoint.save, or set it to 0."
+    elif export and not (interval and export % interval == 0) and export != config.train.steps:
+        yield (
+            f"checkpoint.export_interval is {export}, but only a saved checkpoint can be exported; "
+            f"give a multiple of checkpoint.interval {interval}, or train.steps {config.train.steps}."
         )
     resumable = save is not None and any(save.glob("step_*"))
     if config.model.init == "random" and load is not None:

@@ -190,6 +190,11 @@ class LanguageModel(mcore.GPTModel):
         )
 
 
+def padded(vocabulary: int, tensor: int) -> int:
+    """Rows of the embedding and the head: the next multiple of the tensor-parallel size. Those added are masked."""
+    return -(-vocabulary // tensor) * tensor
+
+
 def build_model(
     hf_config: dict[str, Any],
     rope: RopeScaling,
@@ -204,17 +209,14 @@ def build_model(
     `model(input_ids=, position_ids=, attention_mask=None, labels=, loss_mask=, packed_seq_params=SequenceLayout(...))`.
 
     Raises:
-        UserError: the architecture is not supported, or the vocabulary does not divide over tensor parallelism.
+        UserError: the architecture is not supported.
     """
-    if hf_config["vocab_size"] % parallel.tensor:
-        raise UserError(
-            f"config.json: vocab_size {hf_config['vocab_size']} is not divisible by parallel.tensor {parallel.tensor}."
-        )
+    vocabulary = hf_config["vocab_size"]
     config = transformer_config(hf_config, parallel, precision)
     model = LanguageModel(
         config=config,
         transformer_layer_spec=_layer_spec(config, parallel),
-        vocab_size=hf_config["vocab_size"],
+        vocab_size=padded(vocabulary, parallel.tensor),
         max_sequence_length=rope.length,
         pre_process=mcore.parallel_state.is_pipeline_first_stage(),
         post_process=mcore.parallel_state.is_pipeline_last_stage(),
@@ -222,7 +224,7 @@ def build_model(
         position_embedding_type="rope",
         rotary_base=int(rope.base),
     )
-    model.loss_options = loss
+    model.loss_options = dataclasses.replace(loss, vocabulary=vocabulary)
     model.offload = parallel.offload
     if parallel.mlp_chunk:
         for layer in model.decoder.layers:

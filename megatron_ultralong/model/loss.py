@@ -32,11 +32,14 @@ class LossOptions:
 
     Attributes:
         chunk: positions a rank sends through the head at once; 0: as many as make 2^28 logits.
+        vocabulary: entries over all ranks; logits beyond are of rows that padding added, and count as minus infinity;
+            0: none was added.
         z_loss: weight of the squared logarithm of the softmax's denominator (PaLM, arXiv 2204.02311, section 5).
     """
 
     chunk: int = 0
     z_loss: float = 0.0
+    vocabulary: int = 0
 
 
 DEFAULT = LossOptions()
@@ -116,7 +119,7 @@ class _SumOfLosses(torch.autograd.Function):
                 continue  # on every rank, since the mask is the same on every rank
             used_ND = chunk_ND[kept]
             loss, d_logits_NV = _chunk(
-                used_ND, weight_VD, labels_RN[:, part].reshape(-1)[kept], mask_N[kept], group, options.z_loss
+                used_ND, weight_VD, labels_RN[:, part].reshape(-1)[kept], mask_N[kept], group, options
             )
             total += loss
             if d_rows_ND is None or d_weight_VD is None:
@@ -140,10 +143,13 @@ class _SumOfLosses(torch.autograd.Function):
 
 
 def _chunk(
-    rows_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, mask_N: Tensor, group: dist.ProcessGroup, z_loss: float
+    rows_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, mask_N: Tensor, group: dist.ProcessGroup, options: LossOptions
 ) -> tuple[Tensor, Tensor]:
     """Weighted loss of these rows (fp64 scalar), and its gradient by this rank's logits (fp32, [N, V / tp])."""
+    z_loss = options.z_loss
     logits_NV = (rows_ND @ weight_VD.t()).float()
+    if options.vocabulary:
+        logits_NV[:, max(0, options.vocabulary - group.rank() * weight_VD.shape[0]) :] = -torch.inf
     highest_N = logits_NV.amax(dim=-1)
     if group.size() > 1:
         dist.all_reduce(highest_N, dist.ReduceOp.MAX, group=group)

@@ -56,14 +56,28 @@ def _train(run: Run, requests: StopRequests) -> Outcome:
     recorder = Recorder(config, run.step + 1) if dist.get_rank() == 0 else None
     profiler = Profiler(config.log.profile, (config.checkpoint.save or Path()) / "trace")
     saver = Saver(run, requests)
+    stopped_by, finished = "", False
+    try:
+        stopped_by = _steps(run, requests, saver, recorder, profiler)
+        finished = not stopped_by
+    finally:
+        saver.close(finished)
+    profiler.close()
+    if recorder is not None:
+        recorder.close()
+    return Outcome(saver.saved, stopped_by)
+
+
+def _steps(run: Run, requests: StopRequests, saver: Saver, recorder: Recorder | None, profiler: Profiler) -> str:
+    """Every step that is left; returns what stopped the run before its last, or ""."""
+    config = run.config
     anomalies = Anomalies(run, saver)
-    stopped_by = ""
     for step in range(run.step, config.train.steps):
         stopped_by = requests.agreed(run.device)
         if stopped_by:
             saver.save(step)
             _say_stopped(config, step, stopped_by)
-            break
+            return stopped_by
         started = time.monotonic()
         result = train_step(run, step)
         seconds = time.monotonic() - started
@@ -74,10 +88,7 @@ def _train(run: Run, requests: StopRequests) -> Outcome:
         anomalies.stop_if_too_many(step, result)
         profiler.step()
         saver.after_step(step + 1)
-    profiler.close()
-    if recorder is not None:
-        recorder.close()
-    return Outcome(saver.saved, stopped_by)
+    return ""
 
 
 def _say_stopped(config: RunConfig, step: int, stopped_by: str) -> None:

@@ -25,6 +25,7 @@ from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import replace_directory
 from megatron_ultralong.model.description import Description
 from megatron_ultralong.training import checkpoint
+from megatron_ultralong.training.exporting import Exporter
 from megatron_ultralong.training.setup import Run
 from megatron_ultralong.training.stopping import StopRequests
 
@@ -56,6 +57,7 @@ class Saver:
         self.run, self.requests, self.section = run, requests, run.config.checkpoint
         self.saved, self.step = run.resumed_from, run.step  # the state that needs no saving
         self._writer = CheckpointWriter()
+        self._exporter = Exporter(self.section)  # rank 0's alone does anything
         self._pending: _Pending | None = None
         if (save := self.section.save) is not None:
             try:
@@ -65,6 +67,7 @@ class Saver:
 
     def after_step(self, done: int) -> None:
         """Complete what was written in the background, and save if a checkpoint is due after `done` steps."""
+        self._exporter.poll()
         last, interval = done == self.run.config.train.steps, self.section.interval
         if not last and self._pending is not None:
             self._try(lambda: self._complete(wait=False), required=False)
@@ -86,6 +89,10 @@ class Saver:
         self._try(lambda: self._complete(wait=True), required=False)  # one at a time
         if done != self.step:
             self._try(lambda: self._begin(done, background=self.section.async_save and not required), required)
+
+    def close(self, finished: bool) -> None:
+        """Wait for the exports that are left, or end them where the run did not reach its last step."""
+        self._exporter.close(wait=finished)
 
     def _try(self, work: Callable[[], None], required: bool) -> None:
         """Do it; a failure, which every rank meets, is said, and raised if it was required."""
@@ -144,7 +151,8 @@ class Saver:
         self.requests.took("save", seconds)
         logger.info("saved %s in %.1f s", pending.target, seconds)
         if dist.get_rank() == 0:
-            _prune(save, section.keep_last, section.keep_every)
+            self._exporter.offer(pending.target, pending.description.step)
+            _prune(save, section.keep_last, section.keep_every, self._exporter.needed)
 
 
 def _on_rank_0(work: Callable[[], None]) -> None:
@@ -182,12 +190,12 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _prune(save: Path, keep_last: int, keep_every: int) -> None:
-    """Delete the checkpoints that are neither among the newest nor of a step to keep."""
+def _prune(save: Path, keep_last: int, keep_every: int, needed: set[Path]) -> None:
+    """Delete the checkpoints that are neither among the newest, nor of a step to keep, nor needed."""
     if keep_last == 0:
         return
     for folder in checkpoint.step_folders(save)[keep_last:]:
-        if not keep_every or int(folder.name[5:]) % keep_every:
+        if folder not in needed and (not keep_every or int(folder.name[5:]) % keep_every):
             aside = folder.with_name(f".{folder.name}.old")  # it stops being a checkpoint before its files go
             shutil.rmtree(aside, ignore_errors=True)
             with contextlib.suppress(OSError):

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ WIDE = {"hidden_size": 512, "intermediate_size": 2048, "vocab_size": 4000, "num_
 FORKED = """
 import os, signal, sys, torch
 from pathlib import Path
+from typing import Any
 from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
 from megatron_ultralong.convert.megatron_to_hf import convert_megatron_to_hf
 import torch.distributed.checkpoint

@@ -9,6 +9,7 @@ A job names a converted checkpoint, a layout, and where to save what megatron-co
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import json
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ from megatron_ultralong.training.checkpoint import _load, _load_model, _model_st
 
 
 def main() -> None:
+    faulthandler.dump_traceback_later(60, exit=True)  # a hang says where
     jobs = json.loads(Path(sys.argv[1]).read_text())
     groups.initialize(ParallelConfig(device="cpu"))
     for job in jobs:

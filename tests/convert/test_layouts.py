@@ -84,7 +84,7 @@ def save_logits(source: Path, path: Path) -> None:
 
 
 def launch(processes: int, jobs: Path) -> None:
-    words = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     script = str(Path(__file__).parent / "layouts.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(

@@ -6,12 +6,13 @@ import dataclasses
 import io
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from megatron_ultralong.convert import stream
 from megatron_ultralong.convert.blob import find_values, write_blob
@@ -122,16 +123,19 @@ def test_reading_ahead_passes_errors_on_and_can_be_left() -> None:
             break
 
 
+def rewrite(folder: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+    """Change the tensors of a Hugging Face folder in place."""
+    for path in folder.glob("*.safetensors"):
+        tensors = {name: change(name, tensor).clone() for name, tensor in load_file(path).items()}
+        path.unlink()  # load_file maps it
+        save_file(tensors, path)
+
+
 def test_an_average_is_the_mean_in_fp64(build: Build, tmp_path: Path) -> None:
     folders = []
     for number in range(3):
         source = shutil.copytree(build("llama", torch.bfloat16), tmp_path / f"hf{number}")
-        for path in source.glob("*.safetensors"):
-            header = read_header(path)
-            tensors = load_file(path)
-            with Writer(path, {name: (shape, dtype) for name, (shape, dtype, _) in header.items()}) as out:
-                for name, tensor in tensors.items():
-                    out.add(name, (tensor.float() * (1 + number / 7)).bfloat16())
+        rewrite(source, lambda _, tensor, number=number: (tensor.float() * (1 + number / 7)).bfloat16())
         convert_hf_to_megatron(hf=source, output=tmp_path / f"m{number}")
         folders.append(tmp_path / f"m{number}")
     convert_megatron_to_hf(load=folders[0], average=tuple(folders[1:]), output=tmp_path / "mean")
@@ -187,11 +191,7 @@ def test_logits_name_the_tensor_that_differs(build: Build, tmp_path: Path) -> No
     description = Description.read(tmp_path / "m")
     for name in ("model.layers.1.self_attn.k_proj.weight", "model.layers.2.mlp.up_proj.weight", "model.norm.weight"):
         other = shutil.copytree(source, tmp_path / name)
-        for path in other.glob("*.safetensors"):
-            header, tensors = read_header(path), load_file(path)
-            with Writer(path, {key: (shape, dtype) for key, (shape, dtype, _) in header.items()}) as out:
-                for key, tensor in tensors.items():
-                    out.add(key, tensor.flip(0) if key == name else tensor)
+        rewrite(other, lambda key, tensor, name=name: tensor.flip(0) if key == name else tensor)
         with pytest.raises(UserError, match=f"which is not rounding; they part at [a-z0-9 ]*: {name} "):
             verify_logits(Verification(other, tmp_path / "m", length=64))
     assert description == Description.read(tmp_path / "m")

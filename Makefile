@@ -15,7 +15,7 @@ READY := $(VENV)/.megatron_ultralong
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-gpu sanitize checks format clean
+.PHONY: help quickstart test test-slurm test-gpu sanitize checks format clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,8 +23,11 @@ help:  ## say what there is
 quickstart: $(READY)  ## the whole way on this machine: prepare, extend, tune, convert, evaluate, report
 	bash examples/tiny_cpu/run.sh
 
-test: $(READY)  ## the whole test suite
-	python -m pytest -m "not slow"
+test: $(READY)  ## the whole test suite, but for what is slow or needs SLURM
+	python -m pytest -m "not slow and not slurm"
+
+test-slurm: $(READY)  ## the cluster's scripts on a real SLURM of two nodes (tests/slurm/cluster.sh install)
+	REQUIRE_SLURM=1 python -m pytest -m slurm tests/slurm $(PYTEST)
 
 test-gpu:  ## the tests marked gpu, with the Python at hand: it needs PyTorch with CUDA and pytest, no package index
 	$(PYTHON) -m pytest -m gpu tests/context_parallel/test_one_device.py

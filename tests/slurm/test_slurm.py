@@ -15,6 +15,7 @@ import pytest
 
 from tests.slurm.conftest import LENGTH, STEPS, Cluster, Submit, losses, tail
 
+pytestmark = pytest.mark.slurm
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL")
 
 

@@ -1,7 +1,8 @@
 """A real SLURM of two nodes on this machine (cluster.sh), and the tiny model as a user of an example's scripts has it.
 
 Nothing of the examples is edited: the tiny model, two processes and gloo are swapped in by the variables that
-examples/*/settings.sh offers. Where SLURM is missing the tests skip, and fail under REQUIRE_SLURM (make test-slurm sets it).
+examples/*/settings.sh offers. Where SLURM is missing the tests skip, and fail under REQUIRE_SLURM
+(make test-slurm sets it).
 """
 
 from __future__ import annotations

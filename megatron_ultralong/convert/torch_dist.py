@@ -16,6 +16,7 @@ import math
 import os
 import pickle
 import struct
+import sys
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -98,10 +99,11 @@ def write_metadata(folder: Path, stored: Iterable[Stored]) -> None:
     tensors: dict[str, TensorStorageMetadata] = {}
     storage: dict[MetadataIndex, _StorageInfo] = {}
     for piece, name, offset, length in stored:
+        key, name = sys.intern(piece.key), sys.intern(name)  # else a worker's copies would be pickled otherwise
         properties = TensorProperties(dtype=piece.dtype)
         empty = TensorStorageMetadata(properties=properties, size=torch.Size(piece.shape), chunks=[])
-        description = tensors.setdefault(piece.key, empty)
-        index = MetadataIndex(piece.key, piece.chunk.offsets, len(description.chunks))
+        description = tensors.setdefault(key, empty)
+        index = MetadataIndex(key, piece.chunk.offsets, len(description.chunks))
         description.chunks.append(piece.chunk)
         storage[index] = _StorageInfo(name, offset, length)
     metadata = Metadata(state_dict_metadata=dict(tensors), storage_data=storage, storage_meta=StorageMeta())

@@ -1,7 +1,8 @@
 """Artefacts on disk appear whole or not at all, and name what they were made from.
 
 Everything is written beside its final name and renamed into place, so a kill leaves either the old artefact or
-the new one; of a folder that is being replaced, at worst the old one under `.NAME.PID.old`. Fingerprints are
+the new one; of a folder that is being replaced, at worst the old one under `.NAME.HOST.PID.old`. The next writer of
+the folder removes what killed ones left on its host. Fingerprints are
 SHA-256; for data files of many gigabytes the hash covers the size and 64 evenly spread 64 KiB blocks, which costs
 4 MiB of reading whatever the file's size.
 """
@@ -13,7 +14,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import socket
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +43,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it replaces `path`, on failure it is removed."""
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path, "tmp")
+    _remove_leftovers(path, "tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -51,15 +54,55 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         replace_directory(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    _remove_leftovers(path, "old")
 
 
 def replace_directory(source: Path, target: Path) -> None:
     """Rename `source` to `target`, moving an existing `target` aside first and deleting it afterwards."""
-    aside = target.with_name(f".{target.name}.{os.getpid()}.old")
+    aside = _beside(target, "old")
     if target.exists():
         target.rename(aside)
     source.rename(target)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def refuse_others(folder: Path, names: Collection[str]) -> None:
+    """Refuse to replace what is no folder of the files `names` alone, since replacing deletes all that is there.
+
+    Raises:
+        UserError: `folder` is a file, or holds something else.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        if folder.exists():
+            raise UserError(f"--output: {folder} is a file; name a folder.")
+        return
+    for path in sorted(folder.iterdir()):
+        if path.name not in names:
+            raise UserError(f"--output: {folder} holds {path.name}, which would be deleted; name another folder.")
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{ending}")
+
+
+def _remove_leftovers(path: Path, ending: str) -> None:
+    """Delete what killed writers of `path` left: those of this host whose process has ended."""
+    head = f".{path.name}.{socket.gethostname()}."
+    for left in path.parent.iterdir():
+        process = left.name.removeprefix(head).removesuffix(f".{ending}")
+        if left.name == f"{head}{process}.{ending}" and process.isdigit() and not _runs(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,4 +1,8 @@
 import hashlib
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -8,6 +12,7 @@ from megatron_ultralong.files import (
     atomic_file,
     fingerprint,
     read_json,
+    refuse_others,
     replace_directory,
     write_json,
 )
@@ -60,6 +65,68 @@ def test_a_killed_writers_leftovers_do_not_get_in(tmp_path):
     with atomic_directory(target) as temporary:
         (temporary / "new").write_text("")
     assert names(target) == ["new"] and names(tmp_path) == ["out"]
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from megatron_ultralong import files
+target = pathlib.Path(sys.argv[1])
+if sys.argv[2] == "between":  # the old folder is aside, the new one not yet in its place
+    real, calls = pathlib.Path.rename, []
+    def rename(self, to):
+        calls.append(to)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, to)
+    pathlib.Path.rename = rename
+with files.atomic_directory(target) as temporary:
+    (temporary / "half").write_text("")
+    if sys.argv[2] == "writing":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("when", ["writing", "between"])
+def test_the_next_writer_removes_what_killed_ones_left(tmp_path, when):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("")
+    for _ in range(2 if when == "writing" else 1):
+        assert subprocess.run([sys.executable, "-c", KILLED, target, when]).returncode == -signal.SIGKILL
+    assert any(name != "out" for name in names(tmp_path))
+    if when == "writing":
+        assert names(target) == ["old"]
+    with atomic_directory(target) as temporary:
+        (temporary / "new").write_text("")
+    assert names(target) == ["new"] and names(tmp_path) == ["out"]
+
+
+def test_a_living_writers_folder_stays(tmp_path):
+    with atomic_directory(tmp_path / "out") as temporary:
+        alive = temporary.with_name(temporary.name.replace(str(os.getpid()), str(os.getppid())))
+        alive.mkdir()
+    with atomic_directory(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == sorted([alive.name, "out"])
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with atomic_directory(tmp_path / "link") as temporary:
+        (temporary / "new").write_text("")
+    assert (tmp_path / "link").is_symlink() and names(tmp_path / "real") == ["new"]
+    assert names(tmp_path) == ["link", "real"]
+
+
+def test_only_what_is_ones_own_is_replaced(tmp_path):
+    refuse_others(tmp_path / "new", ["a"])
+    (tmp_path / "a").write_text("")
+    refuse_others(tmp_path, ["a", "b"])
+    with pytest.raises(UserError, match=r"holds a, which would be deleted; name another folder\.$"):
+        refuse_others(tmp_path, ["b"])
+    with pytest.raises(UserError, match=r"a is a file; name a folder\.$"):
+        refuse_others(tmp_path / "a", ["a"])
 
 
 def test_replace_directory_without_a_target(tmp_path):

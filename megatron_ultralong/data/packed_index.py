@@ -30,7 +30,7 @@ from megatron_ultralong.data.corpus import Corpus, open_corpus
 from megatron_ultralong.data.order import key, shuffled
 from megatron_ultralong.data.packing import UNLIMITED
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import atomic_directory, fingerprint, read_json, write_json
+from megatron_ultralong.files import atomic_directory, fingerprint, read_json, refuse_others, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +85,9 @@ def write_packed_index(
         The manifest.
 
     Raises:
-        UserError: the documents do not fill one sample, or an option does not fit.
+        UserError: the documents do not fill one sample, an option does not fit, or the folder holds other things.
     """
+    refuse_others(folder, [*(f"{name}.npy" for name in _ARRAYS), "manifest.json"])
     _check(corpus, options)
     ids = _documents_in_order(corpus, options, documents)
     pack = _concatenate if options.packing == "concatenate" else _best_fit

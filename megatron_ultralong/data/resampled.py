@@ -20,7 +20,7 @@ from megatron_ultralong.data.corpus import Corpus
 from megatron_ultralong.data.packed_index import Documents
 from megatron_ultralong.data.resample import LengthPolicy, SourceResult, resample
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import atomic_directory, fingerprint, read_json, write_json
+from megatron_ultralong.files import atomic_directory, fingerprint, read_json, refuse_others, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,9 @@ def write_resampled(corpus: Corpus, folder: Path, policy: LengthPolicy, total: i
     """Resample a corpus (see `resample`), write the list with its report, and return the report.
 
     Raises:
-        UserError: an option is out of its range, or no document is left.
+        UserError: an option is out of its range, no document is left, or the folder holds other things.
     """
+    refuse_others(folder, ["document_ids.npy", "manifest.json", "histogram.png"])
     lengths = corpus.tokens.lengths.astype(np.int64)
     ids, results = resample(lengths, corpus.source_ids().astype(np.int64), corpus.sources, policy, total, seed)
     if not len(ids):

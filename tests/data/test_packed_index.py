@@ -138,3 +138,10 @@ def test_the_last_sample_is_kept_or_dropped(write_corpus, tmp_path, length, last
     manifest = write_packed_index(write_corpus(DOCUMENTS), tmp_path / "p", options)
     assert (manifest["samples"], manifest["tokens_in_all"]) == (samples, 12)
     assert (manifest["dropped_tail_tokens"], manifest["padding_tokens"]) == (dropped, padding)
+
+
+def test_a_folder_with_other_things_is_not_replaced(write_corpus, tmp_path):
+    corpus = write_corpus(DOCUMENTS)
+    with pytest.raises(UserError, match=r"holds corpus\.\w+, which would be deleted; name another folder\.$"):
+        write_packed_index(corpus, tmp_path, PackOptions(sequence_length=4))
+    assert (tmp_path / "corpus.bin").is_file()

@@ -81,3 +81,10 @@ def test_weights_as_words(write_corpus, tmp_path):
     assert [source["tokens_after"] for source in report["sources"]] == [9, 27]
     assert [source["repeated_tokens"] for source in report["sources"]] == [0, 9]
     assert read_documents(tmp_path / "out", corpus).made_by["weights"] == {"web": 1, "books": 3}
+
+
+def test_a_folder_with_other_things_is_not_replaced(write_corpus, tmp_path):
+    corpus = write_corpus([[1] * 10])
+    with pytest.raises(UserError, match=r"holds corpus\.\w+, which would be deleted; name another folder\.$"):
+        write_resampled(corpus, tmp_path, POLICY, None, 1)
+    assert (tmp_path / "corpus.bin").is_file()

@@ -62,9 +62,9 @@ def _train(run: Run, requests: StopRequests) -> Outcome:
         finished = not stopped_by
     finally:
         saver.close(finished)
+        if recorder is not None:
+            recorder.close()  # of a run that fails too: its last numbers are written, its terminal is as it was
     profiler.close()
-    if recorder is not None:
-        recorder.close()
     return Outcome(saver.saved, stopped_by)
 
 
@@ -87,7 +87,7 @@ def _steps(run: Run, requests: StopRequests, saver: Saver, recorder: Recorder | 
             recorder.record(_metrics(run, step, result, seconds, spike))
         anomalies.stop_if_too_many(step, result)
         profiler.step()
-        saver.after_step(step + 1)
+        saver.after_step(step + 1, result.updated)
     return ""
 
 

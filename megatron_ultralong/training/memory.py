@@ -1,4 +1,4 @@
-"""Memory of one step by part, measured: what a dry run prints and a run on a GPU logs after its first step.
+"""Memory of one step by part, measured: what a dry run prints.
 
 On a GPU the numbers are PyTorch's allocator's and cost nothing. A CPU has no such counters: there a dispatch mode
 counts the storages that operations make while they live (kernels' own scratch space is not seen), which makes

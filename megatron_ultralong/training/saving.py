@@ -65,13 +65,19 @@ class Saver:
             except OSError as error:
                 raise UserError(f"checkpoint.save is {save}, where nothing can be written ({error}).") from error
 
-    def after_step(self, done: int) -> None:
-        """Complete what was written in the background, and save if a checkpoint is due after `done` steps."""
+    def after_step(self, done: int, updated: bool) -> None:
+        """Complete what was written in the background, and save if a checkpoint is due after `done` steps.
+
+        Args:
+            done: optimizer steps.
+            updated: the last of them was not skipped. After one that was, only the end of the run is saved: the
+                newest checkpoint must not lie past the state before the first of too many.
+        """
         self._exporter.poll()
         last, interval = done == self.run.config.train.steps, self.section.interval
         if not last and self._pending is not None:
             self._try(lambda: self._complete(wait=False), required=False)
-        if last or (interval > 0 and done % interval == 0):
+        if last or (updated and interval > 0 and done % interval == 0):
             self.save(done, required=last)
 
     def save(self, done: int, required: bool = True) -> None:

@@ -75,6 +75,7 @@ def test_too_many_in_a_row_end_the_run_with_the_state_before(begin: Begin, tmp_p
     """A learning rate that overflows bf16: from the second step on there is nothing but infinities."""
     save = tmp_path / "run"
     words = ["--train.precision", "bf16", "--optimizer.learning_rate", "1e30", "--optimizer.clip_grad", "0"]
+    words += ["--checkpoint.interval", "1", "--checkpoint.keep_last", "1"]  # what is due meanwhile must not push it out
     job = begin(2, *words, "--checkpoint.save", str(save), "--train.steps", "100", "--train.max_skipped", "2")
     assert job.statuses() == [2, 2], job.log()
     rows = rows_of(save / "metrics.jsonl")

@@ -69,8 +69,9 @@ def test_masked_documents_cost_their_own_pairs(train: Train, workspace: Path) ->
     assert pairs < 2 * causal_pairs([SEQUENCE_LENGTH])
 
 
-def test_a_terminal_gets_a_live_table(workspace: Path) -> None:
-    command = [sys.executable, "-m", "megatron_ultralong.train", "--config", str(workspace / "run.toml")]
+def on_a_terminal(workspace: Path, *words: str) -> tuple[int, str]:
+    """The tiny model's run with a terminal for stderr: exit status and all that was shown."""
+    command = [sys.executable, "-m", "megatron_ultralong.train", "--config", str(workspace / "run.toml"), *words]
     controller, terminal = pty.openpty()
     process = subprocess.Popen(
         command,
@@ -90,7 +91,21 @@ def test_a_terminal_gets_a_live_table(workspace: Path) -> None:
             break
         shown += part
     os.close(controller)
-    assert process.wait() == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    return process.wait(), shown.decode()
+
+
+def test_a_terminal_gets_a_live_table(workspace: Path) -> None:
+    status, shown = on_a_terminal(workspace)
+    assert status == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
     assert "3 of 3" in text and "0 s" in text and "gradient norm" in text and "TFLOPS" in text
     assert "megatron-core runs on the CPU" in text
+
+
+def test_a_run_that_fails_gives_the_terminal_back(workspace: Path) -> None:
+    """Losses that overflow: the cursor that the table hid is shown again, and the error stands below it."""
+    words = ["--train.precision", "bf16", "--optimizer.learning_rate", "1e30", "--optimizer.clip_grad", "0"]
+    status, shown = on_a_terminal(workspace, *words, "--train.steps", "9", "--train.max_skipped", "0")
+    assert status == 2
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1
+    assert "error: step" in shown[shown.index("\x1b[?25h") :]

@@ -104,7 +104,8 @@ class ParallelConfig:
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """"auto": GPU where there is one."""
     timeout: int = 600
-    """Seconds after which a collective that a rank never joined is an error."""
+    """Seconds after which a collective that a rank never joined is an error; a rank that stops answering for half of
+    them ends the others, which say its number, the step and the collective."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

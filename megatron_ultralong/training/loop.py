@@ -19,6 +19,7 @@ from megatron_ultralong.training.saving import Saver
 from megatron_ultralong.training.setup import Run, prepare
 from megatron_ultralong.training.step import StepResult, train_step
 from megatron_ultralong.training.stopping import StopRequests
+from megatron_ultralong.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +45,14 @@ def train(config: RunConfig) -> Outcome:
             that are not finite, too many in a row.
     """
     with StopRequests(config.train.time_limit) as requests:
-        run = prepare(config)
         try:
-            return _train(run, requests)
+            with Watchdog(config.parallel.timeout) as watchdog:
+                return _train(prepare(config, watchdog.start), requests, watchdog)
         finally:
             groups.finalize()
 
 
-def _train(run: Run, requests: StopRequests) -> Outcome:
+def _train(run: Run, requests: StopRequests, watchdog: Watchdog) -> Outcome:
     config = run.config
     recorder = Recorder(config, run.step + 1) if dist.get_rank() == 0 else None
     profiler = Profiler(config.log.profile, (config.checkpoint.save or Path()) / "trace")
@@ -73,6 +74,7 @@ def _steps(run: Run, requests: StopRequests, saver: Saver, recorder: Recorder | 
     config = run.config
     anomalies = Anomalies(run, saver)
     for step in range(run.step, config.train.steps):
+        watchdog.step = f"step {step + 1}"
         stopped_by = requests.agreed(run.device)
         if stopped_by:
             saver.save(step)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,12 @@ class Run:
         return self.samples + (step - self.step) * self.config.train.global_batch_size
 
 
-def prepare(config: RunConfig) -> Run:
+def prepare(config: RunConfig, joined: Callable[[], None] = lambda: None) -> Run:
     """Check the configuration, join the processes, and build or load everything.
+
+    Args:
+        config: the run.
+        joined: called on every rank once the processes have joined.
 
     Raises:
         UserError: anything in the configuration, the data or the checkpoint that cannot work.
@@ -79,6 +83,7 @@ def prepare(config: RunConfig) -> Run:
     description = _describe(config, hf_config, resume_from or config.checkpoint.load)
     data = _blend(config, resume_from)
     device = groups.initialize(config.parallel, config.train.seed)
+    joined()
     loss = LossOptions(config.train.loss_chunk, config.train.z_loss)
     weights = build.build_model(
         hf_config, description.rope, config.parallel, config.train.precision, config.rope.angles, loss

@@ -59,7 +59,7 @@ def _train(run: Run, requests: StopRequests, watchdog: Watchdog) -> Outcome:
     saver = Saver(run, requests)
     stopped_by, finished = "", False
     try:
-        stopped_by = _steps(run, requests, saver, recorder, profiler)
+        stopped_by = _steps(run, requests, watchdog, saver, recorder, profiler)
         finished = not stopped_by
     finally:
         saver.close(finished)
@@ -69,7 +69,14 @@ def _train(run: Run, requests: StopRequests, watchdog: Watchdog) -> Outcome:
     return Outcome(saver.saved, stopped_by)
 
 
-def _steps(run: Run, requests: StopRequests, saver: Saver, recorder: Recorder | None, profiler: Profiler) -> str:
+def _steps(
+    run: Run,
+    requests: StopRequests,
+    watchdog: Watchdog,
+    saver: Saver,
+    recorder: Recorder | None,
+    profiler: Profiler,
+) -> str:
     """Every step that is left; returns what stopped the run before its last, or ""."""
     config = run.config
     anomalies = Anomalies(run, saver)

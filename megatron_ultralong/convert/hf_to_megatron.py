@@ -27,6 +27,7 @@ from megatron_ultralong.convert.output import (
     check_counts,
     precision_name,
     refuse_existing,
+    refuse_loss,
     warn_not_finite,
     writing,
 )
@@ -79,10 +80,12 @@ def convert_hf_to_megatron(
         UserError: anything wrong with the input, or OUTPUT exists.
     """
     refuse_existing(output, overwrite)
-    check_counts(workers=workers)
+    refuse_loss(output, hf)
+    check_counts(workers=workers, verify_length=verify_length)
     source = HfFolder.open(hf, allow_pickle=allow_pickle)
     table = Table.from_hf(source.config)
     rope = RopeScaling.from_hf(source.config)
+    rope.inverse_frequencies(rope.rotary_dim(table.dimensions.H))  # its lists must fit the heads
     table.check_hf(source.shapes, str(hf))
     dtypes = {rule.megatron: TORCH_DTYPES.get(dtype) or _common_dtype(source, rule, table) for rule in table.rules}
     size = sum(math.prod(shape) * dtypes[key].itemsize for key, shape in table.megatron_shapes.items())

@@ -121,6 +121,11 @@ def _read_index(path: Path, single: str, index_name: str) -> dict[str, str] | No
         weight_map = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(weight_map, dict) or not weight_map:
             raise UserError(f"{path / index_name}: weight_map is missing or empty; {mend}.")
+        wrong = [name for name, file in weight_map.items() if not isinstance(file, str)]
+        if wrong:
+            raise UserError(
+                f"{path / index_name}: the entry of {wrong[0]} is {weight_map[wrong[0]]!r}, no file; {mend}."
+            )
         return weight_map
     if (path / single).exists():
         return None

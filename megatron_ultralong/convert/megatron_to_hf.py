@@ -34,6 +34,7 @@ from megatron_ultralong.convert.output import (
     Dtype,
     check_counts,
     refuse_existing,
+    refuse_loss,
     warn_not_finite,
     writing,
 )
@@ -92,7 +93,7 @@ def convert_megatron_to_hf(
         UserError: anything wrong with the input, or OUTPUT exists.
     """
     refuse_existing(output, overwrite)
-    check_counts(workers=workers)
+    check_counts(workers=workers, verify_length=verify_length)
     if not max_shard_size > 0:
         raise UserError(f"--max-shard-size is {max_shard_size}; give gigabytes above 0.")
     if average and verify == "logits":
@@ -103,6 +104,7 @@ def convert_megatron_to_hf(
     for reader in source.readers:
         table.check_megatron(reader.shapes(), str(reader.folder))
     companions = _companions(hf, description)
+    refuse_loss(output, load, *average, companions)
     fold = QueryFold.of(description, table)
     export = _Export.plan(source, table, fold, TORCH_DTYPES.get(dtype), round(max_shard_size * 1e9))
     config = exported(description, export.tensors[EMBEDDING.hf[0]].dtype)
@@ -224,12 +226,19 @@ def _companions(hf: Path | None, description: Description) -> Path:
 def _write_companions(folder: Path, source: Path, length: int) -> None:
     """Tokenizer, chat templates and generation_config.json, with the new length where they state an older one."""
     copy_files(source, folder, COMPANIONS)
-    mend = "mend or replace the source folder's"
     path = folder / "tokenizer_config.json"
     if path.exists():
-        write_json(path, read_json(path, "the tokenizer's configuration", mend) | {"model_max_length": length})
+        write_json(path, _object(source / path.name, "the tokenizer's configuration") | {"model_max_length": length})
     path = folder / "generation_config.json"
     if path.exists():
-        content = read_json(path, "the generation configuration", mend)
+        content = _object(source / path.name, "the generation configuration")
         if isinstance(content.get("max_length"), int) and content["max_length"] < length:
             write_json(path, content | {"max_length": length})  # Llama-2 states 4,096 there, and it would cut
+
+
+def _object(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object of the source folder."""
+    content = read_json(path, what, "mend or replace it")
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: {what} is no JSON object; mend or replace it.")
+    return content

@@ -23,6 +23,11 @@ _PLAIN = {
     ("pathlib._local", "PosixPath"),
     ("collections", "OrderedDict"),
 }
+_DAMAGE = (
+    *(pickle.UnpicklingError, EOFError, OSError, AttributeError, ValueError, LookupError),
+    *(TypeError, ImportError, RuntimeError, MemoryError, OverflowError),
+)
+"""What a pickle with flipped bits may raise."""
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -30,8 +35,10 @@ def read_metadata(path: Path) -> Metadata:
     try:
         with path.open("rb") as stream:
             metadata = _MetadataUnpickler(stream).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, IndexError) as error:
-        raise UserError(f"{path} is damaged ({error}); copy the checkpoint again.") from None
+    except _DAMAGE as error:
+        raise UserError(
+            f"{path} is damaged ({str(error) or type(error).__name__}); copy the checkpoint again."
+        ) from None
     if not isinstance(metadata, Metadata) or metadata.storage_data is None:
         raise UserError(f"{path} is damaged (no storage_data); copy the checkpoint again.")
     return metadata

@@ -29,11 +29,20 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
         raise UserError(f"{output} exists; give another --output, or --overwrite to replace it.")
 
 
+def refuse_loss(output: Path, *sources: Path | None) -> None:
+    """Raise UserError if replacing `output` would remove what is read: it is a source, or holds one."""
+    target = Path(output).resolve()
+    for source in filter(None, sources):
+        if target in (Path(source).resolve(), *Path(source).resolve().parents):
+            raise UserError(f"--output {output} is or holds {source}, which is read; give another --output.")
+
+
 def check_counts(**counts: int) -> None:
     """Raise UserError for an option that must be 1 or more and is not."""
     for name, value in counts.items():
-        if value < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; give 1 or more.")
+        least = 0 if name == "verify_length" else 1
+        if value < least:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; give {least} or more.")
 
 
 def free_space(output: Path) -> int:

@@ -59,6 +59,9 @@ class Description:
         try:
             optional = {"data": value.get("data"), "files": value.get("files", {})}
             fields = {field.name: value[field.name] for field in dataclasses.fields(cls) if field.name not in optional}
+            for name in ("hf_config", "run"):
+                if not isinstance(fields[name], dict):
+                    raise TypeError(f"{name} is {fields[name]!r}")
             return cls(**{**fields, **optional, "rope": RopeScaling(**value["rope"])})
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder / DESCRIPTION}: an entry is missing or unknown ({error}); {mend}.") from None

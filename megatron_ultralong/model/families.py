@@ -61,7 +61,12 @@ def rules_of(config: dict[str, Any]) -> tuple[Rule, ...]:
         UserError: an architecture that no table describes, or an activation or sliding window that is not computed
             here.
     """
-    architecture = (config.get("architectures") or ["(none)"])[0]
+    named = config.get("architectures") or ["(none)"]
+    if not isinstance(named, list) or not isinstance(named[0], str):
+        raise UserError(
+            f"config.json: architectures is {named!r}; give a list of one name, such as {next(iter(FAMILIES))}."
+        )
+    architecture = named[0]
     if architecture not in FAMILIES:
         raise UserError(
             f"config.json: architecture {architecture!r} is not known; known: {', '.join(FAMILIES)} "
@@ -70,7 +75,9 @@ def rules_of(config: dict[str, Any]) -> tuple[Rule, ...]:
     if config.get("hidden_act", "silu") != "silu":
         raise UserError(f"config.json: hidden_act {config['hidden_act']!r} is not supported; known: 'silu'.")
     window = config.get("sliding_window")
-    if window and config.get("use_sliding_window", True) and window < config.get("max_position_embeddings", 0):
+    if window is not None and not isinstance(window, int):
+        raise UserError(f"config.json: sliding_window is {window!r}; give null or tokens.")
+    if window and config.get("use_sliding_window", True) and window < (config.get("max_position_embeddings") or 0):
         raise UserError(
             f"config.json: sliding_window {window} is not supported; set it to null for a model that is to attend "
             "to the whole sequence."

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,7 @@ class RopeScaling:
         ramped = self.kind in ("llama3", "yarn")
         lists = (self.short_factors, self.long_factors)
         rules = (
+            (self.kind in get_args(Kind), f"rope kind {self.kind!r} is unknown; known: {', '.join(get_args(Kind))}."),
             (1 < self.base < math.inf, f"rope base {self.base} is not above 1; give the model's rope_theta."),
             (1 <= self.factor < math.inf, f"rope factor {self.factor} is below 1; give new length / original length."),
             (self.original_length >= 1, f"rope original_length {self.original_length} is not positive; give tokens."),

@@ -108,8 +108,8 @@ def sentences(ropes: dict[str, RopeScaling], chosen: RopeScaling, dim: int) -> l
         f"paper's and {coded.inverse_frequencies(dim)[most]:.6g} in the coded form, a factor of {apart[most]:.4g}.",
         f"0.1 ln s + 1 = {temperature(chosen.factor):.6g}; this rope multiplies cos and sin by "
         f"{chosen.attention_factor:.6g}.",
-        f"fp32 angles, as serving stacks form them: the largest |cos32 - cos64| of the last {_POSITIONS:,} of "
-        f"{chosen.length:,} positions is {angle_error(chosen, dim):.3f}.",
+        f"fp32 angles, as serving stacks form them: the largest |cos32 - cos64| of the last "
+        f"{min(_POSITIONS, chosen.length):,} of {chosen.length:,} positions is {angle_error(chosen, dim):.3f}.",
     ]
 
 

@@ -59,6 +59,14 @@ def test_every_row(tool: Any, llama: Path, capsys: pytest.CaptureFixture[str]) -
     assert [cells(text, str(i))[0] for i in range(64)] and "..." not in text
 
 
+def test_a_context_shorter_than_the_sample_of_positions(tool: Any, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps(REAL["Llama-3.1-8B"] | {"rope_scaling": None, "max_position_embeddings": 256})
+    )
+    tool.main(model=tmp_path, target=1024, output=tmp_path / "rope.png")
+    assert "of the last 1,024 of 1,024 positions is 0.000." in capsys.readouterr().out
+
+
 def test_what_no_entry_can_say_is_said(tool: Any, llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hot = RopeConfig(kind="yarn", temperature=True)
     tool.main(model=llama, target=1048576, rope=hot, output=llama / "rope.png")

@@ -1,0 +1,80 @@
+"""Input of the wrong type, damaged descriptions, and an output that would replace what is read: one sentence each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
+from megatron_ultralong.convert.huggingface import INDEX
+from megatron_ultralong.convert.megatron_to_hf import convert_megatron_to_hf
+from megatron_ultralong.errors import UserError
+from tests.convert.test_bad_input import edit_json, hf, megatron, refuse_hf, refuse_megatron
+
+__all__ = ["hf", "megatron"]  # fixtures
+
+
+def test_an_output_that_would_replace_what_is_read_is_refused(hf: Path, megatron: Path) -> None:
+    for output in (hf, hf.parent, hf / ".." / "hf"):
+        with pytest.raises(UserError, match=f"is or holds {hf}, which is read; give another --output"):
+            convert_hf_to_megatron(hf=hf, output=output, overwrite=True)
+    for output, held in ((megatron, megatron), (hf, hf)):  # the tokenizer is read from hf
+        with pytest.raises(UserError, match=f"is or holds {held}, which is read"):
+            convert_megatron_to_hf(load=megatron, output=output, overwrite=True)
+    assert (hf / "config.json").exists() and (megatron / "ultralong.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "said"),
+    [
+        ("architectures", 5, "architectures is 5; give a list of one name, such as LlamaForCausalLM"),
+        ("architectures", "LlamaForCausalLM", "architectures is 'LlamaForCausalLM'; give a list"),
+        ("architectures", [["x"]], "architectures is [['x']]; give a list"),
+        ("sliding_window", "wide", "sliding_window is 'wide'; give null or tokens"),
+        (
+            "rope_parameters",
+            {"rope_type": "longrope", "short_factor": [1], "long_factor": [1]},
+            "short_factor and long_factor have 1 numbers, but 8 rotated channels need 4",
+        ),
+    ],
+)
+def test_entries_of_another_type(hf: Path, entry: str, value: Any, said: str) -> None:
+    edit_json(hf / "config.json", **{entry: value})
+    refuse_hf(hf, said)
+
+
+def test_an_index_entry_that_is_no_file_name(hf: Path) -> None:
+    edit_json(hf / INDEX, weight_map={"model.norm.weight": 5})
+    refuse_hf(hf, str(hf / INDEX), "the entry of model.norm.weight is 5, no file; download or copy it again")
+
+
+def test_a_negative_verify_length(hf: Path) -> None:
+    with pytest.raises(UserError, match="--verify-length is -3; give 0 or more"):
+        convert_hf_to_megatron(hf=hf, output=hf.parent / "out", verify="logits", verify_length=-3)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"), [("hf_config", None), ("run", 5), ("rope", {"kind": "foo", "base": 1e4, "original_length": 8})]
+)
+def test_a_description_of_another_type(megatron: Path, entry: str, value: Any) -> None:
+    edit_json(megatron / "ultralong.json", **{entry: value})
+    refuse_megatron(megatron, "rope kind 'foo' is unknown" if entry == "rope" else f"{entry} is {value!r}")
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json"])
+def test_a_companion_that_is_no_object(hf: Path, megatron: Path, name: str) -> None:
+    (hf / name).write_text("[]")
+    refuse_megatron(megatron, str(hf / name), "is no JSON object; mend or replace it")
+
+
+def test_metadata_with_flipped_bits_is_one_sentence(megatron: Path) -> None:
+    path = megatron / ".metadata"
+    content = path.read_bytes()
+    at = content.index(b"torch.strided")
+    path.write_bytes(content[:at] + b"v" + content[at + 1 :])  # a KeyError in torch
+    refuse_megatron(megatron, f"{path} is damaged", "copy the checkpoint again")
+    path.unlink()
+    path.mkdir()
+    refuse_megatron(megatron, f"{path} is damaged (")

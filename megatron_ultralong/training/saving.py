@@ -107,7 +107,8 @@ class Saver:
         except (OSError, CheckpointException) as error:
             pending, self._pending = self._pending, None
             assert pending is not None
-            if dist.get_rank() == 0:
+            leads = dist.get_rank() == 0
+            if leads:
                 shutil.rmtree(pending.folder, ignore_errors=True)
             causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else []
             reason = " ".join(str(causes[0] if causes else error).split())[:300]
@@ -118,7 +119,8 @@ class Saver:
             )
             if required:
                 raise UserError(f"{message}; mend that and start the same command again.") from error
-            logger.error("%s; training goes on, and the next is tried when it is due", message)
+            if leads:
+                logger.error("%s; training goes on, and the next is tried when it is due", message)
 
     def _begin(self, done: int, background: bool) -> None:
         """Write the state after `done` steps, or start writing it."""

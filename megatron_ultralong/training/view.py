@@ -46,17 +46,19 @@ class PlainView:
         if metrics.step % self.interval and metrics.step not in (self.clock.first_step, self.clock.last_step):
             return
         logger.info(
-            "step %d of %d: loss %.4f, gradient norm %.3f, learning rate %.2e, %s tokens/s, %.3g TFLOPS a rank%s, "
-            "%.1f GiB, %s left",
+            "step %d of %d: loss %.4f, gradient norm %.3f, learning rate %.2e, %s tokens/s (%s a rank), "
+            "%.3g TFLOPS a rank%s, %.1f GiB, %s samples read, %s left",
             metrics.step,
             self.clock.last_step,
             metrics.loss,
             metrics.grad_norm,
             metrics.learning_rate,
             f"{metrics.tokens_per_second:,.0f}",
+            f"{metrics.tokens_per_second_per_rank:,.0f}",
             metrics.tflops_per_rank,
             "" if metrics.mfu is None else f" (MFU {100 * metrics.mfu:.1f} %)",
             metrics.memory_gib,
+            f"{metrics.samples:,}",
             self.clock.left(metrics.step),
         )
 

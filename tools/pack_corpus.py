@@ -25,7 +25,7 @@ def pack(
 
     Args:
         tokens: PREFIX written by tools/preprocess_data.py.
-        output: Folder to write; an existing index there is replaced.
+        output: Folder to write; an existing index there is replaced, other files refused.
         sequence_length: Tokens a sample.
         tokenizer_model: Folder of the tokenizer that made the tokens.
         separator: Text between two documents, encoded by the tokenizer; "" for none. best-fit has none.

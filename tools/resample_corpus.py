@@ -23,7 +23,7 @@ def resample(
 
     Args:
         tokens: PREFIX written by tools/preprocess_data.py.
-        output: Folder to write; an existing list there is replaced.
+        output: Folder to write; an existing list there is replaced, other files refused.
         short_below: Documents of fewer tokens are thinned out; several lengths, ascending, make several bands.
         keep_short: Share of a source's short documents that is kept, one for each of --short-below.
         long_above: Documents of more tokens are repeated until their source has its share of the total again.

@@ -27,7 +27,12 @@ logger = logging.getLogger(__name__)
 
 _BEAT = 2.0
 _FROM_PEERS = re.compile(r"gloo|nccl|socket|connection|timed out|timeout|recvBytes|store", re.IGNORECASE)
+_EXCHANGES = {  # files whose waits have no collective's name on the stack
+    "exchange.py": "the exchange of keys and values",
+    "p2p_communication.py": "a send or receive between pipeline stages",
+}
 _LEFT = "left"  # a rank's last word: it finished, or failed on its own, and says why
+_ENDED = "ended"  # the last word of one that another rank's loss ended
 
 
 class Watchdog:
@@ -108,7 +113,7 @@ class Watchdog:
         """Ranks that have said nothing new for so long, and did not say that they leave."""
         now = time.monotonic()
         heard = self._heard.items()
-        return [rank for rank, (word, since) in heard if now - since > seconds and not word.startswith(_LEFT)]
+        return [rank for rank, (word, since) in heard if now - since > seconds and not word.startswith((_LEFT, _ENDED))]
 
     def _explain(self, error: RuntimeError) -> None:
         """Say which rank made a collective of this one fail, and end."""
@@ -137,10 +142,14 @@ class Watchdog:
 
     def _end(self, what: str, error: RuntimeError | None = None) -> None:
         """Print the sentence on the lowest rank that is left, and end this process."""
-        frame = sys._current_frames().get(self._main or 0)
-        where = _failed_in(error) if error is not None else doing(frame)
+        where = _failed_in(error) if error is not None else doing(sys._current_frames().get(self._main or 0))
         silent = self._silent(2 * _BEAT)
-        if self.rank == min((rank for rank in range(self.size) if rank not in silent), default=self.rank):
+        speaks = self.rank == min((rank for rank in range(self.size) if rank not in silent), default=self.rank)
+        try:
+            self.store.set(str(self.rank), _ENDED)
+        except RuntimeError:  # without the store nobody knows who is left: one a machine speaks
+            speaks = self.rank == 1 or os.environ.get("LOCAL_RANK") == "0"
+        if speaks:
             print(f"error: {what}; rank {self.rank} waited at {self.step}, in {where}", file=sys.stderr, flush=True)
         os._exit(1)
 
@@ -152,8 +161,8 @@ def doing(frame: FrameType | None) -> str:
         file, name = Path(frame.f_code.co_filename), frame.f_code.co_name
         if "distributed" in file.parts and "torch" in file.parts:
             collective = name if name != "wrapper" else collective
-        elif file.name == "exchange.py":  # of ring attention: what it waits for has no name of its own
-            collective = "the exchange of keys and values"
+        elif file.name in _EXCHANGES:
+            collective = _EXCHANGES[file.name]
         elif _is_ours(file):
             place = f"{file.name}:{frame.f_lineno} {name}"
         frame = frame.f_back

@@ -51,6 +51,7 @@ class Job:
         return path.read_text() if path.exists() else ""
 
     def signal(self, rank: int, number: signal.Signals) -> None:
+        assert self.ranks[rank].is_alive(), self.log(rank)
         os.kill(self.ranks[rank].pid, number)
 
     def until(self, condition: Callable[[], bool], seconds: float = 120.0) -> None:
@@ -69,12 +70,13 @@ class Job:
         return [rank.exitcode for rank in self.ranks]
 
     def kill(self) -> None:
-        """SIGKILL every rank and the processes it forked."""
+        """SIGKILL every rank that runs and the processes it forked; the number of one that ended may be another's."""
         for rank in self.ranks:
-            try:
-                os.killpg(rank.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                rank.kill()
+            if rank.is_alive():
+                try:
+                    os.killpg(rank.pid, signal.SIGKILL)
+                except ProcessLookupError:  # it has not made its group yet
+                    rank.kill()
             rank.join()
 
 

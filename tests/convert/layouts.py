@@ -23,32 +23,41 @@ from megatron_ultralong.config import ParallelConfig
 from megatron_ultralong.context_parallel import zigzag
 from megatron_ultralong.context_parallel.core_attention import SequenceLayout
 from megatron_ultralong.engine import groups, mcore
+from megatron_ultralong.engine.checkpoint_writer import CheckpointWriter
 from megatron_ultralong.model import build
 from megatron_ultralong.model.description import Description
 from megatron_ultralong.training.checkpoint import _load, _load_model, _model_state
 
 
 def main() -> None:
-    faulthandler.dump_traceback_later(60, exit=True)  # a hang says where
     jobs = json.loads(Path(sys.argv[1]).read_text())
     groups.initialize(ParallelConfig(device="cpu"))
-    for job in jobs:
+    writer, laid = CheckpointWriter(), None
+    for job in sorted(jobs, key=lambda job: json.dumps([job["parallel"], job["chunks"]])):
+        faulthandler.dump_traceback_later(120, exit=True)  # a hang says where
         parallel = ParallelConfig(device="cpu", **job["parallel"])
-        chunks = job.get("chunks", 1)
-        mcore.parallel_state.destroy_model_parallel()
-        mcore.parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=parallel.tensor,
-            pipeline_model_parallel_size=parallel.pipeline,
-            virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None,
-            context_parallel_size=parallel.context,
-        )
-        mcore.model_parallel_cuda_manual_seed(1)
-        run(job, parallel, chunks)
+        chunks = job["chunks"]
+        if laid != (parallel, chunks):  # groups stay until the end, so there are to be few
+            lay(parallel, chunks)
+            laid = parallel, chunks
+        run(job, parallel, chunks, writer)
     dist.barrier()
     groups.finalize()
 
 
-def run(job: dict[str, Any], parallel: ParallelConfig, chunks: int) -> None:
+def lay(parallel: ParallelConfig, chunks: int) -> None:
+    """Lay megatron-core's grid over the processes anew."""
+    mcore.parallel_state.destroy_model_parallel()
+    mcore.parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None,
+        context_parallel_size=parallel.context,
+    )
+    mcore.model_parallel_cuda_manual_seed(1)
+
+
+def run(job: dict[str, Any], parallel: ParallelConfig, chunks: int, writer: CheckpointWriter) -> None:
     """Load under the layout, compare logits if there are any, save what was loaded."""
     folder = Path(job["load"])
     description = Description.read(folder)
@@ -67,7 +76,9 @@ def run(job: dict[str, Any], parallel: ParallelConfig, chunks: int) -> None:
     if dist.get_rank() == 0:
         saved.mkdir()
     dist.barrier()
-    mcore.dist_checkpointing.save({f"model{n}": _model_state(model) for n, model in enumerate(models)}, str(saved))
+    request, failure = writer.plan({f"model{n}": _model_state(model) for n, model in enumerate(models)}, str(saved))
+    assert failure is None
+    writer.write(request)
     if dist.get_rank() == 0:
         description.write(saved)
 

@@ -87,10 +87,11 @@ def launch(processes: int, jobs: Path) -> None:
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     script = str(Path(__file__).parent / "layouts.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(
-        [sys.executable, *words, script, str(jobs)], capture_output=True, text=True, env=environment, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    log = jobs.with_suffix(".log")  # no pipe: what a lost rank had started would keep it open
+    with log.open("w") as stream:
+        command = [sys.executable, *words, script, str(jobs)]
+        done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, timeout=400)
+    assert done.returncode == 0, log.read_text()[-4000:]
 
 
 @pytest.mark.gloo

@@ -30,7 +30,7 @@ Batch = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]
 PIECE = 1 << 20
 """Characters of a piece of a long text."""
 
-_GROWTH = 160 << 20
+_GROWTH = 64 << 20
 _CUTTABLE_SPLITS = {  # Llama 3, Qwen 2, GPT-2
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -170,18 +170,31 @@ class GigatokenEncoder:
         """See `Encoder`."""
         import awkward  # type: ignore[import-untyped]  # what gigatoken returns
 
-        if _resident() > self._limit:
-            self._build()
-        rows = self._fast.encode_batch(list(texts), parallel=parallel)
-        return (
-            awkward.to_numpy(awkward.flatten(rows)).astype(np.uint32, copy=False),
-            awkward.to_numpy(awkward.num(rows)).astype(np.int64, copy=False),
-        )
+        ids, lengths = [], []
+        for some in _portions(texts):
+            if _resident() > self._limit:
+                self._build()
+            rows = self._fast.encode_batch(some, parallel=parallel)
+            ids.append(awkward.to_numpy(awkward.flatten(rows)).astype(np.uint32, copy=False))
+            lengths.append(awkward.to_numpy(awkward.num(rows)).astype(np.int64, copy=False))
+        return np.concatenate(ids), np.concatenate(lengths)
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Encoder`."""
         text: bytes = self._fast.decode(list(ids))
         return text.decode(errors="replace")
+
+
+def _portions(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts in lists of about a million characters: between them gigatoken can be built anew."""
+    start, size = 0, 0
+    for i, text in enumerate(texts):
+        size += len(text)
+        if size >= PIECE:
+            yield list(texts[start : i + 1])
+            start, size = i + 1, 0
+    if start < len(texts) or not texts:
+        yield list(texts[start:])
 
 
 def _resident() -> int:

@@ -68,7 +68,7 @@ def read_piece(
         reading: how.
         complain: takes what is malformed; where it returns, that document is left out.
         count: called with the bytes that were read from disk.
-        peek: of standard input, look at the beginning only.
+        peek: look at the beginning of standard input or of a text file only.
     """
     rows = 0
     try:
@@ -176,6 +176,8 @@ def _texts(
             held.append(decoder.decode(block))
             length += len(held[-1])
             done += len(block)
+            if peek:
+                break
             if reading.cuttable and length > 2 * _LONG:
                 text = "".join(held)
                 cut = last_cut(text)
@@ -184,7 +186,7 @@ def _texts(
                     some = list(pieces(text[:cut]))
                     yield Batch(some, [], ends=[False] * len(some))
                     opened = True
-        decoder.decode(b"", final=True)
+        decoder.decode(b"", final=not peek)
     except (UnicodeDecodeError, StreamError) as error:
         if opened:
             yield Batch([], [], abandoned=True)

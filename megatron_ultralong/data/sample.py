@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 from megatron_ultralong.data.documents import Fields, MalformedError, parse
 from megatron_ultralong.data.inputs import Piece, Shard
 from megatron_ultralong.data.readers import Reading, read_piece
-from megatron_ultralong.data.streams import StreamError, byte_blocks, line_blocks
+from megatron_ultralong.data.streams import StreamError, byte_blocks, line_blocks, line_start
 from megatron_ultralong.data.worker import place
 from megatron_ultralong.errors import UserError
 
 _SHARDS = 16
 _CHARACTERS = 1 << 18
 _DOCUMENT = 1 << 14
+_RANGE = 1 << 20
 
 
 def kind_of(files: Sequence[Piece], fields: Fields, skip: bool) -> str:
@@ -67,5 +69,12 @@ def sample_texts(shards: Sequence[Shard], reading: Reading) -> list[str]:
 
 def _texts(shard: Shard, reading: Reading) -> Iterator[str]:
     for piece in shard.pieces:
+        if piece.end is not None and piece.format == "jsonl":
+            begin = line_start(piece.path, piece.begin) if piece.begin else 0
+            block = next(byte_blocks(piece.path, begin, begin + _RANGE), b"")
+            if b"\n" not in block:  # a long line, which is better not held here too: its escaped text will do
+                yield block.decode(errors="ignore")
+                continue
+            piece = dataclasses.replace(piece, begin=begin, end=begin + block.rindex(b"\n"))
         for batch in read_piece(piece, reading, lambda row, reason: None, lambda size: None, peek=True):
             yield from batch.texts

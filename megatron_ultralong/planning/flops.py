@@ -14,10 +14,12 @@ from typing import Any
 
 PEAK_FLOPS = {
     # Dense bf16 of the vendor's data sheets, by what the device's name contains; the first match counts.
+    "GB200": 2500e12,
     "B200": 2250e12,
     "GH200": 989e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "H800": 989e12,
     "A100": 312e12,

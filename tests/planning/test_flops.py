@@ -61,6 +61,8 @@ def test_documents_cost_the_sum_of_their_squares() -> None:
     [
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA GB200", 2500e12),
         ("NVIDIA A100-SXM4", 312e12),
         ("NVIDIA GH200 480GB", 989e12),
         ("Some CPU", None),

@@ -118,7 +118,7 @@ def test_all_mistakes_come_at_once(tmp_path):
         f"  {path}, line 11: unknown key train.step, the nearest is steps; mend or remove it.",
         f"  {path}, line 10: train.steps is missing; give a whole number.",
         f'  {path}, line 13: train.seed is "x"; give a whole number.',
-        f'  {path}, line 15: rope.kind is "yarm"; give one of "keep", "linear", "ntk", "llama3", "yarn".',
+        f'  {path}, line 15: rope.kind is "yarm"; give one of "keep", "ultralong", "linear", "ntk", "llama3", "yarn".',
         '  --log.interval is "often"; give a whole number.',
     ]
 
@@ -159,7 +159,10 @@ def test_flags_supply_what_the_file_leaves_out(tmp_path):
         ("--train.steps 3.5", '--train.steps is "3.5"; give a whole number.'),
         ("--optimizer.eps=inf", '--optimizer.eps is "inf"; give a finite number.'),
         ("--rope.temperature yes", '--rope.temperature is "yes"; give true or false.'),
-        ("--rope.kind ntkk", '--rope.kind is "ntkk"; give one of "keep", "linear", "ntk", "llama3", "yarn".'),
+        (
+            "--rope.kind ntkk",
+            '--rope.kind is "ntkk"; give one of "keep", "ultralong", "linear", "ntk", "llama3", "yarn".',
+        ),
         ("--data.sources.2.index b", "--data.sources.2.index skips a number; the next source is number 1."),
         ("40", "'40' on the command line belongs to no flag; give --section.field value."),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fractions
 import io
 import logging
 import shutil
@@ -163,7 +164,7 @@ def test_pickles_only_when_asked_for(build: Build, tmp_path: Path) -> None:
         convert_megatron_to_hf(load=tmp_path / "m", output=tmp_path / "back", overwrite=True)
         assert_same(expected, weights(tmp_path / "back"))
         shutil.rmtree(tmp_path / "m")
-    torch.save({"x": Path("a")}, source / "pytorch_model.bin")
+    torch.save({"x": fractions.Fraction(1)}, source / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"pytorch_model\.bin is damaged, or holds more than weights"):
         convert_hf_to_megatron(hf=source, output=tmp_path / "m", allow_pickle=True)
 

@@ -53,8 +53,10 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_sample(
     save, bad = tmp_path / "run", victim // BATCH  # steps before the bad one
     words = ["--checkpoint.load", str(load), "--checkpoint.save", str(save), "--checkpoint.interval", "1"]
     words += ["--optimizer.warmup_steps", "10"] + ([] if layout == "data" else [f"--parallel.{layout}", "2"])
-    job = begin(2, *words, "--train.steps", "4")
+    job = begin(2, *words, "--train.steps", str(bad + 1))  # a last step is saved also where it was skipped
     assert job.statuses() == [0, 0], job.log()
+    again = begin(2, *words, "--train.steps", "4")
+    assert again.statuses() == [0, 0], again.log()
     rows = rows_of(save / "metrics.jsonl")
     assert [row["skipped"] for row in rows] == [step == bad for step in range(4)]
     assert rows[bad]["loss"] is None and all(row["loss"] > 0 for row in rows if not row["skipped"])

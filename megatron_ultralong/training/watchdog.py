@@ -117,7 +117,7 @@ class Watchdog:
 
     def _explain(self, error: RuntimeError) -> None:
         """Say which rank made a collective of this one fail, and end."""
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split()).split(" This is typically", 1)[0][:300]
         try:
             self._hear()
             for beat in range(3):  # long enough for the living to be heard
@@ -125,7 +125,9 @@ class Watchdog:
                 time.sleep(1.2 * _BEAT)
                 self._hear()
         except RuntimeError:
-            self._end(f"the store of the job is gone, and with it a rank or the launcher ({reason})")
+            self._end(
+                f"the store of the job is gone, and with it the rank or the launcher that kept it ({reason})", error
+            )
         failed = [rank for rank, (word, _) in self._heard.items() if word.startswith(_LEFT)]
         if failed:
             words = "; ".join(f"rank {rank}: {self._heard[rank][0][len(_LEFT) :].strip()}" for rank in failed)

@@ -3,9 +3,9 @@
     python tests/benchmarks/bench_step.py [--models tiny 100m] [--steps 5]
 
 Both in one process and fp32, with the same weights' shapes, samples of 2,048 tokens and threads; a step is forward,
-backward, clipping and Adam. Steps alternate; medians are compared. Ours runs megatron-core's layers under the CPU
-backend's function mode, whose cost is measured apart: the share of a step that it spends outside the operations.
-What bounds a step is its matrix products: the same run measures an fp32 GEMM.
+backward, clipping and AdamW. Steps alternate; medians are compared. Ours runs megatron-core's layers under the CPU
+backend's function mode, the peer outside it; what the mode costs is the calls it sees in a step times what it
+adds to one. What bounds a step is its matrix products: the same run measures an fp32 GEMM.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import logging
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from megatron_ultralong.config import DataConfig, DataSource, ModelConfig, ParallelConfig, RunConfig, TrainConfig
@@ -33,6 +35,8 @@ from megatron_ultralong.engine import cpu, groups
 from megatron_ultralong.planning.flops import ModelShape, causal_pairs, step_flops
 from megatron_ultralong.training.setup import prepare
 from megatron_ultralong.training.step import train_step
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.data.conftest import train_tokenizer
 
 LENGTH = 2048
@@ -111,6 +115,8 @@ def compare(name: str, steps: int) -> None:
             ours_seconds.append(timed(lambda k=k: train_step(run, k)))
             with without_function_mode():
                 their_seconds.append(timed(lambda k=k: their_step(k)))
+        with Calls() as seen:
+            train_step(run, steps + 1)
         groups.finalize()
     flops = step_flops(ModelShape.from_hf(hf.to_dict()), LENGTH, LENGTH, causal_pairs([LENGTH]))
     ours, peer = statistics.median(ours_seconds), statistics.median(their_seconds)
@@ -119,6 +125,31 @@ def compare(name: str, steps: int) -> None:
         f"{name}: ours {ours:.3f} s, transformers {peer:.3f} s, ratio {ours / peer:.3f}; "
         f"{rate:.0f} GFLOPS of the model, GEMM {gemm_gflops():.0f}"
     )
+    mode = mode_seconds()
+    print(f"  function mode: {seen.count} calls a step x {1e6 * mode:.1f} us = {seen.count * mode / ours:.2%} of it")
+
+
+class Calls(TorchFunctionMode):
+    """Counts the calls that a function mode sees."""
+
+    count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def mode_seconds(calls: int = 20_000) -> float:
+    """What the CPU backend's function mode adds to one call, at best of five."""
+    x = torch.zeros(1)
+
+    def loop() -> None:
+        for _ in range(calls):
+            torch.neg(x)
+
+    inside = min(timed(loop) for _ in range(5))
+    with without_function_mode():
+        return (inside - min(timed(loop) for _ in range(5))) / calls
 
 
 class without_function_mode:  # noqa: N801

@@ -8,6 +8,7 @@ it comes from the Hugging Face config.json in `model.hf`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -68,6 +69,9 @@ class DataConfig:
     """Whether the model learns to write separators: the loss counts where the next token is part of one."""
     loss_on_first_tokens: bool = True
     """Whether the loss counts where the next token is a document's first; with document_mask it never does."""
+    pad_to_divisible: bool = False
+    """True: a sequence_length that the layout does not divide is padded where samples are read, without loss on the
+    padding; False: it is an error."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,3 +218,13 @@ class RunConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+
+    @property
+    def padded_length(self) -> int:
+        """Positions of a sample as the ranks hold it: data.sequence_length, or the next length that they divide."""
+        length, parallel = self.data.sequence_length, self.parallel
+        if not self.data.pad_to_divisible:
+            return length
+        chunks = 2 if parallel.context > 1 else 1
+        parts = parallel.context * math.lcm(chunks, parallel.tensor if parallel.sequence_parallel else 1)
+        return -(-length // parts) * parts

@@ -46,7 +46,7 @@ def check_config(config: RunConfig, *, hf_config: dict[str, Any], world_size: in
     problems = list(_ranges(config))
     if not problems:  # the rules divide by sizes and so need them positive
         problems += _layout(config, world_size)
-        problems += _sharding(config.parallel, config.data.sequence_length, hf_config)
+        problems += _sharding(config.parallel, config.padded_length, hf_config)
         problems += attention_problems(config, hf_config)
         problems += _rope(config)
         if inputs:
@@ -72,7 +72,7 @@ def _ranges(config: RunConfig) -> Iterator[str]:
 
 def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
     """Processes, batches and the zig-zag cut."""
-    parallel, train, length = config.parallel, config.train, config.data.sequence_length
+    parallel, train, length = config.parallel, config.train, config.padded_length
     model_size = parallel.tensor * parallel.pipeline * parallel.context
     if world_size % model_size:
         yield (
@@ -91,7 +91,8 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
     if parallel.context > 1 and length % (2 * parallel.context):
         yield (
             f"data.sequence_length is {length}, not divisible by 2 x parallel.context = {2 * parallel.context}, "
-            "the chunks of the zig-zag cut; pack the data for another length or change parallel.context."
+            "the chunks of the zig-zag cut; pack the data for another length, change parallel.context, or set "
+            "data.pad_to_divisible to true."
         )
     if config.data.document_mask and train.micro_batch_size > 1:
         yield (
@@ -136,7 +137,8 @@ def _sharding(parallel: ParallelConfig, length: int, hf_config: dict[str, Any]) 
     elif parallel.sequence_parallel and length // parallel.context % parallel.tensor:
         yield (
             f"data.sequence_length / parallel.context is {length // parallel.context} tokens, not divisible by "
-            f"parallel.tensor {parallel.tensor} as parallel.sequence_parallel needs; change one of them."
+            f"parallel.tensor {parallel.tensor} as parallel.sequence_parallel needs; change one of them, or set "
+            "data.pad_to_divisible to true."
         )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ultralong.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, TrainConfig
 from megatron_ultralong.config_io import check_config, load_config
 from megatron_ultralong.errors import UserError
 
@@ -165,9 +166,15 @@ TE_FLAGS = "--parallel.attention te --parallel.context 4 "
             "--parallel.cp_comm_type a2a --data.document_mask true",
             'data.document_mask is true with parallel.cp_comm_type "a2a", which takes no documents; set it to "p2p", ',
         ),
+        (
+            "--data.sequence_length 2050 --data.sources.0.index odd --data.document_mask true "
+            "--data.pad_to_divisible true",
+            'data.pad_to_divisible is true with data.document_mask under parallel.attention "te", which must divide ',
+        ),
     ],
 )
 def test_transformer_engine_beside_what_it_cannot_do(run, flags, said):
+    pack("odd", sequence_length=2050)
     found = run(TE_FLAGS + flags, 8)
     if importlib.util.find_spec("transformer_engine") is None:
         said_of_te = 'parallel.attention is "te", but Transformer Engine 2.9 to 2.11 is not installed; run pip install '
@@ -189,6 +196,27 @@ def test_sequence_parallel_divides_each_ranks_tokens(run):
     flags = "--parallel.context 2 --parallel.tensor 4 --parallel.sequence_parallel true --data.sequence_length 1028"
     (problem,) = run(flags + " --data.sources.0.index odd", 8)
     assert problem.startswith("data.sequence_length / parallel.context is 514 tokens, not divisible by parallel.ten")
+
+
+def test_a_length_that_ranks_do_not_divide_may_be_padded(run):
+    pack("odd", sequence_length=1027)
+    flags = "--data.sources.0.index odd --data.sequence_length 1027 --parallel.context 2 --parallel.tensor 4"
+    flags += " --parallel.sequence_parallel true --data.pad_to_divisible true"
+    assert run(flags, 8) == []
+    for problem in run(flags.replace("divisible true", "divisible false"), 8):
+        assert problem.endswith("or set data.pad_to_divisible to true.")
+
+
+@pytest.mark.parametrize(
+    ("length", "context", "tensor", "padded"),
+    [(1027, 1, 1, 1027), (1027, 2, 1, 1028), (1028, 2, 1, 1028), (1027, 1, 4, 1028), (1027, 2, 4, 1032), (7, 4, 1, 8)],
+)
+def test_the_padded_length(length, context, tensor, padded):
+    parallel = ParallelConfig(context=context, tensor=tensor, sequence_parallel=tensor > 1)
+    data = DataConfig(sources=(), sequence_length=length, pad_to_divisible=True)
+    train = TrainConfig(steps=1, global_batch_size=1)
+    config = RunConfig(model=ModelConfig(hf=Path("m")), data=data, train=train, parallel=parallel)
+    assert config.padded_length == padded
 
 
 def test_without_kv_heads_in_config_json_the_heads_count(run):

@@ -87,6 +87,11 @@ def _transformer_engine(config: RunConfig) -> Iterator[str]:
             f'parallel.ulysses is {parallel.ulysses}, which parallel.attention "te" reads only with '
             f'parallel.cp_comm_type "a2a+p2p", not "{kind}"; change one of them.'
         )
+    if config.data.document_mask and config.padded_length > config.data.sequence_length:
+        yield (
+            'data.pad_to_divisible is true with data.document_mask under parallel.attention "te", which must divide '
+            'each document, not the sample; set parallel.attention to "torch", which takes any document lengths.'
+        )
     if config.data.document_mask and parallel.context > 1 and kind != "p2p":
         yield (
             f'data.document_mask is true with parallel.cp_comm_type "{kind}", which takes no documents; set it to '

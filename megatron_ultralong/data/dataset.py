@@ -46,7 +46,7 @@ class Sample:
     position_ids: Ints
     """int64 [n]."""
     cu_seqlens: npt.NDArray[np.int32]
-    """int32 [M + 1]: bounds of the documents of the whole sequence, 0 .. S, whatever the spans are."""
+    """int32 [M + 1]: bounds of the documents of the whole sequence, padding included, whatever the spans are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +82,8 @@ class PackedDataset:
         loss_on_separators: whether labels that are part of a separator count. Of chats they never do.
         loss_on_first_tokens: whether a label that is a document's first token, predicted from the document or the
             separator before it, counts. With `document_mask` it never does.
+        padded_length: positions that a sample is read as, so that ranks divide them; None: its own S. What lies
+            behind S is padding: some token, no loss, positions from 0, and with the mask a document of its own.
 
     Raises:
         UserError: the index or its tokens are missing, or the tokens are not those that were packed.
@@ -94,10 +96,12 @@ class PackedDataset:
         document_mask: bool = False,
         loss_on_separators: bool = True,
         loss_on_first_tokens: bool = True,
+        padded_length: int | None = None,
     ) -> None:
         self.index = open_packed_index(index)
         manifest = self.index.manifest
         self.sequence_length: int = manifest["sequence_length"]
+        self.padded_length = padded_length or self.sequence_length
         self.vocab_size: int = manifest["vocab_size"]
         self.tokenizer_fingerprint: str = manifest["tokenizer_fingerprint"]
         self.fingerprint = self.index.fingerprint
@@ -125,14 +129,14 @@ class PackedDataset:
 
         Raises:
             IndexError: no such sample.
-            ValueError: a span outside 0 .. S.
+            ValueError: a span outside 0 .. S, or of the padding behind it.
         """
-        spans = [(0, self.sequence_length)] if spans is None else list(spans)
-        if any(not 0 <= begin < end <= self.sequence_length for begin, end in spans):
-            raise ValueError(f"spans: {spans} do not lie in 0..{self.sequence_length}")
+        spans = [(0, self.padded_length)] if spans is None else list(spans)
+        if any(not 0 <= begin < end <= self.padded_length for begin, end in spans):
+            raise ValueError(f"spans: {spans} do not lie in 0..{self.padded_length}")
         spans = _merged(spans)
         tokens, labels, layout = self._tokens(i, spans)
-        bounds = layout.bounds(self.sequence_length) if self._document_mask else self._one_document()
+        bounds = self._bounds(layout) if self._document_mask else np.array([0, self.padded_length])
         return Sample(
             tokens=tokens,
             labels=labels,
@@ -157,8 +161,9 @@ class PackedDataset:
             )
         return np.array(self.index.document_ids[position : position + count])
 
-    def _one_document(self) -> Ints:
-        return np.array([0, self.sequence_length], dtype=np.int64)
+    def _bounds(self, layout: Layout) -> Ints:
+        bounds = layout.bounds(self.sequence_length)
+        return bounds if self.padded_length == self.sequence_length else np.append(bounds, self.padded_length)
 
     def _place(self, i: int) -> tuple[int, int, int]:
         """Where a sample begins in the stream of documents, and where that stream ends (see packing.py)."""
@@ -206,8 +211,10 @@ class PackedDataset:
     def _unmasked(self, spans: Spans) -> tuple[Spans, Ints, npt.NDArray[np.float32]]:
         """Positions without a document mask, and the mask of a sample whose every label counts; made once."""
         if self._plain is None or self._plain[0] != spans:
-            ids = _packing.positions(np.zeros(1, dtype=np.int64), spans)
+            ids = _packing.positions(np.array([0, self.sequence_length], dtype=np.int64), spans)
             ones = np.ones(len(ids), dtype=np.float32)
+            for piece, (begin, _) in zip(_split(ones, spans), spans, strict=True):
+                piece[max(self.sequence_length - begin, 0) :] = 0
             for array in (ids, ones):
                 array.flags.writeable = False
             self._plain = (spans, ids, ones)
@@ -228,8 +235,10 @@ class PackedDataset:
             if places is not None:
                 inside = places[(places >= begin) & (places < end)]
                 piece[inside - begin] = 0
+            real = self.sequence_length + 1
             if self._may_end(i):
-                piece[max(int(layout.starts[-1]) - begin, 0) :] = 0
+                real = min(real, int(layout.starts[-1]))
+            piece[max(real - begin, 0) :] = 0
         return mask
 
     def _uncounted(self, i: int, layout: Layout) -> Ints | None:

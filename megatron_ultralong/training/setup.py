@@ -124,6 +124,7 @@ def _blend(config: RunConfig, resume_from: Path | None) -> BlendedDataset:
             document_mask=section.document_mask,
             loss_on_separators=section.loss_on_separators,
             loss_on_first_tokens=section.loss_on_first_tokens,
+            padded_length=config.padded_length,
         )
         for source in section.sources
     ]

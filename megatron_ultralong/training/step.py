@@ -73,7 +73,7 @@ def held_spans(
     if config.data.document_mask and config.parallel.attention == "te":
         bounds = data.read(sample, ((0, 1),)).cu_seqlens
         return document_zigzag.spans(bounds.tolist(), cp_rank, cp_size, sample)
-    return zigzag.spans(config.data.sequence_length, cp_rank, cp_size)
+    return zigzag.spans(config.padded_length, cp_rank, cp_size)
 
 
 def _read(run: Run, samples: range, spans: tuple[tuple[int, int], ...]) -> Batch:
@@ -148,7 +148,7 @@ def train_step(run: Run, step: int) -> StepResult:
         data_iterator=microbatches(run, step),
         model=[run.model],
         num_microbatches=config.train.global_batch_size // (config.train.micro_batch_size * dp_size),
-        seq_length=config.data.sequence_length,
+        seq_length=config.padded_length,
         micro_batch_size=config.train.micro_batch_size,
         forward_only=False,
     )

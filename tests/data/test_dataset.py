@@ -12,7 +12,14 @@ MASKS = [[0, 0, 1, 1, 1], [0, 1, 1], [0, 0, 0, 1]]
 
 @pytest.fixture
 def pack(write_corpus, tmp_path):
-    def pack(masks=None, document_mask=False, loss_on_separators=True, loss_on_first_tokens=True, **options):
+    def pack(
+        masks=None,
+        document_mask=False,
+        loss_on_separators=True,
+        loss_on_first_tokens=True,
+        padded_length=None,
+        **options,
+    ):
         corpus = write_corpus(DOCUMENTS, masks=masks)
         write_packed_index(corpus, tmp_path / "p", PackOptions(**options))
         return PackedDataset(
@@ -20,6 +27,7 @@ def pack(write_corpus, tmp_path):
             document_mask=document_mask,
             loss_on_separators=loss_on_separators,
             loss_on_first_tokens=loss_on_first_tokens,
+            padded_length=padded_length,
         )
 
     return pack
@@ -85,6 +93,23 @@ def test_a_kept_last_sample_is_padded(pack):
         assert lists(dataset.read(2))[:3] == [[30, 31, 32, 33, 0], [31, 32, 33, 0, 0], [1, 1, 1, 0, 0]]
         assert dataset.read(2, [(3, 4)]).loss_mask.tolist() == [0]
         assert dataset.read(1).loss_mask.tolist() == ([0, 1, 1, 1, 0] if document_mask else [1, 1, 1, 1, 1])
+
+
+def test_padding_to_a_length_that_ranks_divide_does_not_count(pack):
+    """Six tokens as eight: tokens and labels of the six are as without, positions begin anew."""
+    dataset = pack(sequence_length=6, separator=(7,), padded_length=8)
+    tokens, labels, mask, positions, bounds = lists(dataset.read(0))
+    assert (tokens[:6], labels[:6]) == ([10, 11, 12, 13, 14, 7], [11, 12, 13, 14, 7, 20])
+    assert (mask, positions, bounds) == ([1, 1, 1, 1, 1, 1, 0, 0], [0, 1, 2, 3, 4, 5, 0, 1], [0, 8])
+    assert dataset.read(1, [(7, 8), (4, 5)]).loss_mask.tolist() == [0, 1]
+    with pytest.raises(ValueError, match=r"do not lie in 0\.\.8"):
+        dataset.read(0, [(7, 9)])
+    masked = pack(sequence_length=6, separator=(7,), padded_length=8, document_mask=True)
+    assert lists(masked.read(1))[2:] == [[1, 1, 1, 0, 1, 1, 0, 0], [0, 1, 2, 3, 0, 1, 0, 1], [0, 4, 6, 8]]
+    chats = pack(masks=MASKS, sequence_length=6, packing="best_fit", padded_length=8)
+    short = pack(masks=MASKS, sequence_length=6, packing="best_fit")
+    for i in range(len(short)):
+        assert lists(chats.read(i))[2] == [*lists(short.read(i))[2], 0, 0]
 
 
 def test_the_layout_of_a_sample(pack):

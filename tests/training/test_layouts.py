@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from megatron_ultralong.context_parallel import zigzag
+from megatron_ultralong.data.corpus import open_corpus
 from megatron_ultralong.data.dataset import PackedDataset
+from megatron_ultralong.data.packed_index import PackOptions, write_packed_index
 from tests.training.conftest import SEQUENCE_LENGTH, Train
 
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
@@ -63,6 +65,26 @@ def test_equals_one_process_with_masked_documents(
     train: Train, one_process: dict[str, list[dict[str, Any]]], name: str
 ) -> None:
     check(train, one_process, name, DOCUMENTS)
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize(
+    ("name", "extra"), [("CP 2 x 2, heads and ring", []), ("CP 2 x TP 2, sequence parallel", DOCUMENTS)], ids=str
+)
+def test_a_length_that_ranks_do_not_divide_is_padded_and_equals_one_process(
+    train: Train, workspace: Path, tmp_path: Path, name: str, extra: list[str]
+) -> None:
+    """57 tokens, unpadded on one process; as 64 on four context-parallel ranks, as 60 on two by two."""
+    options = PackOptions(sequence_length=57, separator=(1,))
+    write_packed_index(open_corpus(workspace / "corpus"), tmp_path / "packed", options)
+    odd = ["--data.sources.0.index", str(tmp_path / "packed"), "--data.sequence_length", "57", "--train.steps", "2"]
+    odd += extra
+    processes, overrides = {**LAYOUTS, **CURVES}[name]
+    wanted, rows = train(1, *odd), train(processes, *overrides, *odd, "--data.pad_to_divisible", "true")
+    for row, expected in zip(rows, wanted, strict=True):
+        assert row["tokens"] == expected["tokens"]
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
 
 
 @pytest.mark.gloo

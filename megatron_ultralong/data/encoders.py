@@ -3,41 +3,37 @@
 A `Recipe` is all that a worker process needs; building an encoder from one imports neither torch nor transformers.
 
 `gigatoken` keeps every distinct word it has met and never forgets one, so over a large corpus it grows without bound
-(2 to 3 GB after 300 MB of random words). `GigatokenEncoder` builds it anew, 0.05 to 0.5 s, whenever the process has
-grown by `_GROWTH`; the ids do not depend on it.
-
-Where a text may be cut without changing its ids (`is_cuttable`), a long one is cut at "letter| letter" and encoded in
-pieces. For the split patterns listed here that is exact: no token of theirs holds a letter followed by a space, none
-looks back, and the only one that looks ahead begins with white space. So a token ends before such a space, whatever
-follows, and the rest is split as if it stood alone.
+(2 to 3 GB after 300 MB of random words). `GigatokenEncoder` builds it anew, 0.05 s, whenever the process has grown by
+`_GROWTH` for each of its threads; the ids do not depend on it. Each thread has one of its own: gigatoken's own threads
+share the work of short batches so badly that two do less than one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
+import functools
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from megatron_ultralong.data.cutting import PIECE, is_cuttable
+
 Batch = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]
 """Ids of several texts one after the other, uint32 [n], and the number of ids of each, int64 [texts]."""
 
-PIECE = 1 << 20
-"""Characters of a piece of a long text."""
+Texts = Sequence[str | bytes]
+"""All as strings, or all as UTF-8."""
 
-_GROWTH = 64 << 20
-_CUTTABLE_SPLITS = {  # Llama 3, Qwen 2, GPT-2
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-}
+_GROWTH = 128 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +59,8 @@ class Encoder(Protocol):
     cuttable: bool
     """Whether ids stay the same when a text is cut by `pieces`."""
 
-    def encode_batch(self, texts: Sequence[str], parallel: bool = True) -> Batch:
-        """Ids of several texts, without special tokens added; `parallel`: on all cores of RAYON_NUM_THREADS."""
+    def encode_batch(self, texts: Texts, threads: int = 1) -> Batch:
+        """Ids of several texts, without special tokens added, on so many threads (at most RAYON_NUM_THREADS)."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -91,10 +87,10 @@ class HuggingFaceEncoder:
         self.vocab_size = 1 + max(self._rust.get_vocab(with_added_tokens=True).values())
         self.cuttable = is_cuttable(json.loads(model))
 
-    def encode_batch(self, texts: Sequence[str], parallel: bool = True) -> Batch:
+    def encode_batch(self, texts: Texts, threads: int = 1) -> Batch:
         """See `Encoder`."""
-        os.environ["TOKENIZERS_PARALLELISM"] = "true" if parallel else "false"
-        rows = [encoding.ids for encoding in self._rust.encode_batch_fast(list(texts), add_special_tokens=False)]
+        os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+        rows = [encoding.ids for encoding in self._rust.encode_batch_fast(as_strings(texts), add_special_tokens=False)]
         return _flatten(rows)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -113,10 +109,9 @@ class SentencePieceEncoder:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = int(self._processor.vocab_size())
 
-    def encode_batch(self, texts: Sequence[str], parallel: bool = True) -> Batch:
+    def encode_batch(self, texts: Texts, threads: int = 1) -> Batch:
         """See `Encoder`."""
-        threads = int(os.environ.get("RAYON_NUM_THREADS", os.cpu_count() or 1)) if parallel else 1
-        return _flatten(self._processor.encode(list(texts), num_threads=threads))
+        return _flatten(self._processor.encode(as_strings(texts), num_threads=threads))
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Encoder`."""
@@ -129,9 +124,9 @@ class BytesEncoder:
     vocab_size = 256
     cuttable = True
 
-    def encode_batch(self, texts: Sequence[str], parallel: bool = True) -> Batch:
+    def encode_batch(self, texts: Texts, threads: int = 1) -> Batch:
         """See `Encoder`."""
-        encoded = [text.encode() for text in texts]
+        encoded = [text.encode() if isinstance(text, str) else text for text in texts]
         ids = np.frombuffer(b"".join(encoded), dtype=np.uint8).astype(np.uint32)
         return ids, np.array([len(piece) for piece in encoded], dtype=np.int64)
 
@@ -141,7 +136,7 @@ class BytesEncoder:
 
 
 class GigatokenEncoder:
-    """gigatoken, which never forgets a word: built anew whenever the process has grown too much.
+    """gigatoken, one for each thread, all built anew whenever the process has grown too much.
 
     Raises:
         Exception: of several types, where gigatoken refuses the tokenizer.
@@ -152,40 +147,61 @@ class GigatokenEncoder:
             raise ValueError("bytes need no tokenizer")
         self._recipe = recipe
         self.cuttable = recipe.kind == "huggingface" and is_cuttable(json.loads(recipe.content()))
-        self._build()
-        self.vocab_size = int(self._fast.vocab_size)
+        self._fast: list[Any] = []
+        self._build(1)
+        self.vocab_size = int(self._fast[0].vocab_size)
 
-    def _build(self) -> None:
+    def _build(self, count: int) -> None:
+        """Add what is missing to `count`."""
         import gigatoken
 
-        self._fast: Any = None  # the old one must go before the new one comes
-        model = self._recipe.content()
-        if self._recipe.kind == "huggingface":
-            self._fast = gigatoken.Tokenizer.from_json(model)
-        else:
-            self._fast = gigatoken.Tokenizer.from_sentencepiece(model)
-        self._limit = _resident() + _GROWTH
+        for _ in range(len(self._fast), count):
+            model = self._recipe.content()
+            if self._recipe.kind == "huggingface":
+                self._fast.append(gigatoken.Tokenizer.from_json(model))
+            else:
+                self._fast.append(gigatoken.Tokenizer.from_sentencepiece(model))
+            self._limit = _resident() + len(self._fast) * _GROWTH
 
-    def encode_batch(self, texts: Sequence[str], parallel: bool = True) -> Batch:
+    def encode_batch(self, texts: Texts, threads: int = 1) -> Batch:
         """See `Encoder`."""
-        import awkward  # type: ignore[import-untyped]  # what gigatoken returns
-
-        ids, lengths = [], []
-        for some in _portions(texts):
+        batches: list[Batch] = []
+        portions = _portions(texts)
+        while some := list(itertools.islice(portions, threads)):
             if _resident() > self._limit:
-                self._build()
-            rows = self._fast.encode_batch(some, parallel=parallel)
-            ids.append(awkward.to_numpy(awkward.flatten(rows)).astype(np.uint32, copy=False))
-            lengths.append(awkward.to_numpy(awkward.num(rows)).astype(np.int64, copy=False))
+                self._fast.clear()  # the old ones must go before the new ones come
+                _return_memory()
+            self._build(len(some))
+            if len(some) == 1:
+                batches.append(_encode(self._fast[0], some[0], threads > 1))
+            else:
+                batches += _threads(threads).map(_encode, self._fast, some)
+        ids, lengths = zip(*batches, strict=True)
         return np.concatenate(ids), np.concatenate(lengths)
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Encoder`."""
-        text: bytes = self._fast.decode(list(ids))
+        text: bytes = self._fast[0].decode(list(ids))
         return text.decode(errors="replace")
 
 
-def _portions(texts: Sequence[str]) -> Iterator[list[str]]:
+@functools.cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count)
+
+
+def _encode(fast: Any, texts: Texts, parallel: bool = False) -> Batch:
+    """Ids of some texts by one gigatoken, whose own threads are used only where one text cannot be shared out."""
+    import awkward  # type: ignore[import-untyped]  # what gigatoken returns
+
+    rows = fast.encode_batch(texts, parallel=parallel and len(texts) == 1 and len(texts[0]) > 2 * PIECE)
+    return (
+        awkward.to_numpy(awkward.flatten(rows)).astype(np.uint32, copy=False),
+        awkward.to_numpy(awkward.num(rows)).astype(np.int64, copy=False),
+    )
+
+
+def _portions(texts: Texts) -> Iterator[Texts]:
     """The texts in lists of about a million characters: between them gigatoken can be built anew."""
     start, size = 0, 0
     for i, text in enumerate(texts):
@@ -197,6 +213,12 @@ def _portions(texts: Sequence[str]) -> Iterator[list[str]]:
         yield list(texts[start:])
 
 
+def _return_memory() -> None:
+    """Give freed memory back to the system, without which the process stays as large as it was; glibc only."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _resident() -> int:
     """Bytes of memory this process has now; 0 where the system does not say."""
     try:
@@ -206,61 +228,11 @@ def _resident() -> int:
         return 0
 
 
+def as_strings(texts: Texts) -> list[str]:
+    """The texts decoded."""
+    return [text if isinstance(text, str) else text.decode() for text in texts]
+
+
 def _flatten(rows: Sequence[Sequence[int]]) -> Batch:
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     return np.fromiter((i for row in rows for i in row), dtype=np.uint32, count=int(lengths.sum())), lengths
-
-
-def is_cuttable(tokenizer: dict[str, Any]) -> bool:
-    """Whether `pieces` leaves the ids of this tokenizer.json as they are (the argument is in the module's docstring).
-
-    A known split, no normalizer but NFC (which acts on neither letters before nor spaces after the cut), and no added
-    token that could lie across a cut.
-    """
-    steps = tokenizer.get("pre_tokenizer") or {}
-    steps = steps.get("pretokenizers", [steps])
-    splits = [step.get("pattern", {}).get("Regex") for step in steps if step.get("type") == "Split"]
-    levels = [step for step in steps if step.get("type") == "ByteLevel"]
-    if len(levels) != 1 or levels[0].get("add_prefix_space") or len(splits) + 1 != len(steps):
-        return False
-    known = [split in _CUTTABLE_SPLITS for split in splits] or [bool(levels[0].get("use_regex", True))]
-    normalizer = tokenizer.get("normalizer")
-    return (
-        known == [True]
-        and bool(not splits or not levels[0].get("use_regex", True))
-        and (normalizer is None or normalizer.get("type") == "NFC")
-        and not any(token["rstrip"] or next_cut(token["content"], 0) for token in tokenizer.get("added_tokens", []))
-    )
-
-
-def next_cut(text: str, start: int) -> int:
-    """First place after `start` where a cuttable text may be cut, or 0."""
-    place = text.find(" ", start + 1)
-    while place > 0:
-        if _is_letter(text[place - 1]) and _is_letter(text[place + 1 : place + 2]):
-            return place
-        place = text.find(" ", place + 1)
-    return 0
-
-
-def last_cut(text: str) -> int:
-    """Last place where a cuttable text may be cut, or 0."""
-    place = text.rfind(" ", 1, max(len(text) - 1, 1))
-    while place > 0:
-        if _is_letter(text[place - 1]) and _is_letter(text[place + 1]):
-            return place
-        place = text.rfind(" ", 1, place)
-    return 0
-
-
-def _is_letter(character: str) -> bool:
-    return character.isascii() and character.isalpha()
-
-
-def pieces(text: str, size: int = PIECE) -> Iterator[str]:
-    """The text in pieces of at least `size` characters, cut where that is exact; whole where there is no such place."""
-    start = 0
-    while len(text) - start > size and (cut := next_cut(text, start + size)):
-        yield text[start:cut]
-        start = cut
-    yield text[start:] if start else text

@@ -28,16 +28,14 @@ class Pool:
     Args:
         job: what they do.
         tasks: in the order of the input.
-        processes: how many.
     """
 
-    def __init__(self, job: worker.Job, tasks: Sequence[Task], processes: int) -> None:
+    def __init__(self, job: worker.Job, tasks: Sequence[Task]) -> None:
         context = multiprocessing.get_context("spawn")  # after a fork the tokenizers' threads would be missing
         self._counter, self._stop = context.Value("q", 0), context.Event()
+        shared = job, self._counter, context.Value("q", len(tasks)), self._stop
         self._tasks = tasks
-        self._executor = ProcessPoolExecutor(
-            processes, context, initializer=worker.start, initargs=(job, self._counter, self._stop)
-        )
+        self._executor = ProcessPoolExecutor(job.processes, context, initializer=worker.start, initargs=shared)
         self._futures: dict[Future[Path], Path] = {}
         self._progress = Progress("tokenizing", _megabytes(tasks), "MB")
 
@@ -77,8 +75,8 @@ class Pool:
 
 def run_alone(job: worker.Job, tasks: Sequence[Task]) -> None:
     """Do the tasks in this process."""
-    counter = SimpleNamespace(value=0, get_lock=contextlib.nullcontext)
-    work = worker.Worker(job, counter, threading.Event())
+    counter, left = (SimpleNamespace(value=n, get_lock=contextlib.nullcontext) for n in (0, len(tasks)))
+    work = worker.Worker(job, counter, left, threading.Event())
     with Progress("tokenizing", _megabytes(tasks), "MB") as progress:
         work.each_batch = lambda: progress.advance(counter.value // 1_000_000 - progress.done)
         for shard, folder in tasks:

@@ -1,8 +1,8 @@
 """Documents of one piece of input in batches for the tokenizer, whatever the format, in bounded memory.
 
 A batch is the documents of one block of 4 MB. A longer text comes in pieces where its tokenizer allows that
-(`encoders.pieces`): from a text file it is then never held whole, whatever its size; a line of JSON is held whole once,
-as bytes and as a string.
+(`cutting.pieces`): from a text file it is then never held whole, whatever its size; a line of JSON is held whole once,
+as bytes and as a string. Text files stay UTF-8, which is checked; Python's strings take up to four times as much.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from megatron_ultralong.data.cutting import PIECE, last_cut, pieces
 from megatron_ultralong.data.documents import Fields, MalformedError, parse, take
-from megatron_ultralong.data.encoders import PIECE, last_cut, pieces
 from megatron_ultralong.data.inputs import Piece
 from megatron_ultralong.data.streams import StreamError, byte_blocks, line_blocks, range_lines
 
@@ -30,7 +30,7 @@ _LONG = 4 * PIECE
 class Batch:
     """Texts or chats, and what belongs to them."""
 
-    texts: list[str]
+    texts: list[str | bytes]
     """Texts, or pieces of them; none for chats."""
     sources: list[str]
     """One for each document that ends in this batch."""
@@ -144,7 +144,7 @@ def _bounded(batch: Batch, cuttable: bool) -> Iterator[Batch]:
             if i > start:
                 yield Batch(texts[start:i], sources[start:i])
             text, texts[i] = texts[i], ""
-            yield from _in_pieces(text, sources[i])
+            yield from _in_pieces(str(text), sources[i])
             del text
             start = i + 1
     if start < len(texts):
@@ -152,7 +152,7 @@ def _bounded(batch: Batch, cuttable: bool) -> Iterator[Batch]:
 
 
 def _in_pieces(text: str, source: str) -> Iterator[Batch]:
-    some: list[str] = []
+    some: list[str | bytes] = []
     for piece in pieces(text):
         if len(some) * PIECE >= 2 * _LONG:
             yield Batch(some, [], ends=[False] * len(some))
@@ -168,25 +168,32 @@ def _texts(
     if reading.kind == "chat":
         complain(1, "is no chat, unlike the documents before it; preprocess texts and chats apart.")
         return
+    source = reading.source or piece.source
     decoder = codecs.getincrementaldecoder("utf-8")()
-    held: list[str] = []
-    length, done, opened = 0, 0, False
+    held: list[bytes] = []
+    done, opened = 0, False
+
+    def taken() -> bytes:
+        text = b"".join(held)
+        held.clear()
+        return text if opened else text.removeprefix(codecs.BOM_UTF8)
+
     try:
         for block in byte_blocks(piece.path, peek=peek, count=count):
-            held.append(decoder.decode(block))
-            length += len(held[-1])
-            done += len(block)
+            beginning = decoder.decode(block)
             if peek:
-                break
-            if reading.cuttable and length > 2 * _LONG:
-                text = "".join(held)
-                cut = last_cut(text)
-                held, length = [text[cut:]], len(text) - cut
-                if cut:
-                    some = list(pieces(text[:cut]))
+                yield Batch([beginning], [source])
+                return
+            held.append(block)
+            done += len(block)
+            if reading.cuttable and sum(map(len, held)) > 2 * _LONG:
+                text = taken()
+                if cut := last_cut(text):
+                    some: list[str | bytes] = [*pieces(text[:cut])]
                     yield Batch(some, [], ends=[False] * len(some))
                     opened = True
-        decoder.decode(b"", final=not peek)
+                held.append(text[cut:])
+        decoder.decode(b"", final=True)
     except (UnicodeDecodeError, StreamError) as error:
         if opened:
             yield Batch([], [], abandoned=True)
@@ -194,8 +201,5 @@ def _texts(
             raise
         complain(1, f"is not UTF-8 ({error.reason}, near byte {done + error.start}); mend or remove the file.")
         return
-    text = "".join(held)
-    held.clear()
-    some = list(pieces(text)) if reading.cuttable else [text]
-    del text
-    yield Batch(some, [reading.source or piece.source], ends=[False] * (len(some) - 1) + [True])
+    some = [*pieces(taken())] if reading.cuttable else [taken()]
+    yield Batch(some, [source], ends=[False] * (len(some) - 1) + [True])

@@ -24,7 +24,8 @@ from megatron_ultralong.files import atomic_directory, fingerprint, read_json, r
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
+_IDS = "document_ids.npy"
 Ints = npt.NDArray[np.int64]
 
 
@@ -55,7 +56,7 @@ def write_resampled(corpus: Corpus, folder: Path, policy: LengthPolicy, total: i
     Raises:
         UserError: an option is out of its range, no document is left, or the folder holds other things.
     """
-    refuse_others(folder, ["document_ids.npy", "manifest.json", "histogram.png"])
+    refuse_others(folder, [_IDS, "manifest.json", "histogram.png"])
     lengths = corpus.tokens.lengths.astype(np.int64)
     ids, results = resample(lengths, corpus.source_ids().astype(np.int64), corpus.sources, policy, total, seed)
     if not len(ids):
@@ -80,7 +81,8 @@ def write_resampled(corpus: Corpus, folder: Path, policy: LengthPolicy, total: i
         "sources": [_describe(result) for result in results],
     }
     with atomic_directory(folder) as temporary:
-        np.save(temporary / "document_ids.npy", ids, allow_pickle=False)
+        np.save(temporary / _IDS, ids, allow_pickle=False)
+        report["fingerprint"] = fingerprint(temporary / _IDS)
         write_json(temporary / "manifest.json", report)
         _plot(results, temporary / "histogram.png")
     for sentence in unmet:
@@ -102,25 +104,30 @@ def read_documents(folder: Path, corpus: Corpus) -> Documents:
         UserError: it is missing or damaged, or was made for other tokens than `corpus`.
     """
     again = "resample again with tools/resample_corpus.py"
-    manifest = read_json(Path(folder) / "manifest.json", "the resampled list's manifest", again)
-    made_for = manifest.get("tokens_fingerprint", "none") if isinstance(manifest, dict) else "none"
+    path = Path(folder) / "manifest.json"
+    manifest = read_json(path, "the resampled list's manifest", again)
+    found = manifest.get("version") if isinstance(manifest, dict) else None
+    if found != VERSION:
+        raise UserError(f"{path}: has version {found!r}, not {VERSION}; {again}.")
+    made_for = str(manifest.get("tokens_fingerprint"))
     if made_for != corpus.tokens_fingerprint:
         raise UserError(
             f"{folder}: was resampled from tokens with the fingerprint {made_for[:12]}, but {corpus.prefix}.bin has "
             f"{corpus.tokens_fingerprint[:12]}; {again}."
         )
-    path = Path(folder) / "document_ids.npy"
+    path = Path(folder) / _IDS
     try:
         ids: Ints = np.load(path, allow_pickle=False)
+        actual = fingerprint(path)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {again}.") from None
-    if ids.dtype != np.int64 or ids.shape != (manifest.get("documents_after"),):
+    expected = str(manifest.get("fingerprint"))
+    if actual != expected:
         raise UserError(
-            f"{path}: is {ids.dtype} {list(ids.shape)} where its manifest describes int64 "
-            f"[{manifest.get('documents_after')}]; {again}."
+            f"{path}: has the fingerprint {actual[:12]}, but its manifest was written for {expected[:12]}; {again}."
         )
-    made_by = {name: manifest.get(name) for name in ("policy", "weights", "total_tokens", "seed")}
-    return Documents(ids, {**made_by, "fingerprint": fingerprint(path)})
+    made_by = {name: manifest.get(name) for name in ("policy", "weights", "total_tokens", "seed", "fingerprint")}
+    return Documents(ids, made_by)
 
 
 def _describe(result: SourceResult) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from megatron_ultralong.data.documents import Fields, MalformedError, parse
+from megatron_ultralong.data.encoders import as_strings
 from megatron_ultralong.data.inputs import Piece, Shard
 from megatron_ultralong.data.readers import Reading, read_piece
 from megatron_ultralong.data.streams import StreamError, byte_blocks, line_blocks, line_start
@@ -77,4 +78,4 @@ def _texts(shard: Shard, reading: Reading) -> Iterator[str]:
                 continue
             piece = dataclasses.replace(piece, begin=begin, end=begin + block.rindex(b"\n"))
         for batch in read_piece(piece, reading, lambda row, reason: None, lambda size: None, peek=True):
-            yield from batch.texts
+            yield from as_strings(batch.texts)

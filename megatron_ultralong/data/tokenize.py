@@ -208,15 +208,15 @@ class _Run:
         small = sum(shard.bytes for shard, _ in tasks) < _ALONE_BYTES
         processes = 1 if small else min(self.options.workers, len(tasks))
         os.environ["RAYON_NUM_THREADS"] = str(self.options.workers)  # both tokenizers read it at their first batch
-        job = self._job(threads=-(-self.options.workers // processes))
-        if processes == 1:
+        job = self._job(processes)
+        if small:
             run_alone(self._settled(job, tasks), tasks)
             return
-        with Pool(job, tasks, processes) as pool:
+        with Pool(job, tasks) as pool:
             settled = self._settled(job, tasks)  # while they work
             if settled == job:
                 return pool.collect()
-        with Pool(settled, tasks, processes) as pool:
+        with Pool(settled, tasks) as pool:
             pool.collect()
 
     def _is_done(self, shard: Shard, folder: Path) -> bool:
@@ -225,7 +225,7 @@ class _Run:
         part = read_part(folder)
         return part is not None and (self.options.malformed == "skip" or not part.skipped)
 
-    def _job(self, threads: int) -> worker.Job:
+    def _job(self, processes: int) -> worker.Job:
         is_chat = self.reading.kind == "chat"
         if is_chat:
             _ = self.tokenizer.chat_template  # or say that there is none
@@ -237,7 +237,8 @@ class _Run:
             recipe=recipe,
             fast=not is_chat and recipe.kind != "bytes",
             chat_folder=self.tokenizer.path if is_chat else None,
-            threads=threads,
+            processes=processes,
+            workers=self.options.workers,
         )
 
     def _settled(self, job: worker.Job, tasks: list[Task]) -> worker.Job:

@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ultralong.data.encoders import Batch, Encoder, GigatokenEncoder, Recipe, pieces, reference_encoder
+from megatron_ultralong.data.cutting import pieces
+from megatron_ultralong.data.encoders import Batch, Encoder, GigatokenEncoder, Recipe, reference_encoder
 from megatron_ultralong.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -200,7 +201,7 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> Batch:
         """Ids of several texts, by the reference."""
-        return self.reference.encode_batch(texts)
+        return self.reference.encode_batch(texts, threads=os.cpu_count() or 1)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens included."""
@@ -216,16 +217,16 @@ class Tokenizer:
         texts = [*sample, *_HARD_TEXTS, *(f"a{token}b {token}" for token in specials)]
         try:
             fast = GigatokenEncoder(recipe)
-            got = fast.encode_batch(texts, parallel=False)
+            got = fast.encode_batch(texts)
         except Exception as error:  # gigatoken refuses with several types, and any refusal means the same
             logger.info("gigatoken refuses this tokenizer (%s); the slower reference is used.", error)
             return False
-        expected = self.reference.encode_batch(texts)
+        expected = self.reference.encode_batch(texts, threads=os.cpu_count() or 1)
         same = fast.vocab_size == self.vocab_size
         same = same and np.array_equal(got[0], expected[0]) and np.array_equal(got[1], expected[1])
         if same and fast.cuttable:
             cut = [piece for text in texts for piece in pieces(text, size=200)]
-            same = np.array_equal(fast.encode_batch(cut, parallel=False)[0], expected[0])
+            same = np.array_equal(fast.encode_batch(cut)[0], expected[0])
         if same:
             logger.info("gigatoken gives the same ids as the reference on a sample and is used.")
         else:

@@ -1,6 +1,7 @@
 """Tokenize one shard: what a worker process runs, and what a single process runs itself.
 
-A worker shares nothing with the others but a counter of bytes and an order to stop. It ends when its parent does, also
+A worker shares nothing with the others but a counter of bytes, one of shards, and an order to stop. Where there are
+fewer shards left than cores, it encodes long texts on the others' cores too. It ends when its parent does, also
 when that was killed. Errors come back as sentences; only a bug brings its traceback.
 """
 
@@ -57,15 +58,17 @@ class Job:
     """Whether gigatoken encodes, or the reference."""
     chat_folder: Path | None
     """For chats: folder of the tokenizer that renders them."""
-    threads: int
-    """Threads that encode, in each process."""
+    processes: int
+    """How many there are."""
+    workers: int
+    """Cores to keep busy."""
 
 
 class Worker:
     """A process's own encoder, and what it shares with the run."""
 
-    def __init__(self, job: Job, counter: Any, stop: Any) -> None:
-        self.job, self.counter, self.stop = job, counter, stop
+    def __init__(self, job: Job, counter: Any, left: Any, stop: Any) -> None:
+        self.job, self.counter, self.left, self.stop = job, counter, left, stop
         self.each_batch: Callable[[], None] = lambda: None
         self._chats: Any = None
         self._encoder: Encoder | None = None
@@ -99,6 +102,8 @@ class Worker:
                 self._tokenize(number, piece, writer)
                 if piece.begin == 0 and os.path.isfile(piece.path):
                     writer.part.fingerprints[piece.path] = fingerprint(Path(piece.path))
+            with self.left.get_lock():
+                self.left.value -= 1
             return writer.finish()
         except BaseException as error:
             if writer is not None:
@@ -119,7 +124,7 @@ class Worker:
                 self.counter.value += size
 
         batches = read_piece(piece, self._reading, complain, count)
-        for batch in ahead(batches) if self.job.threads > 1 else batches:
+        for batch in ahead(batches) if self._cores() > 1 else batches:
             if self.stop.is_set():
                 raise StoppedError
             self.each_batch()
@@ -130,8 +135,13 @@ class Worker:
             elif batch.texts:
                 assert self._encoder is not None
                 long = batch.ends is not None or max(map(len, batch.texts)) > 1 << 22
-                ids, lengths = self._encoder.encode_batch(batch.texts, parallel=long or self.job.threads > 1)
+                threads = self._cores() if long or self.job.processes == 1 else 1
+                ids, lengths = self._encoder.encode_batch(batch.texts, threads)
                 writer.add(ids, lengths, batch.sources, batch.ends)
+
+    def _cores(self) -> int:
+        """Cores for each worker that still has a shard."""
+        return self.job.workers // max(min(self.job.processes, self.left.value), 1)
 
     def _render(self, batch: Batch, writer: PartWriter, complain: Any) -> None:
         """Ids and masks of chats; what the template refuses is malformed."""
@@ -208,7 +218,7 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
 _state: dict[str, Any] = {}
 
 
-def start(job: Job, counter: Any, stop: Any) -> None:
+def start(job: Job, counter: Any, left: Any, stop: Any) -> None:
     """Begin a worker process: its parent handles Ctrl-C, and it does not outlive its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -219,7 +229,7 @@ def start(job: Job, counter: Any, stop: Any) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-    _state.update(job=job, counter=counter, stop=stop)
+    _state.update(job=job, counter=counter, left=left, stop=stop)
 
 
 def run(shard: Shard, folder: Path) -> Path:

@@ -14,6 +14,7 @@ import argparse
 import gzip
 import json
 import os
+import resource
 import subprocess
 import sys
 import sysconfig
@@ -74,8 +75,9 @@ def prepare(folder: Path, size: int) -> None:
         (folder / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def timed(command: list[str]) -> tuple[float, int]:
-    """Seconds and peak resident bytes of a command and all its children."""
+def timed(command: list[str]) -> tuple[float, int, float]:
+    """Seconds, peak resident bytes, and cores kept busy, of a command and all its children."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     start, peak = time.monotonic(), 0
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -83,7 +85,8 @@ def timed(command: list[str]) -> tuple[float, int]:
         peak = max(peak, resident(process.pid))
         time.sleep(0.02)
     assert process.returncode == 0, command
-    return time.monotonic() - start, peak
+    seconds, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, peak, (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / seconds
 
 
 def resident(session: int) -> int:
@@ -119,8 +122,8 @@ def bounds(corpus: Path, folder: Path) -> None:
     print("what bounds it:")
     rate("reading and splitting lines", size, lambda: sum(map(len, line_blocks(byte_blocks(str(corpus))))))
     rate("parsing JSON", size, lambda: [parse(line, Fields()) for block in blocks for line in block])
-    rate("gigatoken, its first pass", size, lambda: [fast.encode_batch(block, parallel=False) for block in texts])
-    rate("gigatoken, words known", size, lambda: [fast.encode_batch(block, parallel=False) for block in texts])
+    rate("gigatoken, its first pass", size, lambda: [fast.encode_batch(block) for block in texts])
+    rate("gigatoken, words known", size, lambda: [fast.encode_batch(block) for block in texts])
 
 
 def peaks(corpus: Path, folder: Path, tool: list[str]) -> None:
@@ -143,11 +146,12 @@ def peaks(corpus: Path, folder: Path, tool: list[str]) -> None:
             letters[:, 0] = 32
             stream.write(json.dumps({"text": letters.tobytes().decode()}) + "\n")
     del texts, whole
-    print("peak resident memory, all processes together:")
+    print("peak resident memory, all processes together; speed and cores:")
     for name, path in inputs.items():
         command = [str(path) if each == str(corpus) else each for each in tool]
-        seconds, peak = timed(command)
-        print(f"  {name:30} {peak / 1e6:6.0f} MB   {path.stat().st_size / 1e6 / seconds:6.0f} MB/s of the file")
+        seconds, peak, cores = timed(command)
+        speed = path.stat().st_size / 1e6 / seconds
+        print(f"  {name:30} {peak / 1e6:6.0f} MB   {speed:6.0f} MB/s of the file, {cores:.2f} cores busy")
         path.unlink()
 
 
@@ -164,14 +168,14 @@ def main() -> None:
     tool = [sys.executable, str(ROOT / "tools" / "preprocess_data.py"), "--input", str(corpus), "--workers", "2"]
     tool += ["--tokenizer-model", str(folder / "tokenizer"), "--overwrite", "--output-prefix", str(folder / "ours")]
     runs = [timed(tool) for _ in range(3)]
-    seconds, peak = min(runs)[0], max(peak for _, peak in runs)
+    seconds, peak = min(runs)[0], max(peak for _, peak, _ in runs)
     print(
-        f"ours: {seconds:.2f} s (of {', '.join(f'{each:.2f}' for each, _ in runs)}), "
+        f"ours: {seconds:.2f} s (of {', '.join(f'{each:.2f}' for each, *_ in runs)}), "
         f"{size / 1e6 / seconds:.0f} MB/s, peak {peak / 1e6:.0f} MB in all processes"
     )
     if not arguments.no_peer:
         peer = [sys.executable, str(ROOT / "tests" / "benchmarks" / "preprocess_peer.py"), str(corpus)]
-        theirs, their_peak = timed([*peer, str(folder / "peer"), str(folder / "tokenizer"), "2"])
+        theirs, their_peak, _ = timed([*peer, str(folder / "peer"), str(folder / "tokenizer"), "2"])
         print(f"Megatron-LM's way: {theirs:.2f} s, {size / 1e6 / theirs:.1f} MB/s, peak {their_peak / 1e6:.0f} MB")
         print(f"ratio: {theirs / seconds:.1f}")
         for end in ("bin", "idx"):

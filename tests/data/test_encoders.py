@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ultralong.data import encoders
-from megatron_ultralong.data.encoders import GigatokenEncoder, is_cuttable, last_cut, next_cut, pieces
+from megatron_ultralong.data.cutting import is_cuttable, last_cut, next_cut, pieces
+from megatron_ultralong.data.encoders import GigatokenEncoder
 
 WORDS = st.sampled_from(
     ["a", "Bc", " ", "  ", "\n", "\r\n", "\t", "7", "1234", ".", "'s", "'", "\u6771", "\u00e9", "<|im_end|>"]
@@ -52,13 +53,18 @@ def test_what_may_be_cut(tokenizer_folder):
         assert not is_cuttable({**json.loads(content), **change}), change
 
 
-def test_gigatoken_built_anew_gives_the_same_ids(tokenizer, monkeypatch):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_gigatoken_on_threads_and_built_anew_gives_the_same_ids(tokenizer, monkeypatch, threads):
+    monkeypatch.setattr(encoders, "PIECE", 10)
+    texts = [f"some words, {'some' * (i % 5)} 123" for i in range(20)]
     fast = GigatokenEncoder(tokenizer.likely_recipe)
-    texts = ["some words, some 123", "others"]
-    before = fast.encode_batch(texts)
-    first = fast._fast
-    monkeypatch.setattr(encoders, "_GROWTH", -(1 << 40))
-    fast._build()
-    after = fast.encode_batch(texts)
-    assert fast._fast is not first
-    assert np.array_equal(before[0], after[0]) and np.array_equal(before[1], after[1])
+    ids, lengths = fast.encode_batch(texts, threads)
+    assert len(fast._fast) == threads
+    assert [row.tolist() for row in np.split(ids, np.cumsum(lengths)[:-1])] == [
+        tokenizer.encode(text) for text in texts
+    ]
+    first = fast._fast[0]
+    fast._limit = 0
+    again = fast.encode_batch([text.encode() for text in texts], threads)
+    assert fast._fast[0] is not first
+    assert np.array_equal(ids, again[0]) and np.array_equal(lengths, again[1])

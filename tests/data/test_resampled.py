@@ -63,9 +63,23 @@ def test_a_list_for_other_tokens_is_refused(write_corpus, tmp_path):
     other = write_corpus([[2] * 9], name="other")
     with pytest.raises(UserError, match=r"out: was resampled from tokens .* \w{12}, but .*other\.bin has \w{12}; res"):
         read_documents(tmp_path / "out", other)
-    np.save(tmp_path / "out" / "document_ids.npy", np.array([{}]), allow_pickle=True)
+
+
+def test_a_damaged_list_is_refused(write_corpus, tmp_path):
+    corpus = write_corpus([[1] * 9] * 2)
+    write_resampled(corpus, tmp_path / "out", POLICY, None, 1)
+    ids = tmp_path / "out" / "document_ids.npy"
+    np.save(ids, np.array([1, 1]))
+    with pytest.raises(
+        UserError, match=r"ids\.npy: has the fingerprint \w{12}, but its manifest was written for \w{12};"
+    ):
+        read_documents(tmp_path / "out", corpus)
+    np.save(ids, np.array([{}]), allow_pickle=True)
     with pytest.raises(UserError, match=r"document_ids\.npy: cannot be read"):
-        read_documents(tmp_path / "out", write_corpus([[1] * 9]))
+        read_documents(tmp_path / "out", corpus)
+    (tmp_path / "out" / "manifest.json").write_text('{"version": 1}')
+    with pytest.raises(UserError, match=r"manifest\.json: has version 1, not 2; resample again"):
+        read_documents(tmp_path / "out", corpus)
 
 
 def test_weights_as_words(write_corpus, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import zstandard
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-from megatron_ultralong.data import encoders, inputs, readers, streams, tokenize
+from megatron_ultralong.data import cutting, encoders, inputs, readers, streams, tokenize
 from megatron_ultralong.data.corpus import open_corpus
 from megatron_ultralong.data.documents import Fields
 from megatron_ultralong.data.tokenize import TokenizeOptions, parse_shard, tokenize_corpus
@@ -173,16 +173,18 @@ def test_rows_and_files_that_are_malformed(tmp_path):
 def test_a_long_text_is_cut_exactly(tmp_path, tokenizer, tokenizer_folder, monkeypatch, fast):
     """Cut in many pieces, from JSON and from a text file of several blocks, the ids are those of the whole text."""
     text = ("It's 12345 o'clock,  said  \n\n the na\u00efve \u6771\u4eac 'll \t x\r\n" * 40 + "no cut \u6771" * 9) * 5
-    (tmp_path / "a.txt").write_bytes(text.encode())
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
     write_lines(tmp_path / "b.jsonl", [{"text": "short"}, {"text": text}, {"text": text[:-1]}, {"text": "end"}])
     monkeypatch.setattr(readers, "_LONG", 2000)
     monkeypatch.setattr(streams, "_BLOCK", 700)
     monkeypatch.setattr(readers, "PIECE", 100)
-    monkeypatch.setattr(readers, "pieces", lambda text: encoders.pieces(text, size=100))
+    monkeypatch.setattr(encoders, "PIECE", 100)
+    monkeypatch.setattr(readers, "pieces", lambda text: cutting.pieces(text, size=100))
     ours = load_tokenizer(tokenizer_folder)
     if not fast:
         monkeypatch.setattr(ours, "check_fast", lambda recipe, sample: False)
-    tokenize_corpus([tmp_path / "a.txt", tmp_path / "b.jsonl"], tmp_path / "c", ours, Fields())
+    options = TokenizeOptions(workers=3)
+    tokenize_corpus([tmp_path / "a.txt", tmp_path / "b.jsonl"], tmp_path / "c", ours, Fields(), options)
     corpus = open_corpus(tmp_path / "c")
     expected = [tokenizer.encode(each) for each in (text, "short", text, text[:-1], "end")]
     assert [corpus.tokens[i].tolist() for i in range(5)] == expected

@@ -2,7 +2,8 @@
 
 The kernel takes fp64, fp32, bf16 and fp16, any head dimension and grouped queries. Two habits of it cost time:
 - it works on 512 keys at a time, so a causal square of 512 is computed whole, and one of 1,024 to three quarters. Short
-  squares are therefore computed as bands of rows, each against the keys up to its own end, with a mask;
+  squares are therefore computed in bands: forward by rows, each band against the keys up to its own end, with a mask;
+  backward by keys, each band against the rows from its own start on, where the kernel's own causal mask fits;
 - a call costs some tens of microseconds, which is more than a document of a few tokens. Short documents of about one
   length are therefore computed as a batch, padded at their ends, where a causal mask keeps them from being seen.
 """
@@ -20,7 +21,8 @@ from torch import Tensor
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
-_BANDED = range(129, 1025)  # lengths of causal squares that are computed as bands
+# Lengths of causal squares that are computed in bands, and the rows of a band forward: all measured.
+_BANDED, _BANDED_BACKWARD, _ROWS = range(97, 1281), range(97, 2049), 64
 _SHORT = 64  # tokens of the longest document that is batched with others
 _BATCH_ROWS = 4096  # padded rows in one batch, which bounds what is copied
 
@@ -29,14 +31,19 @@ def forward(
     q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, causal: bool, scale: float, bounds: tuple[int, ...] | None
 ) -> tuple[Tensor, Tensor]:
     """See `kernels.forward`."""
-    if bounds is None or len(bounds) == 2:
-        return _square(q_BLNH, k_BLKH, v_BLKH, causal, scale)
+    banded = _BANDED if _may_be_banded(q_BLNH, causal) else range(0)
+    if (bounds is None or len(bounds) == 2) and q_BLNH.shape[1] not in banded:
+        return _plain(q_BLNH, k_BLKH, v_BLKH, causal, scale)
     out_BLNH = torch.empty(q_BLNH.shape, dtype=q_BLNH.dtype)
     lse_BLN = torch.empty(q_BLNH.shape[:3], dtype=torch.promote_types(q_BLNH.dtype, torch.float32))
-    single, batches = _documents(bounds, causal)
-    for start, stop in single:
-        rows = slice(start, stop)
-        out_BLNH[:, rows], lse_BLN[:, rows] = _square(q_BLNH[:, rows], k_BLKH[:, rows], v_BLKH[:, rows], causal, scale)
+    single, batches = _documents(bounds or (0, q_BLNH.shape[1]), causal)
+    for first, last in single:
+        for start, stop in _bands(first, last, _ROWS if last - first in banded else last - first):
+            rows, keys = slice(start, stop), slice(first, stop)
+            mask = _mask(start - first, stop - first, q_BLNH.dtype) if start > first else None
+            out_BLNH[:, rows], lse_BLN[:, rows] = _plain(
+                q_BLNH[:, rows], k_BLKH[:, keys], v_BLKH[:, keys], causal and mask is None, scale, mask
+            )
     for batch in batches:
         q, k, v = (batch.take(x) for x in (q_BLNH, k_BLKH, v_BLKH))
         out, lse = _plain(q, k, v, causal, scale)
@@ -58,14 +65,23 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.backward`."""
     inputs = (q_BLNH, k_BLKH, v_BLKH)
-    if bounds is None or len(bounds) == 2:
-        return _square_backward(grad_BLNH, *inputs, out_BLNH, lse_BLN, causal, scale)
+    banded = _BANDED_BACKWARD if _may_be_banded(q_BLNH, causal) else range(0)
+    if (bounds is None or len(bounds) == 2) and q_BLNH.shape[1] not in banded:
+        return _plain_backward(grad_BLNH, *inputs, out_BLNH, lse_BLN, causal, scale)
     dq, dk, dv = found = tuple(torch.empty(x.shape, dtype=x.dtype) for x in inputs)
-    single, batches = _documents(bounds, causal)
-    for start, stop in single:
-        rows = slice(start, stop)
-        grad, q, k, v, out, lse = (x[:, rows] for x in (grad_BLNH, *inputs, out_BLNH, lse_BLN))
-        dq[:, rows], dk[:, rows], dv[:, rows] = _square_backward(grad, q, k, v, out, lse, causal, scale)
+    single, batches = _documents(bounds or (0, q_BLNH.shape[1]), causal)
+    for first, last in single:
+        width = 64 if last - first <= 512 else 128
+        for start, stop in _bands(first, last, width if last - first in banded else last - first):
+            rows, keys = slice(start, last), slice(start, stop)
+            grad, q, out, lse = (x[:, rows] for x in (grad_BLNH, q_BLNH, out_BLNH, lse_BLN))
+            more, dk[:, keys], dv[:, keys] = _plain_backward(
+                grad, q, k_BLKH[:, keys], v_BLKH[:, keys], out, lse, causal, scale
+            )
+            if start == first:
+                dq[:, rows] = more
+            else:
+                dq[:, rows] += more
     for batch in batches:
         q, k, v = (batch.take(x) for x in inputs)
         grad, out = (batch.take(x, padding=0.0) for x in (grad_BLNH, out_BLNH))
@@ -85,72 +101,21 @@ def _plain(
 
 
 def _plain_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    causal: bool,
-    scale: float,
-    mask: Tensor | None = None,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    gradients = _backward(
-        *(x.transpose(1, 2) for x in (grad, q, k, v, out, lse)), 0.0, causal, attn_mask=mask, scale=scale
-    )
+    """With fewer keys than rows, causal means that row i sees keys up to i."""
+    gradients = _backward(*(x.transpose(1, 2) for x in (grad, q, k, v, out, lse)), 0.0, causal, scale=scale)
     dq, dk, dv = (x.transpose(1, 2) for x in gradients)
     return dq, dk, dv
 
 
-def _square(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """A block without documents in it, in bands where that is faster."""
-    if not _in_bands(q, causal):
-        return _plain(q, k, v, causal, scale)
-    out = torch.empty(q.shape, dtype=q.dtype)
-    lse = torch.empty(q.shape[:3], dtype=q.dtype)
-    for start, stop in _bands(q.shape[1]):
-        out[:, start:stop], lse[:, start:stop] = _plain(
-            q[:, start:stop], k[:, :stop], v[:, :stop], False, scale, _mask(start, stop, q.dtype)
-        )
-    return out, lse
-
-
-def _square_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, causal: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    if not _in_bands(q, causal):
-        return _plain_backward(grad, q, k, v, out, lse, causal, scale)
-    dq = torch.empty(q.shape, dtype=q.dtype)
-    dk = dv = torch.empty(0)
-    for start, stop in reversed(_bands(q.shape[1])):  # the last band covers all keys, and the others add to it
-        rows = slice(start, stop)
-        dq[:, rows], band_dk, band_dv = _plain_backward(
-            grad[:, rows],
-            q[:, rows],
-            k[:, :stop],
-            v[:, :stop],
-            out[:, rows],
-            lse[:, rows],
-            False,
-            scale,
-            _mask(start, stop, q.dtype),
-        )
-        if stop == q.shape[1]:
-            dk, dv = band_dk, band_dv
-        else:
-            dk[:, :stop] += band_dk
-            dv[:, :stop] += band_dv
-    return dq, dk, dv
-
-
-def _in_bands(q: Tensor, causal: bool) -> bool:
+def _may_be_banded(q: Tensor, causal: bool) -> bool:
     """Not in bf16: its backward is slower in bands (measured), and the bands' sums would be rounded."""
-    return causal and q.shape[1] in _BANDED and q.dtype in (torch.float32, torch.float64)
+    return causal and q.dtype in (torch.float32, torch.float64)
 
 
-def _bands(length: int) -> list[tuple[int, int]]:
-    rows = 64 if length <= 256 else 128
-    return [(start, min(start + rows, length)) for start in range(0, length, rows)]
+def _bands(first: int, last: int, width: int) -> list[tuple[int, int]]:
+    return [(start, min(start + width, last)) for start in range(first, last, width)]
 
 
 def _mask(start: int, stop: int, dtype: torch.dtype) -> Tensor:
@@ -161,8 +126,8 @@ def _mask(start: int, stop: int, dtype: torch.dtype) -> Tensor:
 
 @functools.lru_cache(maxsize=2)
 def _triangle(dtype: torch.dtype) -> Tensor:
-    """[128, 1025 + 128]: row i may see columns up to 1025 + i."""
-    return torch.full((128, _BANDED.stop + 128), float("-inf"), dtype=dtype).triu(_BANDED.stop + 1)
+    """[rows of a band, longest + rows]: row i may see columns up to the longest + i."""
+    return torch.full((_ROWS, _BANDED.stop + _ROWS), float("-inf"), dtype=dtype).triu(_BANDED.stop + 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,16 +1,19 @@
 """How fast ring attention is on two ranks of this machine, as ratios within one run.
 
-    python tests/benchmarks/bench_ring.py                    # 16,384 tokens, 8 heads of 64, fp32: two minutes
+    python tests/benchmarks/bench_ring.py                    # 16,384 tokens, 8 heads of 64, fp32: a minute and a half
     python tests/benchmarks/bench_ring.py --tokens 32768
 
 Each rank is pinned to one core. What it is compared with:
 - one process with both cores on the whole sequence;
 - all keys and values gathered first, then each chunk of queries against all keys before it (the usual fallback);
-- itself within documents: seconds for a unit of work, work being the sum of squared lengths.
+- its own parts: what it sends without what it computes, and the reverse;
+- itself within documents: seconds for a unit of work, work being the sum of squared lengths. Few documents do not
+  divide evenly over ranks, so how much more than its half the busier rank has is said beside it.
 Then the kernel on short blocks, against PyTorch's flash kernel called plainly, a document at a time.
 """
 
 import argparse
+import contextlib
 import functools
 import itertools
 import os
@@ -22,7 +25,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from megatron_ultralong.context_parallel import kernels, kernels_cpu, merge, zigzag
+from megatron_ultralong.context_parallel import kernels, kernels_cpu, merge, rectangles, zigzag
+from megatron_ultralong.context_parallel.exchange import Exchange, Neighbours
 from megatron_ultralong.context_parallel.memory import ring_memory
 from megatron_ultralong.context_parallel.ring import ring_attention
 
@@ -107,6 +111,42 @@ def work(bounds):
     return sum((stop - start) ** 2 for start, stop in itertools.pairwise(bounds))
 
 
+def exchange_only(plan, group, heads):
+    """A function that sends what one forward and one backward pass send, and computes nothing."""
+    neighbours, length = Neighbours(group), plan.documents[-1]
+    buffers = [torch.zeros(length, 2, 1, heads, 64) for _ in range(2)]
+
+    def send():
+        for _ in range(2):
+            for step in plan.steps:
+                neighbours.start(buffers[0], step.keys_out, buffers[1], step.keys_in, what="", tag=1).finish()
+        for step in plan.steps:
+            neighbours.start(buffers[0], step.gradients_out, buffers[1], step.gradients_in, what="", tag=2).finish()
+
+    return send
+
+
+@contextlib.contextmanager
+def nothing_sent():
+    """Within it the ring computes all it does, with whatever lies in its buffers."""
+    start = Neighbours.start
+    Neighbours.start = lambda ring, outgoing, sent, incoming, received, **_: Exchange(ring, "", [], [])
+    try:
+        yield
+    finally:
+        Neighbours.start = start
+
+
+def busier(bounds, tokens):
+    """The larger of two ranks' work, as a part of the mean."""
+    each = []
+    for rank in range(2):
+        plan = rectangles.plan(tokens, rank, 2, bounds, True)
+        across = [block for step in plan.steps[1:] for block in step.blocks]
+        each.append(work(plan.documents) + 2 * sum((b.q_stop - b.q_start) * (b.k_stop - b.k_start) for b in across))
+    return 2 * max(each) / sum(each)
+
+
 def on_two_ranks(rank, store, asked, results):
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
     torch.set_num_threads(1)
@@ -117,9 +157,13 @@ def on_two_ranks(rank, store, asked, results):
         attend = functools.partial(ring_attention, group=group, cu_seqlens=bounds)
         if name == "gather":
             attend = functools.partial(gather_first, group=group)
-        took = seconds(attend, tensors, group, repeats)
+        with nothing_sent() if name == "computed" else contextlib.nullcontext():
+            took = seconds(attend, tensors, group, repeats)
         if rank == 0:
             results[name] = took
+        if name == "ring":
+            send = exchange_only(rectangles.plan(tokens, rank, 2, bounds, True), group, heads)
+            results["sent"] = max(results.get("sent", 0), best_of(send, repeats=5))
     dist.destroy_process_group()
 
 
@@ -142,13 +186,16 @@ def report(name, took, against, peer):
 def long_sequences(tokens, heads):
     torch.set_num_threads(2)
     one = seconds(lambda q, k, v: ring_attention(q, k, v, group=None), inputs(tokens, heads), None, 2)
-    documents = {mean: random_bounds(tokens, mean) for mean in (tokens // 8, tokens // 64, 128)}
-    asked = [("ring", tokens, heads, None, 2), ("gather", tokens, heads, None, 2)]
-    asked += [(f"documents of {mean}", tokens, heads, bounds, 3) for mean, bounds in documents.items()]
+    cases = [(tokens, mean) for mean in (tokens // 8, tokens // 64, 128)] + [(4 * tokens, mean) for mean in (256, 128)]
+    documents = {case: random_bounds(*case) for case in cases}
+    asked = [(name, tokens, heads, None, 2) for name in ("ring", "computed", "gather")]
+    asked += [(case, case[0], heads, bounds, 5) for case, bounds in documents.items()]
     found = two_ranks(asked)
     print(f"Forward and backward, {tokens:,} tokens, {heads} heads of 64, fp32, two ranks of one core each:")
     report("ring", found["ring"], "one process, both cores", one)
     report("ring", found["ring"], "gathering keys and values first", found["gather"])
+    report("ring", found["ring"], "its computing alone", found["computed"])
+    report("what it sends, alone", found["sent"], "the ring", found["ring"])
     held = ring_memory(
         batch=1, local_length=tokens // 2, heads=heads, kv_heads=heads, head_dim=64, bytes_per_element=4, cp_size=2
     )
@@ -156,14 +203,13 @@ def long_sequences(tokens, heads):
     print(f"  held in backward: {held.backward / 2**20:.0f} MiB, for any number of ranks at this local length;")
     print(f"  gathering: {3 * whole:.0f} MiB (all keys and values, their gradients, and these again in shares), and")
     print("  that many times more as there are more ranks")
-    for mean, bounds in documents.items():
-        share = found[f"documents of {mean}"] / found["ring"]
+    for (length, mean), bounds in documents.items():
+        share = found[length, mean] / found["ring"]
         true = work(bounds) / work((0, tokens))
         print(
-            f"  {len(bounds) - 1:4d} documents of about {mean:5d}: {share:.4f} of the time for {true:.4f} of the work",
-            end="",
+            f"  {length:,} tokens in {len(bounds) - 1:3d} documents of about {mean:5d}: {share:.4f} of the time for "
+            f"{true:.4f} of the work, {share / true:.2f} x; the busier rank has {busier(bounds, length):.2f} x its half"
         )
-        print(f", {share / true:.2f} x")
 
 
 def plainly(tensors, bounds, scale):

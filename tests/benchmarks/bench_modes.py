@@ -9,6 +9,7 @@ process: a step of a small decoder that recomputes nothing, all but attention, o
 import argparse
 import contextlib
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +25,8 @@ from megatron_ultralong.context_parallel.ulysses import ulysses_attention
 from megatron_ultralong.engine import groups
 from megatron_ultralong.model.build import build_model
 from megatron_ultralong.model.rope import RopeScaling
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.context_parallel.test_kept import Storages, StorageWeakRef
 
 HEADS, WIDTH = 8, 64

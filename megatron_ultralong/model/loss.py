@@ -128,6 +128,7 @@ class _SumOfLosses(torch.autograd.Function):
             _accumulate(d_weight_VD, d_logits_NV, used_ND)
             d_chunk_ND = torch.zeros_like(chunk_ND).index_copy_(0, kept, d_logits_NV @ weight_VD)
             d_rows_ND[part] = _scatter(d_chunk_ND, group) if ranks > 1 else d_chunk_ND
+            del chunk_ND, used_ND, d_logits_NV, d_chunk_ND  # before the next chunk's are made
         ctx.gradients = d_rows_ND, d_weight_VD
         ctx.shape, ctx.dtype, ctx.reduce_over = hidden_LBD.shape, weight_VD.dtype, None if sequence_parallel else group
         return total.float()

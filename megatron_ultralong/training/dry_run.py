@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 
@@ -11,8 +10,9 @@ import torch.distributed as dist
 
 from megatron_ultralong.config import RunConfig
 from megatron_ultralong.engine import groups
+from megatron_ultralong.planning.memory import StepMemory
 from megatron_ultralong.progress import duration
-from megatron_ultralong.training.memory import StepMemory, measured
+from megatron_ultralong.training.memory import measured, report
 from megatron_ultralong.training.setup import Run, prepare
 from megatron_ultralong.training.step import train_step
 
@@ -43,10 +43,6 @@ def _measure(run: Run) -> StepMemory:
     with measured(run) as own:
         second = _timed(run)
     seconds = first if run.device.type == "cpu" else second
-    values = torch.tensor([*dataclasses.astuple(own), own.total], dtype=torch.int64, device=run.device)
-    dist.all_reduce(values, dist.ReduceOp.MAX)
-    *parts, total = values.tolist()
-    highest = StepMemory(*parts)
     config = run.config
     tokens = config.train.global_batch_size * config.data.sequence_length
     logger.info(
@@ -56,9 +52,7 @@ def _measure(run: Run) -> StepMemory:
         config.train.steps - run.step,
         duration(seconds * (config.train.steps - run.step)),
     )
-    logger.info("memory, the highest of %d ranks:\n%s", dist.get_world_size(), highest.table())
-    logger.info("the rank that needs most holds %.1f MiB", total / 2**20)
-    return highest
+    return report(run, own)
 
 
 def _timed(run: Run) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -13,6 +14,7 @@ from megatron_ultralong.config import RunConfig
 from megatron_ultralong.engine import device, groups
 from megatron_ultralong.planning.flops import ModelShape, peak_flops, step_flops
 from megatron_ultralong.training.anomalies import Anomalies
+from megatron_ultralong.training.memory import measured, report
 from megatron_ultralong.training.metrics import Recorder, StepMetrics
 from megatron_ultralong.training.profile import Profiler
 from megatron_ultralong.training.saving import Saver
@@ -80,6 +82,7 @@ def _steps(
     """Every step that is left; returns what stopped the run before its last, or ""."""
     config = run.config
     anomalies = Anomalies(run, saver)
+    weighed = run.step + 1 + config.log.profile  # Adam's state is there, and the trace over
     for step in range(run.step, config.train.steps):
         watchdog.step = f"step {step + 1}"
         stopped_by = requests.agreed(run.device)
@@ -88,8 +91,11 @@ def _steps(
             _say_stopped(config, step, stopped_by)
             return stopped_by
         started = time.monotonic()
-        result = train_step(run, step)
+        with measured(run) if step == weighed else contextlib.nullcontext() as memory:
+            result = train_step(run, step)
         seconds = time.monotonic() - started
+        if memory is not None:
+            report(run, memory)
         spike = anomalies.judge(step, result)
         requests.took("step", seconds)
         if recorder is not None:

@@ -1,4 +1,4 @@
-"""Memory of one step by part, measured: what a dry run prints.
+"""Memory of one step by part, measured, beside what planning/memory.py computes for it.
 
 On a GPU the numbers are PyTorch's allocator's and cost nothing. A CPU has no such counters: there a dispatch mode
 counts the storages that operations make while they live (kernels' own scratch space is not seen), which makes
@@ -9,50 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from megatron_ultralong.context_parallel.core_attention import RingCoreAttention, TECoreAttention
+from megatron_ultralong.engine import mcore
+from megatron_ultralong.planning.memory import StepMemory, predict
 from megatron_ultralong.training.setup import Run
 
-
-@dataclasses.dataclass
-class StepMemory:
-    """Bytes on this rank.
-
-    Attributes:
-        weights: the model's parameters.
-        gradients: megatron-core's gradient buffers.
-        optimizer: Adam's moments and, for bf16, the fp32 main weights; sized by the first step.
-        activations: what one forward pass leaves for its backward, at most.
-        attention: at most while one layer attends, beyond what was held before.
-        loss: at most in the head and the loss, gradients of both included, beyond what was held before.
-        peak: at most during the step, beyond weights, gradients and optimizer.
-    """
-
-    weights: int = 0
-    gradients: int = 0
-    optimizer: int = 0
-    activations: int = 0
-    attention: int = 0
-    loss: int = 0
-    peak: int = 0
-
-    @property
-    def total(self) -> int:
-        """Everything at once, at the step's highest point."""
-        return self.weights + self.gradients + self.optimizer + self.peak
-
-    def table(self) -> str:
-        """A line a part."""
-        rows = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
-        return "\n".join(f"  {name:<12} {value / 2**20:12,.3f} MiB" for name, value in rows)
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -85,6 +58,21 @@ def measured(run: Run) -> Iterator[StepMemory]:
         for hook in hooks:
             hook.remove()
     memory.weights, memory.gradients, memory.optimizer = _standing(run)
+
+
+def report(run: Run, own: StepMemory) -> StepMemory:
+    """Log the highest of each part over all ranks, measured and predicted; returns the measured one."""
+    stage = mcore.parallel_state.get_pipeline_model_parallel_rank()
+    wanted = predict(run.config, run.description.hf_config, dist.get_world_size(), stage)
+    pair = [[*dataclasses.astuple(one), one.total] for one in (own, wanted)]
+    values = torch.tensor(pair, dtype=torch.int64, device=run.device)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    found, planned = values.tolist()
+    names = [*(field.name for field in dataclasses.fields(StepMemory)), "total"]
+    rows = [f"  {n:<12} {a / 2**20:14,.3f} {b / 2**20:14,.3f}" for n, a, b in zip(names, found, planned, strict=True)]
+    heading = f"  {'MiB':<12} {'measured':>14} {'predicted':>14}"
+    logger.info("memory, the highest of %d ranks:\n%s", dist.get_world_size(), "\n".join([heading, *rows]))
+    return StepMemory(*found[:-1])
 
 
 def _raise(memory: StepMemory, name: str, value: int) -> None:

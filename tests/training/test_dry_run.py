@@ -11,15 +11,24 @@ import pytest
 import torch
 
 from megatron_ultralong.training.memory import _Cpu
+from tests.training.jobs import Job
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
+
+
+PARTS = ["weights", "gradients", "optimizer", "activations", "attention", "loss", "peak", "total"]
 
 
 def parts(launch: Launch, *overrides: str) -> dict[str, float]:
     done = launch(2, "--dry-run", *overrides)
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.search(r"one step: [\d.]+ s, [\d,]+ tokens/s; 3 steps take", done.stderr)
-    return {name: float(value.replace(",", "")) for name, value in re.findall(r"  (\w+) +([\d,.]+) MiB", done.stderr)}
+    return {name: found for name, found, _ in rows_of(done.stderr)}
+
+
+def rows_of(log: str) -> list[tuple[str, float, float]]:
+    """Each part, MiB measured and predicted."""
+    return [(name, float(a), float(b)) for name, a, b in re.findall(r"^  (\w+) +([\d.]+) +([\d.]+)$", log, re.M)]
 
 
 @pytest.mark.gloo
@@ -27,13 +36,34 @@ def test_parts_of_a_step(launch: Launch, tmp_path: Path) -> None:
     save = tmp_path / "run"
     plain = parts(launch, "--checkpoint.save", str(save), "--parallel.context", "2", "--train.precision", "bf16")
     assert not save.exists()
-    assert list(plain) == ["weights", "gradients", "optimizer", "activations", "attention", "loss", "peak"]
+    assert list(plain) == PARTS
     assert plain["gradients"] == pytest.approx(2 * plain["weights"], abs=0.11)  # fp32 for bf16
     assert plain["optimizer"] == pytest.approx(6 * plain["weights"], abs=0.3)  # two moments and the main weights
     assert plain["peak"] >= plain["activations"] > 0
     assert plain["attention"] > 0 and plain["loss"] > 0
     full = parts(launch, "--parallel.context", "2", "--train.precision", "bf16", "--parallel.recompute", "full")
     assert full["activations"] < 0.6 * plain["activations"]
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize(
+    ("ranks", "options"),
+    [
+        (1, "--train.precision bf16 --parallel.recompute selective"),
+        (1, "--parallel.recompute full --parallel.mlp_chunk 16 --train.loss_chunk 8 --train.micro_batch_size 2"),
+        (2, "--parallel.context 2 --parallel.distributed_optimizer true"),
+        (2, "--parallel.tensor 2 --parallel.sequence_parallel true --parallel.recompute full --train.precision bf16"),
+        (2, "--parallel.pipeline 2"),
+    ],
+)
+def test_a_run_takes_what_was_predicted(begin: Callable[..., Job], ranks: int, options: str) -> None:
+    """A whole run logs it once; each part within 10 %, and what the rank holds in all within 3 %."""
+    job = begin(ranks, *options.split())
+    assert job.statuses(120) == [0] * ranks, job.log()[-3000:]
+    rows = rows_of(job.log())
+    assert [name for name, _, _ in rows] == PARTS
+    for name, found, predicted in rows:
+        assert predicted == pytest.approx(found, rel=0.03 if name == "total" else 0.1, abs=0.0005), rows
 
 
 def test_storages_are_counted_while_they_live() -> None:

@@ -123,7 +123,10 @@ class TrainConfig:
     micro_batch_size: int = 1
     """Samples a forward pass on one data-parallel rank."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """Of weights and activations; bf16 keeps fp32 main weights and reduces gradients in fp32."""
+    """Of weights and activations; bf16 keeps fp32 main weights."""
+    grad_reduce_in_fp32: bool = True
+    """With bf16: add up gradients, over microbatches and ranks, in fp32. False: in bf16, which halves their memory and
+    traffic, and rounds every addition."""
     loss_chunk: int = 0
     """Positions whose logits exist at once on a rank; 0: as many as fill 1 GiB."""
     z_loss: float = 0.0
@@ -163,6 +166,9 @@ class OptimizerConfig:
     """Adam's epsilon."""
     clip_grad: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
+    offload_fraction: float = 0.0
+    """Share of the main weights and Adam's moments that lies in host memory and is stepped there (megatron-core's
+    HybridDeviceOptimizer); on GPUs, with bf16 and parallel.distributed_optimizer. 0: none, 1: all."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

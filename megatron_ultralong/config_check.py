@@ -27,7 +27,7 @@ _AT_LEAST_ZERO = (
     "rope.target_length rope.original_length optimizer.learning_rate optimizer.min_learning_rate "
     "optimizer.warmup_steps optimizer.weight_decay optimizer.clip_grad checkpoint.interval checkpoint.export_interval "
     "train.loss_chunk train.z_loss parallel.recompute_layers parallel.mlp_chunk train.requeue_code log.profile "
-    "checkpoint.keep_last checkpoint.keep_every train.max_skipped log.spike"
+    "checkpoint.keep_last checkpoint.keep_every train.max_skipped log.spike optimizer.offload_fraction"
 ).split()
 
 
@@ -47,6 +47,7 @@ def check_config(config: RunConfig, *, hf_config: dict[str, Any], world_size: in
     if not problems:  # the rules divide by sizes and so need them positive
         problems += _layout(config, world_size)
         problems += _sharding(config.parallel, config.padded_length, hf_config)
+        problems += _optimizer(config)
         problems += attention_problems(config, hf_config)
         problems += _rope(config)
         if inputs:
@@ -139,6 +140,24 @@ def _sharding(parallel: ParallelConfig, length: int, hf_config: dict[str, Any]) 
             f"data.sequence_length / parallel.context is {length // parallel.context} tokens, not divisible by "
             f"parallel.tensor {parallel.tensor} as parallel.sequence_parallel needs; change one of them, or set "
             "data.pad_to_divisible to true."
+        )
+
+
+def _optimizer(config: RunConfig) -> Iterator[str]:
+    """Where gradients are added up, and where Adam's state lies."""
+    half, share = config.train.precision == "bf16", config.optimizer.offload_fraction
+    if not config.train.grad_reduce_in_fp32 and not half:
+        yield (
+            'train.grad_reduce_in_fp32 is false with train.precision "fp32", whose gradients are fp32; remove it, or '
+            'set train.precision to "bf16".'
+        )
+    if share > 1:
+        yield f"optimizer.offload_fraction is {share}; give a share from 0 to 1."
+    elif share and not (half and config.parallel.distributed_optimizer and config.parallel.device != "cpu"):
+        yield (
+            f"optimizer.offload_fraction is {share}, which megatron-core does on GPUs alone and with its distributed "
+            'optimizer; set train.precision to "bf16" and parallel.distributed_optimizer to true, leave '
+            'parallel.device at "auto", or remove optimizer.offload_fraction.'
         )
 
 

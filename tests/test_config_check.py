@@ -63,6 +63,8 @@ def pack(folder: str, **changes: object) -> None:
         ("--rope.kind yarn --rope.temperature true", 1),
         ("--rope.kind ultralong --rope.angles fp64", 1),
         ("--checkpoint.load none --model.init random", 1),
+        ("--train.grad_reduce_in_fp32 false", 1),
+        ("--optimizer.offload_fraction 0.5 --parallel.distributed_optimizer true", 2),
     ],
 )
 def test_runs_that_work(run, flags, world_size):
@@ -102,6 +104,14 @@ def test_runs_that_work(run, flags, world_size):
         ("--parallel.recompute_layers 2", 1, 'parallel.recompute_layers is 2 with parallel.recompute "none"; remove'),
         ("--parallel.recompute full --parallel.recompute_layers 7", 1, "parallel.recompute_layers is 7, but a pipelin"),
         ("--parallel.offload true", 1, 'parallel.offload is true with parallel.recompute "none"; set that to "full"'),
+        (
+            "--train.precision fp32 --train.grad_reduce_in_fp32 false",
+            1,
+            "train.grad_reduce_in_fp32 is false with train.p",
+        ),
+        ("--optimizer.offload_fraction -1", 1, "optimizer.offload_fraction is -1.0; give 0 or more."),
+        ("--optimizer.offload_fraction 2", 1, "optimizer.offload_fraction is 2.0; give a share from 0 to 1."),
+        ("--optimizer.offload_fraction 1", 1, "optimizer.offload_fraction is 1.0, which megatron-core does on GPUs al"),
         ("--parallel.mlp_chunk -1", 1, "parallel.mlp_chunk is -1; give 0 or more."),
         ("--log.profile 2", 1, "log.profile is 2, but checkpoint.save is not given; its traces go below that."),
         ("--parallel.sequence_parallel true", 1, "parallel.sequence_parallel is true with parallel.tensor 1; "),

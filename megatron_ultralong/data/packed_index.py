@@ -176,13 +176,27 @@ def _best_fit(corpus: Corpus, ids: Ints, options: PackOptions) -> Packed:
             f"{corpus.prefix}: all of its {len(ids)} documents are longer than {capacity} tokens; "
             "raise --sequence-length or give --overlong cut."
         )
+    padding = (len(offsets) - 1) * capacity - kept
+    logger.info("documents by length:\n%s", _by_length(lengths))
+    logger.info("padding: %s tokens, %.1f %% of the samples.", f"{padding:,}", 100 * padding / (kept + padding))
     counts = {
         "tokens_in_all": kept,
-        "padding_tokens": (len(offsets) - 1) * capacity - kept,
+        "padding_tokens": padding,
         "overlong_documents": overlong,
         "overlong_tokens": int(lengths.sum()) - kept,
     }
     return ids[order], offsets, counts
+
+
+def _by_length(lengths: Ints) -> str:
+    """A line for each power of two: how many documents are at most so long (and over half), and their tokens."""
+    powers = np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64)
+    documents, tokens = np.bincount(powers), np.bincount(powers, weights=lengths)
+    return "\n".join(
+        f"  up to {1 << power:>11,} tokens: {documents[power]:>11,} documents, "
+        f"{100 * tokens[power] / max(tokens.sum(), 1):5.1f} % of the tokens"
+        for power in np.flatnonzero(documents).tolist()
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,13 +12,18 @@ from megatron_ultralong.engine import cpu
 from megatron_ultralong.errors import UserError
 
 
+def has_gpu() -> bool:
+    """Whether PyTorch sees a GPU that this process may use."""
+    return torch.cuda.is_available() and not cpu.is_active()
+
+
 def use(device: Literal["auto", "cpu", "gpu"] = "auto") -> torch.device:
     """Choose this process's device: its own GPU (by LOCAL_RANK), or the CPU with the CPU backend switched on.
 
     Raises:
         UserError: "gpu" where PyTorch sees none.
     """
-    available = torch.cuda.is_available() and not cpu.is_active()
+    available = has_gpu()
     if device == "gpu" and not available:
         raise UserError('parallel.device is "gpu", but PyTorch sees no GPU here; set it to "cpu" or "auto".')
     if device == "cpu" or not available:

@@ -101,7 +101,7 @@ class _Rank:
     @property
     def tokens(self) -> int:
         """Of a microbatch, as attention and the MLP see them."""
-        return self.config.data.sequence_length // self.config.parallel.context * self.config.train.micro_batch_size
+        return self.config.padded_length // self.config.parallel.context * self.config.train.micro_batch_size
 
     @property
     def split_tokens(self) -> int:
@@ -167,7 +167,7 @@ class _Rank:
         inner = parallel.ulysses
         return ring_memory(
             batch=train.micro_batch_size,
-            local_length=self.config.data.sequence_length // parallel.context * inner,
+            local_length=self.config.padded_length // parallel.context * inner,
             heads=self.shape.heads // parallel.tensor // inner,
             kv_heads=max(1, self.shape.kv_heads // parallel.tensor // inner),
             head_dim=self.shape.head_dim,
@@ -193,11 +193,12 @@ def predict(config: RunConfig, hf_config: dict[str, Any], world_size: int, stage
         train.global_batch_size // (train.micro_batch_size * (copies // parallel.context)),
     )
     parameters, element = rank.parameters(), rank.element
-    state = (12 if element == 2 else 8) * parameters // (copies if parallel.distributed_optimizer else 1)
+    owned = parameters // (copies if parallel.distributed_optimizer else 1)
+    grad = 4 if train.grad_reduce_in_fp32 else element
     memory = StepMemory(
         weights=parameters * element,
-        gradients=parameters * 4,
-        optimizer=state,
+        gradients=parameters * grad,
+        optimizer=int((12 if element == 2 else 8) * owned * (1 - config.optimizer.offload_fraction)),
         attention=rank.ring().forward + rank.heads(1, 0) + rank.exchanged(),
         loss=_loss(rank) if rank.last else 0,
     )
@@ -210,6 +211,7 @@ def predict(config: RunConfig, hf_config: dict[str, Any], world_size: int, stage
     memory.peak = max(
         without_loss + _backward_of_a_layer(rank),
         without_loss + rank.layer_input() + memory.loss if rank.last else 0,
+        0 if grad == 4 else 4 * owned,  # the update's gradients in fp32
     )
     return memory
 

@@ -20,6 +20,7 @@ from megatron_ultralong.config import RunConfig
 from megatron_ultralong.data.blend import BlendedDataset
 from megatron_ultralong.data.dataset import PackedDataset
 from megatron_ultralong.data.tokenizer import load_tokenizer
+from megatron_ultralong.engine import device as engine_device
 from megatron_ultralong.engine import distributed_adam, groups, mcore
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import read_json
@@ -78,10 +79,16 @@ def prepare(config: RunConfig, joined: Callable[[], None] = lambda: None) -> Run
     """
     hf_config = read_hf_config(config)
     config_io.check_config(config, hf_config=hf_config, world_size=groups.world_size_from_environment())
+    if config.optimizer.offload_fraction and not engine_device.has_gpu():
+        raise UserError(
+            f"optimizer.offload_fraction is {config.optimizer.offload_fraction}, but PyTorch sees no GPU here, and "
+            "a CPU has it all in host memory; remove it."
+        )
     candidates = checkpoint.sound(config.checkpoint.save)
     resume_from = next(candidates, None)
     description = _describe(config, hf_config, resume_from or config.checkpoint.load)
     data = _blend(config, resume_from)
+    _say_what_is_read(data)
     device = groups.initialize(config.parallel, config.train.seed)
     joined()
     loss = LossOptions(config.train.loss_chunk, config.train.z_loss)
@@ -133,6 +140,23 @@ def _blend(config: RunConfig, resume_from: Path | None) -> BlendedDataset:
     return BlendedDataset(datasets, weights, config.train.seed, start)
 
 
+def _say_what_is_read(data: BlendedDataset) -> None:
+    """A line a source: what packing made of it."""
+    for dataset in data.datasets:
+        manifest = dataset.index.manifest
+        padding = manifest["padding_tokens"] / (len(dataset) * (dataset.sequence_length + 1))
+        overlong = manifest.get("overlong_documents", 0)
+        verb = {"cut": "cut", "drop": "dropped"}[manifest["overlong"]]
+        logger.info(
+            "%s: %s samples of %s tokens, %.1f %% of them padding%s",
+            dataset.index.folder,
+            f"{len(dataset):,}",
+            f"{dataset.sequence_length:,}",
+            100 * padding,
+            f"; {overlong:,} documents were longer and {verb}" if overlong else "",
+        )
+
+
 def read_hf_config(config: RunConfig) -> dict[str, Any]:
     """The config.json of `model.hf`."""
     mend = "set model.hf to a folder in Hugging Face format"
@@ -165,39 +189,44 @@ def _describe(config: RunConfig, hf_config: dict[str, Any], start: Path | None) 
 
 def _optimize(weights: torch.nn.Module, config: RunConfig) -> tuple[torch.nn.Module, Any]:
     """megatron-core's DDP around the model, and its Adam."""
-    half = config.train.precision == "bf16"
     transformer_config: Any = weights.config
     model = mcore.DistributedDataParallel(
         config=transformer_config,
         ddp_config=mcore.DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
+            grad_reduce_in_fp32=config.train.grad_reduce_in_fp32,
             use_distributed_optimizer=config.parallel.distributed_optimizer,
             overlap_grad_reduce=False,
         ),
-        module=mcore.Float16Module(transformer_config, weights) if half else weights,
+        module=mcore.Float16Module(transformer_config, weights) if config.train.precision == "bf16" else weights,
     )
-    section = config.optimizer
-    optimizer = mcore.get_megatron_optimizer(
-        mcore.OptimizerConfig(
-            optimizer="adam",
-            lr=section.learning_rate,
-            min_lr=section.min_learning_rate,
-            weight_decay=section.weight_decay,
-            adam_beta1=section.beta1,
-            adam_beta2=section.beta2,
-            adam_eps=section.eps,
-            clip_grad=section.clip_grad,
-            bf16=half,
-            params_dtype=torch.bfloat16 if half else torch.float32,
-            use_distributed_optimizer=config.parallel.distributed_optimizer,
-        ),
-        [model],
-    )
+    optimizer = mcore.get_megatron_optimizer(optimizer_config(config), [model])
     distributed_adam.make_resumable(optimizer)
     transformer_config.finalize_model_grads_func = mcore.finalize_model_grads
     transformer_config.grad_scale_func = optimizer.scale_loss
     transformer_config.no_sync_func = model.no_sync
     return model, optimizer
+
+
+def optimizer_config(config: RunConfig) -> mcore.OptimizerConfig:
+    """megatron-core's; its offload is written for the "precision-aware" path, here with everything in fp32."""
+    section, half, offload = config.optimizer, config.train.precision == "bf16", config.optimizer.offload_fraction > 0
+    return mcore.OptimizerConfig(
+        optimizer="adam",
+        lr=section.learning_rate,
+        min_lr=section.min_learning_rate,
+        weight_decay=section.weight_decay,
+        adam_beta1=section.beta1,
+        adam_beta2=section.beta2,
+        adam_eps=section.eps,
+        clip_grad=section.clip_grad,
+        bf16=half,
+        params_dtype=torch.bfloat16 if half else torch.float32,
+        use_distributed_optimizer=config.parallel.distributed_optimizer,
+        optimizer_cpu_offload=offload,
+        optimizer_offload_fraction=section.offload_fraction,
+        overlap_cpu_optimizer_d2h_h2d=offload,
+        use_precision_aware_optimizer=offload,
+    )
 
 
 def _schedule(optimizer: Any, config: RunConfig) -> Any:

@@ -169,7 +169,8 @@ def _update(run: Run, grad_norm: float) -> None:
     for optimizer in getattr(run.optimizer, "chained_optimizers", [run.optimizer]):
         parameters = [] if optimizer.is_stub_optimizer else optimizer.get_parameters()
         if parameters and optimizer.config.clip_grad > 0.0:
-            mcore.clip_grad_by_total_norm_fp32(parameters, optimizer.config.clip_grad, grad_norm)
+            elsewhere = optimizer.config.use_precision_aware_optimizer  # where offload keeps the gradient
+            mcore.clip_grad_by_total_norm_fp32(parameters, optimizer.config.clip_grad, grad_norm, elsewhere)
     run.optimizer.step_with_ready_grads()
     run.scheduler.step(increment=1)
 

@@ -26,7 +26,8 @@ def test_concatenate(write_corpus, tmp_path):
 
 
 @pytest.mark.parametrize(("overlong", "kept", "lost"), [("drop", [1, 2], 5), ("cut", [0, 1, 2], 1)])
-def test_best_fit(write_corpus, tmp_path, overlong, kept, lost):
+def test_best_fit(write_corpus, tmp_path, caplog, overlong, kept, lost):
+    caplog.set_level("INFO")
     options = PackOptions(sequence_length=3, packing="best_fit", overlong=overlong)
     manifest = write_packed_index(write_corpus(DOCUMENTS), tmp_path / "p", options)
     index = open_packed_index(tmp_path / "p")
@@ -34,6 +35,10 @@ def test_best_fit(write_corpus, tmp_path, overlong, kept, lost):
     assert index.sample_index.tolist() == list(range(len(kept) + 1))
     assert (manifest["overlong_documents"], manifest["overlong_tokens"]) == (1, lost)
     assert manifest["padding_tokens"] == 1
+    assert "up to           4 tokens:           2 documents,  58.3 % of the tokens" in caplog.text
+    assert "up to           8 tokens:           1 documents,  41.7 % of the tokens" in caplog.text
+    assert f"padding: 1 tokens, {100 / (4 * len(kept)):.1f} % of the samples" in caplog.text
+    assert "1 of 3 documents are" in caplog.text
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_order_with_another(write_corpus, tmp_path):

@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 
 from megatron_ultralong.context_parallel import zigzag
+from megatron_ultralong.data.blend import BlendedDataset
 from megatron_ultralong.data.corpus import open_corpus
 from megatron_ultralong.data.dataset import PackedDataset
+from megatron_ultralong.data.documents import Fields
 from megatron_ultralong.data.packed_index import PackOptions, write_packed_index
+from megatron_ultralong.data.tokenize import tokenize_corpus
+from megatron_ultralong.data.tokenizer import load_tokenizer
 from tests.training.conftest import SEQUENCE_LENGTH, Train
 
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
@@ -99,6 +103,49 @@ def test_a_rank_without_labels_changes_nothing(train: Train, workspace: Path) ->
         assert row["tokens"] == expected["tokens"]
         assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
         assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def half_silent(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Chats of which half were cut before the answer began: samples without any label."""
+    root = tmp_path_factory.mktemp("silent")
+    chats = [
+        [{"role": "user", "content": "why? " * (40 if n % 2 else 1)}, {"role": "assistant", "content": f"{n}! " * 12}]
+        for n in range(12)
+    ]
+    (root / "chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    tokenize_corpus([root / "chats.jsonl"], root / "chats", load_tokenizer(workspace / "hf"), Fields())
+    options = PackOptions(sequence_length=SEQUENCE_LENGTH, packing="best_fit", overlong="cut")
+    write_packed_index(open_corpus(root / "chats"), root / "packed", options)
+    return root / "packed"
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize(("name", "batch"), [("DP 2, distributed optimizer", 2), ("PP 2", 4)])
+def test_a_microbatch_without_labels_changes_nothing(train: Train, half_silent: Path, name: str, batch: int) -> None:
+    """Under DP 2 a rank has one microbatch a step, under PP 2 every stage has four."""
+    blend = BlendedDataset([PackedDataset(half_silent)], [1.0], 1234)
+    labels = [int(blend.read(k).loss_mask.sum()) for k in range(3 * batch)]
+    steps = [labels[first : first + batch] for first in range(0, 3 * batch, batch)]
+    assert any(0 in step and sum(step) for step in steps), steps
+    chats = ["--data.sources.0.index", str(half_silent), "--train.global_batch_size", str(batch)]
+    wanted = train(1, *chats)
+    processes, overrides = LAYOUTS[name]
+    rows = train(processes, *chats, *overrides)
+    assert [row["tokens"] for row in rows] == [sum(step) for step in steps]
+    for row, expected in zip(rows, wanted, strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.gloo
+def test_gradients_may_be_reduced_in_bf16(train: Train) -> None:
+    words = ["--train.precision", "bf16", "--train.steps", "1"]
+    (exact,) = train(2, *words)
+    (rounded,) = train(2, *words, "--train.grad_reduce_in_fp32", "false")
+    assert rounded["loss"] == exact["loss"]
+    assert rounded["grad_norm"] != exact["grad_norm"]
+    assert rounded["grad_norm"] == pytest.approx(exact["grad_norm"], rel=2**-7)
 
 
 CURVES: dict[str, tuple[int, list[str]]] = {

@@ -6,6 +6,7 @@ What can be wrong in the configuration is found before a model is built: see `co
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import itertools
 import logging
 from collections.abc import Callable, Iterator
@@ -79,11 +80,7 @@ def prepare(config: RunConfig, joined: Callable[[], None] = lambda: None) -> Run
     """
     hf_config = read_hf_config(config)
     config_io.check_config(config, hf_config=hf_config, world_size=groups.world_size_from_environment())
-    if config.optimizer.offload_fraction and not engine_device.has_gpu():
-        raise UserError(
-            f"optimizer.offload_fraction is {config.optimizer.offload_fraction}, but PyTorch sees no GPU here, and "
-            "a CPU has it all in host memory; remove it."
-        )
+    _check_offload(config.optimizer.offload_fraction)
     candidates = checkpoint.sound(config.checkpoint.save)
     resume_from = next(candidates, None)
     description = _describe(config, hf_config, resume_from or config.checkpoint.load)
@@ -103,6 +100,20 @@ def prepare(config: RunConfig, joined: Callable[[], None] = lambda: None) -> Run
     if resume_from is not None:
         _resume(run, [resume_from], candidates)
     return run
+
+
+def _check_offload(fraction: float) -> None:
+    """Refuse what megatron-core would end with a traceback: it asks for Transformer Engine's version."""
+    if fraction and not engine_device.has_gpu():
+        raise UserError(
+            f"optimizer.offload_fraction is {fraction}, but PyTorch sees no GPU here, and a CPU has it all in host "
+            "memory; remove it."
+        )
+    if fraction and importlib.util.find_spec("transformer_engine") is None:
+        raise UserError(
+            f"optimizer.offload_fraction is {fraction}, which megatron-core does with Transformer Engine's optimizer "
+            "alone; install the extra te (see docs/training.md), or remove it."
+        )
 
 
 def _resume(run: Run, first: list[Path], others: Iterator[Path]) -> None:
@@ -208,7 +219,7 @@ def _optimize(weights: torch.nn.Module, config: RunConfig) -> tuple[torch.nn.Mod
 
 
 def optimizer_config(config: RunConfig) -> mcore.OptimizerConfig:
-    """megatron-core's; its offload is written for the "precision-aware" path, here with everything in fp32."""
+    """megatron-core's; its offload needs the "precision-aware" path, here with everything in fp32. Not run so far."""
     section, half, offload = config.optimizer, config.train.precision == "bf16", config.optimizer.offload_fraction > 0
     return mcore.OptimizerConfig(
         optimizer="adam",

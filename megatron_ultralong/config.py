@@ -168,7 +168,7 @@ class OptimizerConfig:
     """Largest global gradient norm; 0: no clipping."""
     offload_fraction: float = 0.0
     """Share of the main weights and Adam's moments that lies in host memory and is stepped there (megatron-core's
-    HybridDeviceOptimizer); on GPUs, with bf16, parallel.distributed_optimizer and Transformer Engine. 0: none, 1: all."""
+    HybridDeviceOptimizer); needs GPUs, bf16, parallel.distributed_optimizer and Transformer Engine. 0: none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

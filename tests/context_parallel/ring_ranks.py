@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megatron_ultralong.context_parallel import zigzag
 from megatron_ultralong.context_parallel.ring import ring_attention
@@ -86,6 +87,15 @@ def with_gradients(attend: Any, q: Any, k: Any, v: Any, grad: Any) -> list[torch
     out = attend(q, k, v)
     out.backward(grad)
     return [x.detach() for x in (out, q.grad, k.grad, v.grad)]
+
+
+def flash_in_one_process(q_BLNH: torch.Tensor, k_BLKH: torch.Tensor, v_BLKH: torch.Tensor) -> torch.Tensor:
+    """PyTorch's own causal flash attention, called plainly: what errors in bf16 are measured by."""
+    q, k, v = (x.transpose(1, 2) for x in (q_BLNH, k_BLKH, v_BLKH))
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(
+            1, 2
+        )
 
 
 def _grid(rank: int, size: int, ulysses: int) -> tuple[Any, Any]:

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from megatron_ultralong.context_parallel import kernels, zigzag
 from megatron_ultralong.context_parallel.ring import ring_attention
 from megatron_ultralong.errors import UserError
-from tests.context_parallel.ring_ranks import with_gradients
+from tests.context_parallel.ring_ranks import flash_in_one_process, with_gradients
 
 pytestmark = pytest.mark.gloo
 
 PARTS = ("out", "dq", "dk", "dv")
+HEAD_DIMS = (32, 64, 128)
 # Rounding of fp64 and fp32 over sums of some hundred terms: far below the 1e-10 and 1e-5 that are asked for.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6}
 
@@ -67,11 +68,11 @@ def packed(draw):
     return size, length, (0, *sorted(cuts), length), draw(st.booleans()), draw(st.integers(1, 2))
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(case=packed(), kv_heads=st.sampled_from([1, 2, 4]), seed=st.integers(0, 99))
-def test_any_documents(ranks, case, kv_heads, seed):
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=packed(), group=st.sampled_from([1, 2, 4, 8]), head_dim=st.sampled_from(HEAD_DIMS), seed=st.integers(0, 99))
+def test_any_documents(ranks, case, group, head_dim, seed):
     size, length, bounds, causal, batch = case
-    tensors = inputs(length, kv_heads=kv_heads, head_dim=8, batch=batch, seed=seed)
+    tensors = inputs(length, heads=8, kv_heads=8 // group, head_dim=head_dim, batch=batch, seed=seed)
     assert_exact(ranks, size, tensors, cu_seqlens=bounds, causal=causal)
 
 
@@ -127,11 +128,11 @@ def test_the_same_bits_every_time(ranks):
 
 
 def test_bf16_errors_do_not_grow_with_the_ring(ranks):
-    """At most twice one process's own error in bf16, for any number of ranks (measured: 1.0 to 1.2)."""
+    """At most twice that of PyTorch's flash attention in one process, for any number of ranks (measured: up to 1.4)."""
     tensors = inputs(960, heads=4, kv_heads=2, head_dim=64, dtype=torch.bfloat16)
     wanted = exact(tensors, scale=64**-0.5)
-    one = errors(ranks.attend(1, tensors), wanted)
-    for size in (2, 3, 4, 8):
+    one = errors(with_gradients(flash_in_one_process, *tensors), wanted)
+    for size in (1, 2, 3, 4, 8):
         ring = errors(ranks.attend(size, tensors), wanted)
         assert all(ring[part] <= 2 * one[part] for part in PARTS), (size, ring, one)
 

@@ -21,9 +21,9 @@ def main() -> None:
     from megatron_ultralong.cli import exit_status, parse_command_line
 
     with exit_status():
-        words = sys.argv[1:]
-        config = parse_command_line([word for word in words if word != "--dry-run"])
-        if "--dry-run" in words:
+        words = [word for word in sys.argv[1:] if word not in ("--dry-run", "--dry_run")]
+        config = parse_command_line(words)
+        if len(words) < len(sys.argv) - 1:
             from megatron_ultralong.training.dry_run import dry_run
 
             dry_run(config)

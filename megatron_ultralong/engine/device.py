@@ -11,6 +11,8 @@ import torch
 from megatron_ultralong.engine import cpu
 from megatron_ultralong.errors import UserError
 
+_highest_before = 0
+
 
 def has_gpu() -> bool:
     """Whether PyTorch sees a GPU that this process may use."""
@@ -42,5 +44,12 @@ def name(device: torch.device) -> str:
 def peak_memory(device: torch.device) -> int:
     """Bytes that this process held at most so far: of the GPU's memory, or in all on a CPU."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return max(_highest_before, torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def restart_peak_memory(device: torch.device) -> None:
+    """Let PyTorch's counter of a GPU's highest memory begin again; `peak_memory` keeps what it said before."""
+    global _highest_before
+    _highest_before = peak_memory(device)
+    torch.cuda.reset_peak_memory_stats(device)

@@ -7,10 +7,10 @@ hidden states (as large as they are) and one of the head, in fp32. Both are comp
 the loss is a sum whose gradient is one number: the head's three GEMMs run once, as in the eager form.
 Positions without a label skip the head altogether.
 
-Cost: 6 N D V / tp FLOPs for N labels; beyond the two gradients, `chunk` x V / tp x (4 bytes + two copies in the
-model's precision where that is not fp32). Communication over the tensor-parallel group: three numbers a label,
-plus that of megatron-core's own head (an all-reduce of the gradient, or with sequence parallelism a gather and a
-reduce-scatter, a chunk at a time).
+Cost: 6 N D V / tp FLOPs for N labels; beyond the two gradients, `chunk` x V / tp x (4 bytes + one copy in the
+model's precision where that is not fp32), see planning.memory.loss_memory. Communication over the tensor-parallel
+group: three numbers a label, plus that of megatron-core's own head (an all-reduce of the gradient, or with sequence
+parallelism a gather and a reduce-scatter, a chunk at a time).
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Pure arithmetic over sizes, for one rank. Counted are the tensors that autograd keeps and the largest that exist for a
 moment, as this project's layers make them with attention "torch": norms in parts as PyTorch computes them on a CPU (a
 fused one keeps less), a gated MLP unfused. Left out are biases, norms of heads, tables of positions, the batch itself,
-buffers of NCCL, and what an allocator loses.
+buffers of NCCL, the tensors that stages pass on,
+and what an allocator loses.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ class _Rank:
         stage: of the pipeline.
         data_parallel: ranks that hold the same share of the weights, context-parallel ones included.
         microbatches: a step's, on this rank.
+        gpu: it computes on one, so the host's memory is another.
     """
 
     shape: ModelShape
@@ -93,6 +95,7 @@ class _Rank:
     stage: int
     data_parallel: int
     microbatches: int
+    gpu: bool
 
     @property
     def element(self) -> int:
@@ -158,8 +161,7 @@ class _Rank:
         if parallel.recompute == "none":
             return self.layer()
         if parallel.recompute == "full":
-            on_host = parallel.offload and parallel.device != "cpu"
-            return 0 if on_host else self.layer_input()
+            return 0 if parallel.offload and self.gpu else self.layer_input()
         return self.layer_input() + self.heads(1, 0) + self.ring().saved
 
     def ring(self) -> RingMemory:
@@ -180,8 +182,8 @@ class _Rank:
         return self.heads(4, 6) if self.config.parallel.ulysses > 1 else 0
 
 
-def predict(config: RunConfig, hf_config: dict[str, Any], world_size: int, stage: int) -> StepMemory:
-    """Memory of a step on a rank of pipeline stage `stage`."""
+def predict(config: RunConfig, hf_config: dict[str, Any], world_size: int, stage: int, gpu: bool) -> StepMemory:
+    """Memory of a step on a rank of pipeline stage `stage`, which computes on a GPU or not."""
     parallel, train = config.parallel, config.train
     copies = world_size // (parallel.tensor * parallel.pipeline)
     rank = _Rank(
@@ -191,6 +193,7 @@ def predict(config: RunConfig, hf_config: dict[str, Any], world_size: int, stage
         stage,
         copies,
         train.global_batch_size // (train.micro_batch_size * (copies // parallel.context)),
+        gpu,
     )
     parameters, element = rank.parameters(), rank.element
     owned = parameters // (copies if parallel.distributed_optimizer else 1)
@@ -226,7 +229,8 @@ def _loss(rank: _Rank) -> int:
 def _backward_of_a_layer(rank: _Rank) -> int:
     """The most that a layer's backward needs beside what all layers kept: in its MLP, or in its attention."""
     parallel = rank.config.parallel
-    again = {"none": 0, "selective": rank.layer() - rank.heads(1, 0), "full": rank.layer()}[parallel.recompute]
+    layer = rank.layer() - (rank.layer_input() if rank.element == 4 else 0)  # its input, as the first norm keeps it
+    again = {"none": 0, "selective": layer - rank.heads(1, 0), "full": layer}[parallel.recompute]
     tile = min(rank.tokens, parallel.mlp_chunk * rank.config.train.micro_batch_size or rank.tokens)
     weight = 2 * rank.shape.ffn * rank.shape.hidden // parallel.tensor * rank.element
     mlp = weight + 2 * rank.mlp(tile) // 5
@@ -234,4 +238,4 @@ def _backward_of_a_layer(rank: _Rank) -> int:
     if parallel.mlp_chunk:
         mlp, freed = mlp + rank.mlp(tile), rank.norm()
     attention = rank.ring().backward + rank.heads(2, 2) + rank.exchanged() - freed
-    return again + 2 * rank.layer_input() + max(mlp, attention)
+    return again + rank.layer_input() + max(mlp, attention)

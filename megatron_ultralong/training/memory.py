@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from megatron_ultralong.context_parallel.core_attention import RingCoreAttention, TECoreAttention
 from megatron_ultralong.engine import mcore
+from megatron_ultralong.engine.device import restart_peak_memory
 from megatron_ultralong.planning.memory import StepMemory, predict
 from megatron_ultralong.training.setup import Run
 
@@ -63,7 +64,8 @@ def measured(run: Run) -> Iterator[StepMemory]:
 def report(run: Run, own: StepMemory) -> StepMemory:
     """Log the highest of each part over all ranks, measured and predicted; returns the measured one."""
     stage = mcore.parallel_state.get_pipeline_model_parallel_rank()
-    wanted = predict(run.config, run.description.hf_config, dist.get_world_size(), stage)
+    gpu = run.device.type == "cuda"
+    wanted = predict(run.config, run.description.hf_config, dist.get_world_size(), stage, gpu)
     pair = [[*dataclasses.astuple(one), one.total] for one in (own, wanted)]
     values = torch.tensor(pair, dtype=torch.int64, device=run.device)
     dist.all_reduce(values, dist.ReduceOp.MAX)
@@ -108,7 +110,7 @@ class _Gpu:
         self.device, self.top = device, 0
 
     def __enter__(self) -> None:
-        torch.cuda.reset_peak_memory_stats(self.device)
+        restart_peak_memory(self.device)
         self.base = self.marked = torch.cuda.memory_allocated(self.device)
 
     def __exit__(self, *_: object) -> None:
@@ -125,7 +127,7 @@ class _Gpu:
     def mark(self) -> None:
         """Begin a stretch."""
         self.top = max(self.top, torch.cuda.max_memory_allocated(self.device))
-        torch.cuda.reset_peak_memory_stats(self.device)
+        restart_peak_memory(self.device)
         self.marked = torch.cuda.memory_allocated(self.device)
 
     def since_mark(self) -> int:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from megatron_ultralong.data.corpus import open_corpus
+from megatron_ultralong.data.packed_index import PackOptions, write_packed_index
 from megatron_ultralong.training.memory import _Cpu
 from tests.training.jobs import Job
 
@@ -47,23 +49,28 @@ def test_parts_of_a_step(launch: Launch, tmp_path: Path) -> None:
 
 @pytest.mark.gloo
 @pytest.mark.parametrize(
-    ("ranks", "options"),
+    ("ranks", "length", "options"),
     [
-        (1, "--train.precision bf16 --parallel.recompute selective"),
-        (1, "--parallel.recompute full --parallel.mlp_chunk 16 --train.loss_chunk 8 --train.micro_batch_size 2"),
-        (2, "--parallel.context 2 --parallel.distributed_optimizer true"),
-        (2, "--parallel.tensor 2 --parallel.sequence_parallel true --parallel.recompute full --train.precision bf16"),
-        (2, "--parallel.pipeline 2"),
+        (1, 64, "--parallel.recompute full --parallel.mlp_chunk 16 --train.loss_chunk 8 --train.micro_batch_size 2"),
+        (2, 64, "--parallel.context 2 --parallel.distributed_optimizer true"),
+        (2, 64, "--parallel.pipeline 2"),
+        (2, 64, "--parallel.tensor 2 --parallel.sequence_parallel true --parallel.recompute full"),
+        (1, 1024, "--train.precision bf16 --parallel.recompute selective"),
+        (1, 1024, "--parallel.recompute full"),
     ],
 )
-def test_a_run_takes_what_was_predicted(begin: Callable[..., Job], ranks: int, options: str) -> None:
-    """A whole run logs it once; each part within 10 %, and what the rank holds in all within 3 %."""
-    job = begin(ranks, *options.split())
+def test_a_run_takes_what_was_predicted(
+    begin: Callable[..., Job], workspace: Path, tmp_path: Path, ranks: int, length: int, options: str
+) -> None:
+    """A whole run logs it once; each part within 15 %, and what the rank holds in all within 10 %."""
+    write_packed_index(open_corpus(workspace / "corpus"), tmp_path / "packed", PackOptions(sequence_length=length))
+    data = f"--data.sources.0.index {tmp_path / 'packed'} --data.sequence_length {length} --rope.target_length 1024"
+    job = begin(ranks, *data.split(), *options.split())
     assert job.statuses(120) == [0] * ranks, job.log()[-3000:]
     rows = rows_of(job.log())
     assert [name for name, _, _ in rows] == PARTS
     for name, found, predicted in rows:
-        assert predicted == pytest.approx(found, rel=0.03 if name == "total" else 0.1, abs=0.0005), rows
+        assert predicted == pytest.approx(found, rel=0.1 if name == "total" else 0.15, abs=0.0005), rows
 
 
 def test_storages_are_counted_while_they_live() -> None:

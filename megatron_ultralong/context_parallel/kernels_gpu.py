@@ -1,13 +1,15 @@
 """Block kernels on NVIDIA GPUs: PyTorch's flash and cuDNN operators, and flash-attn 2 and 3 where they are installed.
 
 All return the natural log-sum-exp of the scaled logits and take a merged one in backward, so one may run forward and
-another backward. Each takes bf16 or fp16 and head dimensions that 8 divides. Private functions of flash-attn are called
+another backward. Each takes bf16 or fp16 and head dimensions that 8 divides. Flash kernels take whole tensors, or rows
+of documents one behind the other with their bounds: `_Rows` is either. Private functions of flash-attn are called
 by position up to `causal`, which all releases from 2.7 on (of flash-attn 3: from its first with torch operators on)
-agree in, and by name after it.
+agree in, and by name after it (tests/context_parallel/test_gpu_signatures.py).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import itertools
@@ -21,47 +23,66 @@ _aten = torch.ops.aten
 _Bounds = tuple[int, ...] | None
 
 
-def _packed(bounds: tuple[int, ...], *tensors: Tensor) -> tuple[list[Tensor], Tensor, int]:
-    """[B, L, ...] -> [B L, ...] each, int32 bounds over all of it, and the longest document."""
-    batch, length = tensors[0].shape[:2]
-    return [x.reshape(batch * length, *x.shape[2:]) for x in tensors], *_bounds(bounds, batch, tensors[0].device)
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """How a flash kernel is handed rows: [B, L, ...] as they are, or within documents as [B L, ...].
+
+    Attributes:
+        batch: B.
+        cu_seqlens: int32 bounds of all documents of the batch, or None.
+        longest: rows of the longest document, or of the queries and of the keys.
+    """
+
+    batch: int
+    cu_seqlens: Tensor | None
+    longest: tuple[int, int]
+
+    @classmethod
+    def of(cls, q_BLNH: Tensor, k_BLKH: Tensor, bounds: _Bounds) -> _Rows:
+        """For these tensors."""
+        batch = q_BLNH.shape[0]
+        if bounds is None:
+            return cls(batch, None, (q_BLNH.shape[1], k_BLKH.shape[1]))
+        return cls(batch, *_bounds(bounds, batch, q_BLNH.device))
+
+    @property
+    def lengths(self) -> tuple[Any, ...]:
+        """Bounds for queries and keys, and the longest of both."""
+        return self.cu_seqlens, self.cu_seqlens, *self.longest
+
+    def pack(self, *tensors_BL: Tensor) -> list[Tensor]:
+        """Views where strides allow it."""
+        return list(tensors_BL) if self.cu_seqlens is None else [x.flatten(0, 1) for x in tensors_BL]
+
+    def unpack_lse(self, lse: Tensor) -> Tensor:
+        """From the kernel's [B, N, L], or [N, B L] within documents."""
+        return lse.transpose(1, 2) if self.cu_seqlens is None else lse.unflatten(1, (self.batch, -1)).permute(1, 2, 0)
+
+    def pack_lse(self, lse_BLN: Tensor) -> Tensor:
+        """The inverse, contiguous."""
+        packed = lse_BLN.transpose(1, 2) if self.cu_seqlens is None else lse_BLN.permute(2, 0, 1).flatten(1)
+        return packed.contiguous()
 
 
 @functools.lru_cache(maxsize=64)  # all layers ask for the same
-def _bounds(bounds: tuple[int, ...], batch: int, device: torch.device) -> tuple[Tensor, int]:
+def _bounds(bounds: tuple[int, ...], batch: int, device: torch.device) -> tuple[Tensor, tuple[int, int]]:
     longest = max(stop - start for start, stop in itertools.pairwise(bounds))
     repeated = [0, *(b * bounds[-1] + stop for b in range(batch) for stop in bounds[1:])]
-    return torch.tensor(repeated, dtype=torch.int32, device=device), longest
+    return torch.tensor(repeated, dtype=torch.int32, device=device), (longest, longest)
 
 
-def _like(x: Tensor) -> Tensor:
-    """An empty tensor of the same shape, contiguous."""
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
-def _lse_from_packed(lse_NT: Tensor, batch: int) -> Tensor:
-    """[N, B L] -> [B, L, N]."""
-    return lse_NT.unflatten(1, (batch, -1)).permute(1, 2, 0)
-
-
-def _lse_to_packed(lse_BLN: Tensor) -> Tensor:
-    return lse_BLN.permute(2, 0, 1).flatten(1).contiguous()
+def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Empty tensors of the same shapes, contiguous."""
+    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in tensors)
 
 
 def torch_flash_forward(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, bounds: _Bounds
 ) -> tuple[Tensor, Tensor]:
     """PyTorch's copy of flash-attn 2."""
-    if bounds is None:
-        out, lse, *_ = _aten._flash_attention_forward(
-            q, k, v, None, None, q.shape[1], k.shape[1], 0.0, causal, False, scale=scale
-        )
-        return out, lse.transpose(1, 2)
-    (q_TNH, k_TKH, v_TKH), cu, longest = _packed(bounds, q, k, v)
-    out, lse, *_ = _aten._flash_attention_forward(
-        q_TNH, k_TKH, v_TKH, cu, cu, longest, longest, 0.0, causal, False, scale=scale
-    )
-    return out.view(q.shape), _lse_from_packed(lse, q.shape[0])
+    rows = _Rows.of(q, k, bounds)
+    out, lse, *_ = _aten._flash_attention_forward(*rows.pack(q, k, v), *rows.lengths, 0.0, causal, False, scale=scale)
+    return out.view(q.shape), rows.unpack_lse(lse)
 
 
 def torch_flash_backward(
@@ -76,19 +97,10 @@ def torch_flash_backward(
     bounds: _Bounds,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Deterministic where torch.use_deterministic_algorithms is on, at the cost of several fp32 copies of dq."""
-    no_dropout = (
-        torch.empty(2, dtype=torch.uint64, device=q.device),
-        torch.empty((), dtype=torch.uint64, device=q.device),
-    )
-    if bounds is None:
-        return _aten._flash_attention_backward(
-            *(grad, q, k, v, out, lse.transpose(1, 2).contiguous(), None, None, q.shape[1], k.shape[1]),
-            *(0.0, causal, *no_dropout),
-            scale=scale,
-        )
-    packed, cu, longest = _packed(bounds, grad, q, k, v, out)
+    rows = _Rows.of(q, k, bounds)
+    no_dropout = (torch.empty(shape, dtype=torch.uint64, device=q.device) for shape in ((2,), ()))
     dq, dk, dv = _aten._flash_attention_backward(
-        *(*packed, _lse_to_packed(lse), cu, cu, longest, longest, 0.0, causal, *no_dropout), scale=scale
+        *(*rows.pack(grad, q, k, v, out), rows.pack_lse(lse), *rows.lengths, 0.0, causal, *no_dropout), scale=scale
     )
     return dq.view(q.shape), dk.view(k.shape), dv.view(v.shape)
 
@@ -145,14 +157,12 @@ def flash_attn_2_forward(
 ) -> tuple[Tensor, Tensor]:
     """flash-attn 2.7 or newer."""
     package: Any = flash_attn(2)
-    if bounds is None:
-        out, lse, *_ = package._flash_attn_forward(q, k, v, 0.0, scale, causal, **_NO_WINDOW, return_softmax=False)
-        return out, lse.transpose(1, 2)
-    packed, cu, longest = _packed(bounds, q, k, v)
-    out, lse, *_ = package._flash_attn_varlen_forward(
-        *packed, cu, cu, longest, longest, 0.0, scale, causal, **_NO_WINDOW, return_softmax=False
-    )
-    return out.view(q.shape), _lse_from_packed(lse, q.shape[0])
+    rows = _Rows.of(q, k, bounds)
+    run, lengths = package._flash_attn_forward, ()
+    if bounds is not None:
+        run, lengths = package._flash_attn_varlen_forward, rows.lengths
+    out, lse, *_ = run(*rows.pack(q, k, v), *lengths, 0.0, scale, causal, **_NO_WINDOW, return_softmax=False)
+    return out.view(q.shape), rows.unpack_lse(lse)
 
 
 def flash_attn_2_backward(
@@ -165,19 +175,17 @@ def flash_attn_2_backward(
     causal: bool,
     scale: float,
     bounds: _Bounds,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Deterministic where torch.use_deterministic_algorithms is on."""
     package: Any = flash_attn(2)
-    rest = {**_NO_WINDOW, "deterministic": torch.are_deterministic_algorithms_enabled()}
-    found = _like(q), _like(k), _like(v)
-    if bounds is None:
-        lse_BNL = lse.transpose(1, 2).contiguous()
-        package._flash_attn_backward(grad, q, k, v, out, lse_BNL, *found, 0.0, scale, causal, **rest)
-        return found
-    packed, cu, longest = _packed(bounds, grad, q, k, v, out)
-    flat = [x.flatten(0, 1) for x in found]
-    package._flash_attn_varlen_backward(
-        *packed, _lse_to_packed(lse), *flat, cu, cu, longest, longest, 0.0, scale, causal, **rest
+    rows, found = _Rows.of(q, k, bounds), _like(q, k, v)
+    run, lengths = package._flash_attn_backward, ()
+    if bounds is not None:
+        run, lengths = package._flash_attn_varlen_backward, rows.lengths
+    run(
+        *(*rows.pack(grad, q, k, v, out), rows.pack_lse(lse), *rows.pack(*found), *lengths, 0.0, scale, causal),
+        **_NO_WINDOW,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     return found
 
@@ -187,13 +195,15 @@ def flash_attn_3_forward(
 ) -> tuple[Tensor, Tensor]:
     """flash-attn 3 (Hopper)."""
     package: Any = flash_attn(3)
-    if bounds is None:
-        out, lse, *_ = package._flash_attn_forward(q, k, v, softmax_scale=scale, causal=causal)
-        return out, lse.transpose(1, 2)
-    packed, cu, longest = _packed(bounds, q, k, v)
-    lengths = {"cu_seqlens_q": cu, "cu_seqlens_k": cu, "max_seqlen_q": longest, "max_seqlen_k": longest}
-    out, lse, *_ = package._flash_attn_forward(*packed, **lengths, softmax_scale=scale, causal=causal)
-    return out.view(q.shape), _lse_from_packed(lse, q.shape[0])
+    rows = _Rows.of(q, k, bounds)
+    cu_q, cu_k, longest_q, longest_k = rows.lengths if bounds is not None else [None] * 4
+    # Between them: new keys and values, a second query, the output; lengths of new keys, lengths in use; pages and
+    # rotary; factors of FP8.
+    out, lse, *_ = package._flash_attn_forward(
+        *(*rows.pack(q, k, v), *[None] * 4, cu_q, cu_k, *[None] * 3, longest_q, longest_k),
+        *(*[None] * 6, *[None] * 3, scale, causal),
+    )
+    return out.view(q.shape), rows.unpack_lse(lse)
 
 
 def flash_attn_3_backward(
@@ -206,23 +216,17 @@ def flash_attn_3_backward(
     causal: bool,
     scale: float,
     bounds: _Bounds,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Deterministic where torch.use_deterministic_algorithms is on."""
     package: Any = flash_attn(3)
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    found = _like(q), _like(k), _like(v)
-    lengths: list[Any] = [None] * 6
-    rows, lse_NL = [grad, q, k, v, out], lse.transpose(1, 2).contiguous()
-    flat = list(found)
-    if bounds is not None:
-        rows, cu, longest = _packed(bounds, *rows)
-        lengths, lse_NL, flat = (
-            [cu, cu, None, None, longest, longest],
-            _lse_to_packed(lse),
-            [x.flatten(0, 1) for x in found],
-        )
-    # cu_seqlens q and k, lengths used of q and k, longest q and k; then what forward calls causal is is_causal in some.
-    package._flash_attn_backward(*rows, lse_NL, *lengths, *flat, scale, causal, deterministic=deterministic)
+    rows, found = _Rows.of(q, k, bounds), _like(q, k, v)
+    cu_q, cu_k, longest_q, longest_k = rows.lengths if bounds is not None else [None] * 4
+    # After the lengths in use, which are none, come the longest; what forward calls causal is is_causal in some.
+    package._flash_attn_backward(
+        *(*rows.pack(grad, q, k, v, out), rows.pack_lse(lse), cu_q, cu_k, None, None, longest_q, longest_k),
+        *(*rows.pack(*found), scale, causal),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )
     return found
 
 

@@ -43,18 +43,13 @@ def exit_status() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0" or _has_joined():
-            print(f"error: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # one process of a machine speaks for it
+            rank = os.environ.get("RANK", "0")
+            print(f"error: {error}" if rank == "0" else f"error, rank {rank}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
-
-
-def _has_joined() -> bool:
-    """Whether this process met the others of its job; until then they all fail alike, and rank 0 says why."""
-    distributed = sys.modules.get("torch.distributed")
-    return distributed is not None and bool(distributed.is_initialized())
 
 
 def parse_command_line(arguments: Sequence[str] | None = None) -> config.RunConfig:

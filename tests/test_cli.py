@@ -110,3 +110,17 @@ def test_help_shows_the_files_values_as_defaults(capsys, toml):
 def test_only_a_command_line_imports_tyro():
     code = "import sys; import megatron_ultralong.cli; sys.exit('tyro' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("rank", "local_rank", "said"),
+    [("0", "0", "error: --times"), ("1", "1", ""), ("8", "0", "error, rank 8: --times")],
+)
+def test_one_process_of_a_machine_says_what_is_wrong(capsys, monkeypatch, rank, local_rank, said):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(greet, ["--name", "you", "--times", "-1"])
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith(said) if said else err == ""

@@ -151,6 +151,8 @@ class Watchdog:
             self.store.set(str(self.rank), _ENDED)
         except RuntimeError:  # without the store nobody knows who is left: one a machine speaks
             speaks = self.rank == 1 or os.environ.get("LOCAL_RANK") == "0"
+        if sys.stderr.isatty():
+            print("\x1b[?25h", end="", file=sys.stderr)  # the live view hides the cursor, and does not get to end
         if speaks:
             print(f"error: {what}; rank {self.rank} waited at {self.step}, in {where}", file=sys.stderr, flush=True)
         os._exit(1)

@@ -9,17 +9,22 @@ behind it an fp32 dKV that comes home after a full turn. `rectangles` says what 
 from __future__ import annotations
 
 import dataclasses
+import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from megatron_ultralong.context_parallel import kept, kernels, merge, rectangles
 from megatron_ultralong.context_parallel.exchange import Exchange, Neighbours
+from megatron_ultralong.errors import UserError
 
 _KEYS, _GRADIENTS = 1, 2  # tags
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +51,7 @@ class _RingAttention(torch.autograd.Function):
         return out_BLNH
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q_BLNH, k_BLKH, v_BLKH, out_BLNH, lse_BLN = ctx.saved_tensors
         by_row = (_for_kernels(gradients[0]), q_BLNH, out_BLNH, lse_BLN)
@@ -203,7 +209,8 @@ def ring_attention(
 ) -> Tensor:
     """Attention over a sequence of S = L cp tokens whose zig-zag shares the ranks of `group` hold.
 
-    Every rank of the group calls it with the same shapes, cu_seqlens and causal. There is no dropout.
+    Every rank of the group calls it with the same shapes, cu_seqlens and causal. There is no dropout, and no second
+    derivative. It works in q's dtype, fp64, fp32, bf16 or fp16, also under autocast.
 
     Args:
         q_BLNH: this rank's queries, [B, L, N, H].
@@ -219,40 +226,58 @@ def ring_attention(
         [B, L, N, H] in q's dtype. Memory: `memory.ring_memory`.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit each other.
+        ValueError: tensors that are not of such shapes, dtypes and one device; a group that is none.
         UserError: bad cu_seqlens; a dtype or head dimension that no kernel of the device takes.
         LostPeerError: a rank of the ring ended, or did not answer within the group's timeout (gloo; NCCL's watchdog
             ends the process itself).
     """
+    check(q_BLNH, k_BLKH, v_BLKH, group)
+    scale = q_BLNH.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    if not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise ValueError(f"softmax_scale must be a finite number or None, and is {softmax_scale!r}")
+    if not isinstance(causal, bool):
+        raise ValueError(f"causal must be True or False, and is {causal!r}")
     neighbours = Neighbours(group) if group is not None and dist.get_world_size(group) > 1 else None
     rank, size = (neighbours.rank, neighbours.size) if neighbours is not None else (0, 1)
-    _check(q_BLNH, k_BLKH, v_BLKH, size)
-    if cu_seqlens is not None:
-        cu_seqlens = tuple(cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else cu_seqlens)
+    bounds = None if cu_seqlens is None else _whole_numbers(cu_seqlens)
     if neighbours is not None:
         neighbours.connect(q_BLNH.device)
     call = _Call(
-        rectangles.plan(q_BLNH.shape[1] * size, rank, size, cu_seqlens, causal),
+        rectangles.plan(q_BLNH.shape[1] * size, rank, size, bounds, causal),
         neighbours,
         causal,
-        softmax_scale if softmax_scale is not None else q_BLNH.shape[-1] ** -0.5,
+        scale,
     )
     return _RingAttention.apply(*(_for_kernels(x) for x in (q_BLNH, k_BLKH, v_BLKH)), call)
 
 
-def _check(q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, size: int) -> None:
-    shapes = f"q {list(q_BLNH.shape)}, k {list(k_BLKH.shape)}, v {list(v_BLKH.shape)}"
-    if q_BLNH.dim() != 4 or k_BLKH.dim() != 4 or k_BLKH.shape != v_BLKH.shape:
-        raise ValueError(f"q must be [B, L, N, H] and k and v alike [B, L, K, H]; these are {shapes}")
-    (B, L, N, H), (k_B, k_L, K, k_H) = q_BLNH.shape, k_BLKH.shape
-    if (B, L, H) != (k_B, k_L, k_H) or K == 0 or N % K:
-        raise ValueError(f"q, k and v must agree in B, L and H, and K must divide N; these are {shapes}")
-    if 0 in q_BLNH.shape or not q_BLNH.is_floating_point():  # PyTorch's kernels divide by them
-        raise ValueError(f"q must hold floating-point numbers; it is {list(q_BLNH.shape)}, {q_BLNH.dtype}")
-    if size > 1 and L % 2:
+def check(q: Tensor, k: Tensor, v: Tensor, group: Any) -> None:
+    """Whether these can be attended with, in a sentence if not."""
+    for name, x in {"q": q, "k": k, "v": v}.items():
+        shown = f"{list(x.shape)}, {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        if not isinstance(x, Tensor) or x.layout != torch.strided or x.dtype not in _DTYPES:
+            raise ValueError(f"{name} must be a dense tensor of fp64, fp32, bf16 or fp16; it is {shown}")
+        if x.dim() != 4 or 0 in x.shape:  # PyTorch's kernels divide by sizes
+            raise ValueError(f"{name} must have four dimensions, [B, L, heads, H], and none of 0; it is {shown}")
+    shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
+    (B, L, N, H), (k_B, k_L, K, k_H) = q.shape, k.shape
+    if k.shape != v.shape or (B, L, H) != (k_B, k_L, k_H) or N % K:
+        raise ValueError(f"k and v must be alike, agree with q in B, L and H, and K must divide N; these are {shapes}")
+    if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
+        kinds = ", ".join(f"{x.dtype} on {x.device}" for x in (q, k, v))
+        raise ValueError(f"q, k and v must be of one dtype on one device, not {kinds}")
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        raise ValueError(f"group must be a process group of torch.distributed, or None; it is {group!r}")
+    if group is not None and dist.get_world_size(group) > 1 and L % 2:
         raise ValueError(f"each rank of a zig-zag layout holds two chunks of one length, not {L} tokens")
-    if not q_BLNH.dtype == k_BLKH.dtype == v_BLKH.dtype:
-        raise ValueError(f"q, k and v must be of one dtype, not {q_BLNH.dtype}, {k_BLKH.dtype} and {v_BLKH.dtype}")
+
+
+def _whole_numbers(cu_seqlens: Sequence[int] | Tensor) -> tuple[int, ...]:
+    bounds: Any = cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else cu_seqlens
+    try:
+        return tuple(operator.index(bound) for bound in bounds)
+    except TypeError:
+        raise UserError(f"cu_seqlens must be whole numbers in one dimension, and is {cu_seqlens!r}.") from None
 
 
 def _for_kernels(x_BLNH: Tensor) -> Tensor:

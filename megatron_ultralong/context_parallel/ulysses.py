@@ -25,7 +25,7 @@ from torch import Tensor
 
 from megatron_ultralong.context_parallel.check import ulysses_problem
 from megatron_ultralong.context_parallel.exchange import LostPeerError
-from megatron_ultralong.context_parallel.ring import ring_attention
+from megatron_ultralong.context_parallel.ring import check, ring_attention
 from megatron_ultralong.errors import UserError
 
 
@@ -59,6 +59,7 @@ def ulysses_attention(
         UserError: heads that do not divide over the inner group, and as `ring_attention`.
         LostPeerError: a rank ended, or did not answer within its group's timeout.
     """
+    check(q_BLNH, k_BLKH, v_BLKH, heads_group)
     size = dist.get_world_size(heads_group)
     problem = ulysses_problem(q_BLNH.shape[2], k_BLKH.shape[2], size)
     if problem is not None:

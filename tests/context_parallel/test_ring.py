@@ -159,14 +159,53 @@ def test_bounds_may_be_a_tensor():
 def test_tensors_that_do_not_fit_are_refused():
     q, k, v, _ = inputs(32)
     for bad, said in (
-        ((q, k, v[:, :16]), "k and v alike"),
-        ((q[:, :16], k, v), "must agree in B, L and H"),
+        ((q[0], k[0], v[0]), r"q must have four dimensions, .* it is \[32, 4, 16\]"),
+        ((q, k, v[:, :16]), "k and v must be alike"),
+        ((q[:, :16], k, v), "agree with q in B, L and H"),
         ((q[:, :, :3], k, v), "K must divide N"),
-        ((q.float(), k, v), "of one dtype"),
-        ((q[:, :0], k[:, :0], v[:, :0]), r"hold floating-point numbers; it is \[1, 0, 4, 16\]"),
-        ((q.int(), k.int(), v.int()), "hold floating-point numbers"),
+        ((q.float(), k, v), "of one dtype on one device, not torch.float32 on cpu, torch.float64 on cpu"),
+        ((q, k.to("meta"), v), "of one dtype on one device"),
+        ((q[:0], k[:0], v[:0]), r"none of 0; it is \[0, 32, 4, 16\]"),
+        ((q.int(), k.int(), v.int()), r"q must be a dense tensor of fp64, .* it is \[1, 32, 4, 16\], torch.int32"),
+        ((q.numpy(), k, v), "it is ndarray"),
+        ((q, k.to_sparse(), v), "k must be a dense tensor"),
     ):
         with pytest.raises(ValueError, match=said):
             ring_attention(*bad, group=None)
-    with pytest.raises(UserError, match="cu_seqlens must go from 0 to the sequence's 32 tokens"):
-        ring_attention(q, k, v, group=None, cu_seqlens=(0, 31))
+    for name, bad in (("group", "cp"), ("softmax_scale", "a"), ("softmax_scale", float("nan")), ("causal", 1)):
+        with pytest.raises(ValueError, match=f"{name} must be .* {bad!r}"):
+            ring_attention(q, k, v, **{"group": None, name: bad})
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ((0, 31), "must go from 0 to the sequence's 32 tokens, and are 0 .. 31"),
+        ((1, 32), "must go from 0"),
+        ((0, 40), "must go from 0"),
+        ((), "must go from 0 to the sequence's 32 tokens, and are none"),
+        ((0, 9, 5, 32), "must not fall, and 9 is followed by 5"),
+        ((0, 8.5, 32), r"must be whole numbers in one dimension, and is \(0, 8.5, 32\)"),
+        (torch.tensor([[0, 32]]), "must be whole numbers"),
+        (torch.tensor([0.0, 32.0]), "must be whole numbers"),
+        (32, "must be whole numbers"),
+    ],
+    ids=str,
+)
+def test_bounds_that_are_none_are_refused(bad, said):
+    q, k, v, _ = inputs(32)
+    with pytest.raises(UserError, match=f"cu_seqlens {said}"):
+        ring_attention(q, k, v, group=None, cu_seqlens=bad)
+
+
+def test_what_asks_for_one_gradient_gets_one_and_no_second_derivative():
+    q, k, v, grad = inputs(32)
+    q.requires_grad_()
+    out = ring_attention(q, k, v, group=None)
+    (once,) = torch.autograd.grad(out, q, grad, retain_graph=True)
+    torch.testing.assert_close(once, exact([q.detach(), k, v, grad], scale=0.25)[1])
+    (of_square,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        of_square.sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ring_attention(q, k, v, group=None), out)

@@ -24,9 +24,11 @@ struct Units {
 
 // Walk from (position, offset) until `count` tokens or the stream's end.
 inline Units walk(const Stream &stream, std::int64_t position, std::int64_t offset, std::int64_t count) {
+    constexpr std::int64_t ahead = 16; // documents, about what a load takes
     Units units;
     std::int64_t at = 0;
     for (; at < count && position < stream.last(); ++position) {
+        stream.prefetch(position + ahead);
         const std::int64_t length = stream.document_length(position);
         const std::int64_t unit = length + stream.separator_after(position);
         if (offset >= unit) {
@@ -65,6 +67,14 @@ struct Source {
         }
         return byte / size + from;
     }
+
+    // Begin to load the first page of a document, which the processor does not see coming.
+    void prefetch(std::int64_t document, std::int64_t count) const {
+        const std::int64_t size = static_cast<std::int64_t>(sizeof(T)), start = offsets.at(document) / size;
+        for (std::int64_t i = 0; i < std::min(count, 4096 / size); i += 64 / size) {
+            tokens.prefetch(start + i);
+        }
+    }
 };
 
 // Write the tokens of one span.
@@ -76,6 +86,10 @@ void gather_span(const Stream &stream, const Source<T> &source, const Units &uni
     for (std::int64_t k = std::max<std::int64_t>(after - units.starts.begin() - 1, 0); k < count && at < span.end; ++k) {
         const std::int64_t start = units.starts[k], skipped = k == 0 ? units.skipped : 0;
         const std::int64_t document_end = std::min(units.ends[k], span.end);
+        if (k + 1 < count && units.starts[k + 1] < span.end) {
+            const std::int64_t rest = std::min(units.ends[k + 1], span.end) - units.starts[k + 1];
+            source.prefetch(stream.document(units.positions[k + 1]), rest);
+        }
         if (at < document_end) {
             const std::int64_t document = stream.document(units.positions[k]);
             const std::int64_t from = source.locate(document, at - start + skipped, document_end - at);
@@ -89,6 +103,24 @@ void gather_span(const Stream &stream, const Source<T> &source, const Units &uni
         }
     }
     std::fill_n(out, span.end - at, source.fill);
+}
+
+// Write the tokens of one span, and elsewhere those of the span one token further on: the labels. They are copied block
+// by block, while a block is in the cache.
+template <class T>
+void gather_shifted(const Stream &stream, const Source<T> &source, const Units &units, Span span, std::int64_t *out,
+                    std::int64_t *shifted) {
+    constexpr std::int64_t block = 4096;
+    for (std::int64_t at = span.begin; at < span.end; at += block) {
+        const Span some{at, std::min(at + block, span.end)};
+        std::int64_t *const start = out + (at - span.begin);
+        gather_span(stream, source, units, some, start);
+        const std::int64_t first = at == span.begin ? 1 : 0; // which is nobody's label
+        std::copy(start + first, start + (some.end - at), shifted + (at - span.begin) + first - 1);
+    }
+    if (span.begin < span.end) {
+        gather_span(stream, source, units, {span.end, span.end + 1}, shifted + (span.end - span.begin) - 1);
+    }
 }
 
 // Write the positions `begin .. end` of one span, which restart at each of `bounds` (ascending, the first is 0).

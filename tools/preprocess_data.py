@@ -24,7 +24,7 @@ def preprocess(
     input: tuple[Path, ...],
     output_prefix: Path,
     tokenizer_model: Path,
-    json_keys: str = "text",
+    json_keys: tuple[str, ...] = ("text",),
     source_key: str = "source",
     messages_key: str = "messages",
     source: str = "",
@@ -41,7 +41,8 @@ def preprocess(
         input: Files, folders, globs, or -; their order is the order of the documents.
         output_prefix: PREFIX of the files to write.
         tokenizer_model: Folder in Hugging Face format, a sentencepiece or tiktoken file, or 'bytes'.
-        json_keys: Field or column that holds the text (one, unlike Megatron-LM's).
+        json_keys: Field or column that holds the text: one. For Megatron-LM's several, run this once for each, with its
+            own --output-prefix.
         source_key: Field or column that names a document's source; without it the source is the file's name, or for a
             file in an input folder the name of the folder that holds it.
         messages_key: Field or column that holds a chat.
@@ -56,7 +57,12 @@ def preprocess(
     from megatron_ultralong.data.documents import Fields
     from megatron_ultralong.data.tokenize import TokenizeOptions, parse_shard, tokenize_corpus
     from megatron_ultralong.data.tokenizer import Tokenizer, torch_hidden
+    from megatron_ultralong.errors import UserError
 
+    if len(json_keys) != 1:
+        raise UserError(
+            f"--json-keys {' '.join(json_keys)}: is not one field; run once for each, with its own --output-prefix."
+        )
     options = TokenizeOptions(
         workers=workers,
         format=input_format,
@@ -66,7 +72,7 @@ def preprocess(
         shard=parse_shard(shard),
         overwrite=overwrite,
     )
-    fields = Fields(text=json_keys, source=source_key, messages=messages_key)
+    fields = Fields(text=json_keys[0], source=source_key, messages=messages_key)
     with torch_hidden():
         tokenize_corpus(input, output_prefix, Tokenizer(tokenizer_model), fields, options)
 

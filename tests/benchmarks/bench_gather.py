@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_gather.py
 
-The same random corpus of short documents for both. Every sample is read once ("first": the page tables of the mapped
-file are empty, as in training) and then again ("again"); medians over the samples, in milliseconds. What bounds it
-is measured beside it: numpy widening as many tokens in one piece.
+The same random corpus of short documents for both. Every sample is read once ("first": most of a slice's pages are not
+mapped yet; most of a whole sample's are after the first one, the corpus being small) and then again ("again"); medians
+over the samples, in milliseconds. What bounds it is measured beside it: numpy widening as many tokens in one piece.
 """
 
 from __future__ import annotations

@@ -232,3 +232,20 @@ def test_builders_refuse_what_they_cannot_index():
         _packing.build_sample_index(int32([1]), int64([0]), 0, 0, False)
     with pytest.raises(ValueError, match="capacity: must be positive, got -1"):
         _packing.best_fit(int32([1]), int64([0]), -1, UNLIMITED)
+
+
+def test_a_slice_large_enough_for_threads_is_that_slice_of_the_whole():
+    random = np.random.default_rng(0)
+    lengths = random.integers(1, 3000, 400).astype(np.int32)
+    tokens = np.arange(lengths.sum(), dtype=np.int32)
+    offsets = (np.cumsum(lengths, dtype=np.int64) - lengths) * 4
+    separator = np.array([-1, -2], dtype=np.int64)
+
+    def gather(spans):
+        ids = np.arange(400, dtype=np.int64)
+        return _packing.gather(tokens, offsets, lengths, ids, separator, -3, 0, 5, 400, packing.UNLIMITED, 0, spans)[0]
+
+    whole = gather([(0, 700_000)])
+    spans = [(7, 100_000), (300_000, 420_001)]
+    for several in (spans, [*spans, *((begin + 1, end + 1) for begin, end in spans)]):
+        assert np.array_equal(gather(several), np.concatenate([whole[begin:end] for begin, end in several]))

@@ -124,3 +124,10 @@ def test_another_tokenizer_and_other_tokens(tool, preprocess, tmp_path, tokenize
     result = tool("pack_corpus", *flags[2:], "--tokens", tmp_path / "out" / "d", "--tokenizer-model", tokenizer_folder)
     assert failed_with(result, "d.bin: is not the file that d.json was written for")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "other", "out"]
+
+
+def test_one_text_field_at_a_time(tool, tmp_path, tokenizer_folder):
+    path = write_lines(tmp_path / "in.jsonl", [{"text": "a", "body": "b"}])
+    flags = ("--input", path, "--output-prefix", tmp_path / "out" / "c", "--tokenizer-model", tokenizer_folder)
+    result = tool("preprocess_data", *flags, "--json-keys", "text", "body")
+    assert failed_with(result, "--json-keys text body: is not one field; run once for each, with its own --output-pre")

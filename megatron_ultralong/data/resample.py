@@ -153,7 +153,8 @@ def _shares(tokens: list[int], names: tuple[str, ...], weights: Mapping[str, flo
         raise UserError(f"weights: source {_listed(without)} has none; give one for each, 0 to leave a source out.")
     if not any(weights.values()):
         raise UserError("weights: all are 0; give at least one source a positive number.")
-    return [weights[name] / sum(weights.values()) for name in names]
+    scaled = [weights[name] / max(weights.values()) for name in names]  # whose sum cannot overflow
+    return [weight / sum(scaled) for weight in scaled]
 
 
 def _listed(names: Sequence[str]) -> str:

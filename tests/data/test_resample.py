@@ -43,10 +43,11 @@ def test_each_source_keeps_its_share():
         assert repeats.max() - repeats.min() <= 1  # no document is favoured
 
 
-def test_weights_set_the_shares():
+@pytest.mark.parametrize("unit", [1, 5e307])
+def test_weights_set_the_shares(unit):
     lengths = int64([9000] * 10 + [9000] * 30 + [100] * 50)
     sources = np.repeat([0, 1, 2], [10, 30, 50])
-    policy = LengthPolicy(weights={"a": 3, "b": 1, "c": 0})
+    policy = LengthPolicy(weights={"a": 3 * unit, "b": unit, "c": 0})
     _, results = resample(lengths, sources, ("a", "b", "c"), policy, 360_000, 1)
     assert [result.budget for result in results] == [270_000, 90_000, 0]
     assert [result.tokens for result in results] == [270_000, 90_000, 0]
@@ -133,6 +134,7 @@ def test_an_impossible_budget_is_named(lengths, policy, sentence):
         ({"weights": {}}, None, "weights: source 'web' has none; give one for each"),
         ({"weights": {"web": 0}}, None, "weights: all are 0"),
         ({"weights": {"web": -1}}, None, "weights: -1 for source 'web' is no share"),
+        ({"weights": {"web": float("nan")}}, None, "weights: nan for source 'web' is no share"),
         ({"short_below": (), "keep_short": (), "long_above": 1}, 2**40, "more than 4294967296; lower it"),
         ({"max_repeats": 0}, None, "max_repeats: 0 lists no document"),
         ({}, 0, "total_tokens: 0 is no budget"),

@@ -20,6 +20,7 @@ from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import fingerprint, read_json
 
 VERSION = 1
+_NAMES = ("kind", "tokens_fingerprint", "tokenizer_fingerprint", "vocab_size", "sources")
 
 
 def manifest_path(prefix: Path) -> Path:
@@ -94,8 +95,11 @@ def open_corpus(prefix: Path) -> Corpus:
     again = "write the tokens again with tools/preprocess_data.py"
     path = manifest_path(prefix)
     manifest: dict[str, Any] = read_json(path, "the corpus manifest", again)
-    if manifest.get("version") != VERSION:
-        raise UserError(f"{path}: has version {manifest.get('version')!r}, not {VERSION}; {again}.")
+    found = manifest.get("version") if isinstance(manifest, dict) else None
+    if found != VERSION:
+        raise UserError(f"{path}: has version {found!r}, not {VERSION}; {again}.")
+    if missing := [name for name in _NAMES if name not in manifest]:
+        raise UserError(f"{path}: lacks '{missing[0]}', as no manifest does that a tool wrote; {again}.")
     kind = manifest["kind"]
     tokens = open_indexed(prefix)
     loss_mask = open_indexed(mask_prefix(prefix)) if kind == "chat" else None

@@ -157,3 +157,18 @@ def test_a_corpus_without_manifest_is_incomplete(text_file, tmp_path, tokenizer)
     (tmp_path / "c.json").unlink()
     with pytest.raises(UserError, match=r"c\.json: the corpus manifest is missing; write the tokens again"):
         open_corpus(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [(lambda manifest: {**manifest, "version": 0}, "has version 0, not 1"), (lambda manifest: [1], "has version None")]
+    + [
+        (lambda manifest: {"version": 1}, "lacks 'kind', as no manifest does that a tool wrote; write the tokens again")
+    ],
+)
+def test_a_manifest_edited_by_hand_is_refused(text_file, tmp_path, tokenizer, change, complaint):
+    tokenize_corpus([text_file], tmp_path / "c", tokenizer, Fields())
+    manifest = json.loads((tmp_path / "c.json").read_text())
+    (tmp_path / "c.json").write_text(json.dumps(change(manifest)))
+    with pytest.raises(UserError, match=complaint):
+        open_corpus(tmp_path / "c")

@@ -131,3 +131,10 @@ def test_one_text_field_at_a_time(tool, tmp_path, tokenizer_folder):
     flags = ("--input", path, "--output-prefix", tmp_path / "out" / "c", "--tokenizer-model", tokenizer_folder)
     result = tool("preprocess_data", *flags, "--json-keys", "text", "body")
     assert failed_with(result, "--json-keys text body: is not one field; run once for each, with its own --output-pre")
+
+
+def test_an_output_that_cannot_be_written(tool, preprocess, tmp_path, tokenizer_folder):
+    assert preprocess([{"text": "words " * 50}])[0] == 0
+    flags = ("--tokens", tmp_path / "out" / "c", "--sequence-length", 16, "--tokenizer-model", tokenizer_folder)
+    result = tool("pack_corpus", *flags, "--output", tmp_path / "in.jsonl" / "packed")
+    assert failed_with(result, "in.jsonl/packed: cannot be written (File exists); choose another folder.")

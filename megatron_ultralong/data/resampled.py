@@ -159,11 +159,8 @@ def _describe(result: SourceResult) -> dict[str, Any]:
 def _histogram(lengths: Ints, counts: Ints) -> list[dict[str, int]]:
     """Documents and tokens by floor(log2(length))."""
     powers = np.frexp(lengths.astype(np.float64))[1] - 1  # exact, unlike log2
-    rows = []
-    for power in range(int(powers.max(initial=0)) + 1):
-        here = powers == power
-        rows.append({"documents": int(counts[here].sum()), "tokens": int((counts[here] * lengths[here]).sum())})
-    return rows
+    documents, tokens = (np.bincount(powers, weights=column) for column in (counts, counts * lengths))
+    return [{"documents": int(n), "tokens": int(t)} for n, t in zip(documents, tokens, strict=True)]  # exact to 2^53
 
 
 def _title(result: SourceResult) -> str:

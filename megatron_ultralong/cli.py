@@ -7,6 +7,7 @@ signature and docstring. A `UserError` becomes one sentence on stderr and exit s
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -31,6 +32,8 @@ def run(function: Callable[..., Any], arguments: Sequence[str] | None = None) ->
     """
     import tyro
 
+    gc.freeze()  # what is imported stays, and neither collections nor the exit need to look through it
+    gc.enable()
     with exit_status():
         tyro.cli(function, args=arguments)
 

@@ -129,6 +129,8 @@ def read_json(path: Path, what: str, mend: str) -> Any:
         raise UserError(f"{path}: {what} cannot be read ({error}); {mend}.") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: {what} is not JSON ({error.msg}); {mend}.") from None
+    except RecursionError:
+        raise UserError(f"{path}: {what} is nested too deeply to be read; {mend}.") from None
 
 
 def fingerprint(path: Path) -> str:

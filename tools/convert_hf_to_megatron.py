@@ -5,8 +5,11 @@
 Needs no GPU and never holds the model in memory.
 """
 
-from megatron_ultralong.cli import run
-from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
+import gc
 
 if __name__ == "__main__":
+    gc.disable()  # else a third of the start goes into looking for garbage in what is imported
+    from megatron_ultralong.cli import run
+    from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
+
     run(convert_hf_to_megatron)

@@ -41,16 +41,22 @@ class Mean:
         return total / len(self.readers)
 
 
-def open_mean(folders: Sequence[Path]) -> Mean:
+def open_mean(folders: Sequence[Path], checked: bool) -> Mean:
     """Open checkpoints of one model.
+
+    Args:
+        folders: of the checkpoints.
+        checked: compare what is read with the checksums that the files hold.
 
     Raises:
         UserError: one can't be read, or they are of different models, ropes or tokenizers.
     """
-    readers = tuple(Reader(folder) for folder in folders)
+    readers = tuple(Reader(folder, checked) for folder in folders)
     first = Description.read(folders[0])
-    for folder in folders[1:]:
+    for folder in folders:
         other = Description.read(folder)
+        if damage := other.damage(folder):
+            raise UserError(f"{damage}; copy the checkpoint again.")
         for name in ("hf_config", "rope", "tokenizer_fingerprint"):
             if getattr(other, name) != getattr(first, name):
                 raise UserError(f"{folder}: its {name} is not that of {folders[0]}; average checkpoints of one model.")

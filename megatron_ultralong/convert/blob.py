@@ -98,11 +98,13 @@ class Place:
         offset: first byte in the blob.
         dtype: of the values.
         shape: of the tensor, whose values lie in row order.
+        checksum: CRC-32 of the values' bytes.
     """
 
     offset: int
     dtype: torch.dtype
     shape: Shape
+    checksum: int
 
 
 def find_values(blob: IO[bytes]) -> Place | None:
@@ -127,7 +129,7 @@ def find_values(blob: IO[bytes]) -> Place | None:
         return None
     blob.seek(record.header_offset + 26)
     name, extra = struct.unpack("<HH", blob.read(4))
-    return Place(record.header_offset + _LOCAL_HEADER + name + extra, dtype, tuple(found.shape))
+    return Place(record.header_offset + _LOCAL_HEADER + name + extra, dtype, tuple(found.shape), record.CRC)
 
 
 class _NotPlainError(Exception):
@@ -160,3 +162,33 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and name in _DTYPES:
             return name
         raise _NotPlainError(f"{module}.{name}")
+
+
+class Window(io.RawIOBase):
+    """A part of a file as a file of its own, to read."""
+
+    def __init__(self, stream: IO[bytes], offset: int, length: int) -> None:
+        self.stream, self.offset, self.length, self.at = stream, offset, length, 0
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """As of a file."""
+        self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.length}[whence]
+        if self.at < 0:
+            raise ValueError(f"position {self.at} is before the beginning")
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        """As of a file; what lies behind the part is not there."""
+        self.stream.seek(self.offset + self.at)
+        data = self.stream.read(max(0, min(len(buffer), self.length - self.at)))
+        buffer[: len(data)] = data
+        self.at += len(data)
+        return len(data)

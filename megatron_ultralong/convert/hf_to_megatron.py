@@ -32,13 +32,13 @@ from megatron_ultralong.convert.output import (
     writing,
 )
 from megatron_ultralong.convert.plan import import_plan
-from megatron_ultralong.convert.stream import Tally, ahead, cut, fuse
+from megatron_ultralong.convert.stream import Tally, cut, fuse
 from megatron_ultralong.convert.table import Table
 from megatron_ultralong.convert.torch_dist import Piece, Reader, Stored, write_metadata, write_pieces
 from megatron_ultralong.convert.verify import check_megatron
 from megatron_ultralong.convert.workers import share
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.model.description import Description
+from megatron_ultralong.model.description import Description, sizes
 from megatron_ultralong.model.families import EMBEDDING, OUTPUT
 from megatron_ultralong.model.rope import RopeScaling
 from megatron_ultralong.model.rules import Rule
@@ -83,10 +83,7 @@ def convert_hf_to_megatron(
     refuse_loss(output, hf)
     check_counts(workers=workers, verify_length=verify_length)
     source = HfFolder.open(hf, allow_pickle=allow_pickle)
-    table = Table.from_hf(source.config)
-    rope = RopeScaling.from_hf(source.config)
-    rope.inverse_frequencies(rope.rotary_dim(table.dimensions.H))  # its lists must fit the heads
-    table.check_hf(source.shapes, str(hf))
+    table, rope = _described(source)
     dtypes = {rule.megatron: TORCH_DTYPES.get(dtype) or _common_dtype(source, rule, table) for rule in table.rules}
     size = sum(math.prod(shape) * dtypes[key].itemsize for key, shape in table.megatron_shapes.items())
     if dry_run:
@@ -96,17 +93,7 @@ def convert_hf_to_megatron(
     with writing(output, size) as folder:
         tally = _write_weights(folder, source, table, dtypes, workers)
         warn_not_finite(hf, tally)
-        Description(
-            hf_config=source.config,
-            rope=rope,
-            tokenizer_fingerprint=own_tokenizer_fingerprint(hf),
-            step=0,
-            run={
-                "source": str(Path(hf).resolve()),
-                "precision": precision_name(dtypes.values()),
-                "versions": provenance.versions(),
-            },
-        ).write(folder)
+        _describe(folder, source, rope, precision_name(dtypes.values()))
         if verify != "none":
             check_megatron(Reader(folder), table, tally.checksums, workers)
         if verify == "logits":
@@ -114,6 +101,27 @@ def convert_hf_to_megatron(
                 Verification(hf, folder, verify_text, verify_length or rope.length, dtype=TORCH_DTYPES.get(dtype))
             )
     logger.info("%s: %d tensors, %s, rope %s", output, len(tally.checksums), precision_name(dtypes.values()), rope.kind)
+
+
+def _described(source: HfFolder) -> tuple[Table, RopeScaling]:
+    """The table and the rope of a folder's config.json, which must fit each other and the tensors."""
+    table = Table.from_hf(source.config)
+    rope = RopeScaling.from_hf(source.config)
+    rope.inverse_frequencies(rope.rotary_dim(table.dimensions.H))  # its lists must fit the heads
+    table.check_hf(source.shapes, str(source.path))
+    return table, rope
+
+
+def _describe(folder: Path, source: HfFolder, rope: RopeScaling, precision: str) -> None:
+    """Write ultralong.json beside the weights."""
+    Description(
+        hf_config=source.config,
+        rope=rope,
+        tokenizer_fingerprint=own_tokenizer_fingerprint(source.path),
+        step=0,
+        run={"source": str(source.path.resolve()), "precision": precision, "versions": provenance.versions()},
+        files=sizes(folder),
+    ).write(folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +138,7 @@ class _Import:
         pieces = [
             (
                 self._piece(rule, layer),
-                ahead(fuse(self.source, rule, layer, self.table.dimensions, self.dtypes[rule.megatron], tally)),
+                fuse(self.source, rule, layer, self.table.dimensions, self.dtypes[rule.megatron], tally),
             )
             for rule, layer in self.table.groups()[number]
         ]

@@ -39,6 +39,8 @@ TOKENIZER_FILES = (
     "additional_chat_templates",
 )
 """Patterns of what a tokenizer and its chat templates consist of."""
+RUN = 1 << 28
+"""Bytes of a file that one thread writes or checks at a time, while others have other parts of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +107,7 @@ class HfFolder:
         return self.reader.header(path) if isinstance(self.reader, pickles.Pickles) else read_header(path)
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows of a tensor, as stored, on the CPU; they hold for the next three calls."""
+        """Rows of a tensor, as stored, on the CPU; they hold until the thread's next call."""
         if isinstance(self.reader, pickles.Pickles):
             return self.reader.tensor(self.files[name], name)[start:stop]
         tail, dtype = self.shapes[name][1:], self.dtypes[name]
@@ -134,20 +136,26 @@ def _read_index(path: Path, single: str, index_name: str) -> dict[str, str] | No
     raise UserError(f"{path / single} is missing, and so is {index_name}; {hint}.")
 
 
+def runs(sizes: dict[str, int], largest: int) -> list[list[str]]:
+    """Cut a list of tensors into runs of at most `largest` bytes; a larger tensor is a run of its own."""
+    found: list[list[str]] = [[]]
+    used = 0
+    for name, size in sizes.items():
+        if found[-1] and used + size > largest:
+            found.append([])
+            used = 0
+        found[-1].append(name)
+        used += size
+    return found
+
+
 def plan_shards(sizes: dict[str, int], largest: int) -> dict[str, list[str]]:
     """Cut a list of tensors into files of at most `largest` bytes; a larger tensor gets one of its own.
 
     Returns:
         File name, as transformers gives it -> names of tensors.
     """
-    shards: list[list[str]] = [[]]
-    used = 0
-    for name, size in sizes.items():
-        if shards[-1] and used + size > largest:
-            shards.append([])
-            used = 0
-        shards[-1].append(name)
-        used += size
+    shards = runs(sizes, largest)
     count = len(shards)
     names = [SINGLE] if count == 1 else [f"model-{n + 1:05d}-of-{count:05d}.safetensors" for n in range(count)]
     return dict(zip(names, shards, strict=True))

@@ -20,12 +20,14 @@ from megatron_ultralong.convert.average import Mean, open_mean
 from megatron_ultralong.convert.folding import QueryFold
 from megatron_ultralong.convert.hf_config import exported
 from megatron_ultralong.convert.huggingface import (
+    RUN,
     TOKENIZER_FILES,
     HfFolder,
     copy_files,
     matching,
     own_tokenizer_fingerprint,
     plan_shards,
+    runs,
     write_index,
 )
 from megatron_ultralong.convert.logits import Verification, verify_logits
@@ -40,7 +42,7 @@ from megatron_ultralong.convert.output import (
 )
 from megatron_ultralong.convert.plan import export_plan
 from megatron_ultralong.convert.safetensors_file import Writer
-from megatron_ultralong.convert.stream import Tally, ahead, unfuse
+from megatron_ultralong.convert.stream import Tally, unfuse
 from megatron_ultralong.convert.table import Table
 from megatron_ultralong.convert.verify import check_hf
 from megatron_ultralong.convert.workers import share
@@ -98,37 +100,25 @@ def convert_megatron_to_hf(
         raise UserError(f"--max-shard-size is {max_shard_size}; give gigabytes above 0.")
     if average and verify == "logits":
         raise UserError("--verify logits compares with one checkpoint; with --average, take --verify checksums.")
-    source = open_mean([load, *average])
+    source = open_mean([load, *average], checked=verify != "none")
     description = Description.read(load)
-    table = Table.from_hf(description.hf_config)
-    for reader in source.readers:
-        table.check_megatron(reader.shapes(), str(reader.folder))
     companions = _companions(hf, description)
     refuse_loss(output, load, *average, companions)
-    fold = QueryFold.of(description, table)
-    export = _Export.plan(source, table, fold, TORCH_DTYPES.get(dtype), round(max_shard_size * 1e9))
+    export = _Export.plan(source, description, TORCH_DTYPES.get(dtype), round(max_shard_size * 1e9))
     config = exported(description, export.tensors[EMBEDDING.hf[0]].dtype)
-    length = description.rope.length
     if dry_run:
-        files = {
-            name: sum(export.tensors[tensor].size for tensor in tensors) for name, tensors in export.shards.items()
-        }
-        logger.info("%s", export_plan(source, table, config, files, matching(companions, COMPANIONS), output))
+        copied = matching(companions, COMPANIONS)
+        logger.info("%s", export_plan(source, export.table, config, export.file_sizes(), copied, output))
         return
-    with writing(output, sum(tensor.size for tensor in export.tensors.values())) as folder:
+    length = description.rope.length
+    with writing(output, sum(export.file_sizes().values())) as folder:
         tally = _write_weights(dataclasses.replace(export, folder=folder), workers)
         warn_not_finite(load, tally)
         write_json(folder / "config.json", config)
         _write_companions(folder, companions, length)
         if verify != "none":
-            check_hf(HfFolder.open(folder), table, tally.checksums, workers)
-            found: dict[str, Any] = {
-                "tensors": len(tally.checksums),
-                "crc32": tally.checksums,
-                "query_scale": fold.factor,
-            }
-            if average:
-                found["averaged"] = [str(reader.folder.resolve()) for reader in source.readers]
+            check_hf(HfFolder.open(folder), export.table, tally.checksums, workers)
+            found = _found(export, tally)
             if verify == "logits":
                 found |= verify_logits(
                     Verification(folder, load, verify_text, verify_length or length, True, TORCH_DTYPES.get(dtype))
@@ -155,7 +145,7 @@ class _Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class _Export:
-    """Writes one safetensors file."""
+    """Writes some tensors of one safetensors file."""
 
     folder: Path
     source: Mean
@@ -165,27 +155,40 @@ class _Export:
     shards: dict[str, list[str]]
 
     @classmethod
-    def plan(cls, source: Mean, table: Table, fold: QueryFold, dtype: torch.dtype | None, largest: int) -> _Export:
-        """Which tensor goes into which file, in the order of the forward pass."""
+    def plan(cls, source: Mean, description: Description, dtype: torch.dtype | None, largest: int) -> _Export:
+        """Which tensor goes into which file, in the order of the forward pass; every checkpoint must have them all."""
+        table = Table.from_hf(description.hf_config)
+        for reader in source.readers:
+            table.check_megatron(reader.shapes(), str(reader.folder))
         tensors = {
             name: _Tensor(rule, layer, part, table.hf_shapes[name], dtype or source.dtype(rule.megatron))
             for rule, layer in table.pieces()
             for part, name in enumerate(rule.names(layer))
         }
         shards = plan_shards({name: tensor.size for name, tensor in tensors.items()}, largest)
-        return cls(Path(), source, table, fold, tensors, shards)
+        return cls(Path(), source, table, QueryFold.of(description, table), tensors, shards)
 
-    def __call__(self, file: str) -> Tally:
-        tally = Tally()
-        names = self.shards[file]
-        with Writer(
-            self.folder / file, {name: (self.tensors[name].shape, self.tensors[name].dtype) for name in names}
-        ) as out:
+    def file_sizes(self) -> dict[str, int]:
+        """Bytes of tensors by file."""
+        return {file: sum(self.tensors[name].size for name in names) for file, names in self.shards.items()}
+
+    def jobs(self) -> list[tuple[str, list[str]]]:
+        """What is written at once: a file, and names of tensors that lie together in it."""
+        sizes = {name: tensor.size for name, tensor in self.tensors.items()}
+        return [
+            (file, run)
+            for file, names in self.shards.items()
+            for run in runs({name: sizes[name] for name in names}, RUN)
+        ]
+
+    def __call__(self, job: tuple[str, list[str]]) -> Tally:
+        tally, (file, names) = Tally(), job
+        header = {name: (self.tensors[name].shape, self.tensors[name].dtype) for name in self.shards[file]}
+        with Writer(self.folder / file, header) as out:
             for name in names:
                 t = self.tensors[name]
                 scale = self.fold.scale(t.rule, t.part, self.table.dimensions)
-                rows = unfuse(self.source, t.rule, t.layer, t.part, self.table.dimensions, t.dtype, tally, scale)
-                for block in ahead(rows):
+                for block in unfuse(self.source, t.rule, t.layer, t.part, self.table.dimensions, t.dtype, tally, scale):
                     out.add(name, block)
         return tally
 
@@ -201,11 +204,23 @@ def _write_weights(export: _Export, workers: int) -> Tally:
         )
     tally = Tally()
     with Progress("converting", len(export.tensors), "tensors") as progress:
-        for found in share(export, list(export.shards), workers):
+        for found in share(export, export.jobs(), workers):
             tally.update(found)
             progress.advance(len(found.checksums))
-    write_index(export.folder, export.shards, sum(tensor.size for tensor in export.tensors.values()))
+    write_index(export.folder, export.shards, sum(export.file_sizes().values()))
     return tally
+
+
+def _found(export: _Export, tally: Tally) -> dict[str, Any]:
+    """What verification.json says of the checksums."""
+    found: dict[str, Any] = {
+        "tensors": len(tally.checksums),
+        "crc32": tally.checksums,
+        "query_scale": export.fold.factor,
+    }
+    if len(export.source.readers) > 1:
+        found["averaged"] = [str(reader.folder.resolve()) for reader in export.source.readers]
+    return found
 
 
 def _companions(hf: Path | None, description: Description) -> Path:

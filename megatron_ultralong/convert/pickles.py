@@ -7,6 +7,7 @@ whole, one at a time.
 from __future__ import annotations
 
 import pickle
+import threading
 from pathlib import Path
 
 import torch
@@ -19,11 +20,12 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Pickles:
-    """Reads tensors of .bin files; the file read last stays open, and a copy in another process opens its own."""
+    """Reads tensors of .bin files, one thread at a time; a copy in another process opens its own."""
 
     def __init__(self) -> None:
         self.path: Path | None = None
         self.tensors: dict[str, torch.Tensor] = {}
+        self.lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[Pickles], tuple[()]]:
         return Pickles, ()
@@ -44,8 +46,9 @@ class Pickles:
 
     def tensor(self, path: Path, name: str) -> torch.Tensor:
         """One tensor."""
-        self._open(path)
-        return self.tensors[name]
+        with self.lock:
+            self._open(path)
+            return self.tensors[name]
 
     def _open(self, path: Path) -> None:
         if path == self.path:

@@ -55,6 +55,8 @@ def read_header(path: Path) -> dict[str, tuple[Shape, torch.dtype, int]]:
 class Writer:
     """A safetensors file whose tensors are announced first and then written by rows; a context manager.
 
+    Several may have one file open at once, each for its own tensors: the header they write is the same.
+
     Args:
         path: the file.
         tensors: name -> shape and dtype of all that will be written.
@@ -70,22 +72,27 @@ class Writer:
             offset = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        self.stream = path.open("wb")
-        self.stream.write(len(text).to_bytes(8, "little") + text)
         self.places = {
             name: 8 + len(text) + entry["data_offsets"][0] for name, entry in header.items() if name[:2] != "__"
         }
+        self.file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        self._write(memoryview(len(text).to_bytes(8, "little") + text), 0)
 
     def add(self, name: str, rows: torch.Tensor) -> None:
         """Write the next rows of a tensor."""
         data = raw(rows)
-        self.stream.seek(self.places[name])
-        self.places[name] += self.stream.write(data)
+        self._write(data, self.places[name])
+        self.places[name] += len(data)
+
+    def _write(self, data: memoryview, offset: int) -> None:
+        while data:
+            count = os.pwrite(self.file, data, offset)
+            data, offset = data[count:], offset + count
 
     def __enter__(self) -> Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            os.fsync(self.stream.fileno())
-        self.stream.close()
+            os.fsync(self.file)
+        os.close(self.file)

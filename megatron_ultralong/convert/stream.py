@@ -1,21 +1,18 @@
 """Rows of tensors, a few megabytes at a time: what both directions of conversion are made of.
 
-A source gives `rows(name, start, stop)` in buffers that it uses again, so memory does not depend on a tensor's
-size, and no page is touched for the first time but once. What passes through is tallied: CRC-32 by Hugging Face
-name, and whether all of it is finite; a thread does that ahead of what is written. Checksums guard against what
-goes wrong on the way (a bad disk, a wrong row), not against malice.
+A source gives `rows(name, start, stop)` in a buffer that each thread uses again, so memory does not depend on a
+tensor's size, and no page is touched for the first time but once. What passes through is tallied: CRC-32 by Hugging
+Face name, and whether all of it is finite. Checksums guard against what goes wrong on the way (a bad disk, a wrong
+row), not against malice. Reading, checksums and writing let go of Python's lock, so threads share files out
+(workers.py).
 """
 
 from __future__ import annotations
 
-import concurrent.futures
-import contextlib
 import dataclasses
 import math
 import os
-import queue
 import threading
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -25,17 +22,20 @@ import torch
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.model.rules import Dimensions, Rule, Shape
 
+try:
+    from isal.isal_zlib import crc32
+except ImportError:  # the same numbers, a tenth as fast
+    from zlib import crc32
+
 CHUNK = 4 << 20
 """Bytes that are read, checked and written at once: they stay in the processor's cache."""
-_AHEAD = 2
-_BUFFERS = _AHEAD + 2  # those that wait, the one being written and the one being read
 
 
 class Source(Protocol):
     """Tensors by name, read by rows."""
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows start to stop of a tensor, as stored; the result holds for the next three calls."""
+        """Rows start to stop of a tensor, as stored; the result holds until the thread's next call."""
         ...
 
 
@@ -48,11 +48,12 @@ class Fused(Protocol):
 
 
 class Files:
-    """Reads bytes of files into a few buffers; files stay open, and a copy in another process opens its own."""
+    """Reads bytes of files into a buffer a thread; files stay open, and a copy in another process opens its own."""
 
     def __init__(self) -> None:
         self.descriptors: dict[Path, int] = {}
-        self.buffers = [torch.empty(0, dtype=torch.uint8)] * _BUFFERS
+        self.lock = threading.Lock()
+        self.own = threading.local()
 
     def __reduce__(self) -> tuple[type[Files], tuple[()]]:
         return Files, ()
@@ -62,28 +63,29 @@ class Files:
             os.close(descriptor)
 
     def read(self, path: Path, offset: int, dtype: torch.dtype, shape: Shape) -> torch.Tensor:
-        """A tensor that lies at `offset`, in a buffer: it holds for the next three calls.
+        """A tensor that lies at `offset`, in a buffer: it holds until the thread's next call.
 
         Raises:
             UserError: the file ends before it, or cannot be read.
         """
         size = math.prod(shape) * dtype.itemsize
-        buffer = self.buffers.pop(0)
-        if size > len(buffer):
-            buffer = torch.empty(size, dtype=torch.uint8)
-        self.buffers.append(buffer)
+        if size > len(getattr(self.own, "buffer", ())):
+            self.own.buffer = torch.empty(size, dtype=torch.uint8)
+        values = self.own.buffer[:size]
         try:
-            if path not in self.descriptors:
-                self.descriptors[path] = os.open(path, os.O_RDONLY)
-            target, done = buffer[:size].numpy().data, 0
+            with self.lock:
+                if path not in self.descriptors:
+                    self.descriptors[path] = os.open(path, os.O_RDONLY)
+                descriptor = self.descriptors[path]
+            target, done = values.numpy().data, 0
             while done < size:
-                count = os.preadv(self.descriptors[path], [target[done:]], offset + done)
+                count = os.preadv(descriptor, [target[done:]], offset + done)
                 if not count:
                     raise UserError(f"{path} is truncated (it ends before byte {offset + size}); copy it again.")
                 done += count
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}); copy it again.") from None
-        return buffer[:size].view(dtype).view(shape)
+        return values.view(dtype).view(shape)
 
 
 @dataclasses.dataclass
@@ -101,7 +103,7 @@ class Tally:
     def add(self, name: str, rows: torch.Tensor) -> None:
         """Count the next rows of a tensor."""
         data = rows.contiguous().view(-1)
-        self.checksums[name] = zlib.crc32(data.view(torch.uint8).numpy().data, self.checksums.get(name, 0))
+        self.checksums[name] = crc32(data.view(torch.uint8).numpy().data, self.checksums.get(name, 0))
         low, high = data.aminmax()  # NaN wins in both, and nothing is allocated
         if not (torch.isfinite(low) and torch.isfinite(high)):
             self.not_finite.add(name)
@@ -122,7 +124,7 @@ def cut(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
 def fuse(
     source: Source, rule: Rule, layer: int, dimensions: Dimensions, dtype: torch.dtype, tally: Tally
 ) -> Iterator[torch.Tensor]:
-    """Rows of one megatron-core tensor in order, read from its Hugging Face tensors; each holds for the next three."""
+    """Rows of one megatron-core tensor in order, read from its Hugging Face tensors; each holds until the next."""
     names, width = rule.names(layer), math.prod(rule.fused_shape(dimensions)[1:])
     spans = rule.spans(dimensions)
     in_order = sorted(spans, key=lambda span: (span.part, span.start)) == sorted(spans, key=lambda span: span.part)
@@ -148,7 +150,7 @@ def unfuse(
     tally: Tally,
     scale: torch.Tensor | None = None,
 ) -> Iterator[torch.Tensor]:
-    """Rows of one Hugging Face tensor in order, read from its megatron-core tensor; each holds for the next three.
+    """Rows of one Hugging Face tensor in order, read from its megatron-core tensor; each holds until the next.
 
     `scale`, fp32 [rows], multiplies each row (folding.py).
     """
@@ -164,33 +166,6 @@ def unfuse(
             rows = rows.to(dtype)
             tally.add(name, rows)
             yield rows
-
-
-def ahead(rows: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The same rows, made by a thread while the last ones are being used."""
-    ready: queue.Queue[torch.Tensor | None] = queue.Queue(_AHEAD)
-    stopped = threading.Event()
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        done = pool.submit(_fill, ready, rows, stopped)
-        try:
-            while (block := ready.get()) is not None:
-                yield block
-            done.result()
-        finally:
-            stopped.set()
-            while not done.done():  # it may wait for room
-                with contextlib.suppress(queue.Empty):
-                    ready.get(timeout=0.01)
-
-
-def _fill(ready: queue.Queue[torch.Tensor | None], rows: Iterator[torch.Tensor], stopped: threading.Event) -> None:
-    try:
-        for block in rows:
-            if stopped.is_set():
-                return
-            ready.put(block)
-    finally:
-        ready.put(None)
 
 
 def raw(rows: torch.Tensor) -> memoryview:

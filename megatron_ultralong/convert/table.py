@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.model.families import EMBEDDING, OUTPUT, rules_of
+from megatron_ultralong.model.families import EMBEDDING, OUTPUT, completed, rules_of
 from megatron_ultralong.model.rules import Dimensions, Rule, Shape
 
 _DERIVED = ".rotary_emb.inv_freq"  # a buffer that old checkpoints carry; recomputed from config.json
@@ -28,10 +28,12 @@ class Table:
         """The table of config.json's architecture.
 
         Raises:
-            UserError: an architecture that no table describes, an activation or a sliding window that is not
-                computed here, or a bad size.
+            UserError: an architecture that no table describes, an entry that asks for what is not computed here, or
+                a bad size.
         """
-        return cls(rules_of(config), Dimensions.from_hf(config), bool(config.get("tie_word_embeddings", False)))
+        return cls(
+            rules_of(config), Dimensions.from_hf(completed(config)), bool(config.get("tie_word_embeddings", False))
+        )
 
     def pieces(self) -> Iterator[tuple[Rule, int]]:
         """Every (rule, layer) of the model, a layer's together, in the order of the forward pass.

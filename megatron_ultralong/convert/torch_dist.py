@@ -17,10 +17,11 @@ import os
 import pickle
 import struct
 import sys
+import threading
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -33,10 +34,11 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from megatron_ultralong.convert.blob import Place, find_values, write_blob
+from megatron_ultralong.convert.blob import Place, Window, find_values, write_blob
 from megatron_ultralong.convert.metadata import read_metadata
-from megatron_ultralong.convert.stream import Files
+from megatron_ultralong.convert.stream import Files, crc32, cut, raw
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.files import read_json
 from megatron_ultralong.model.rules import Shape
 
 _BACKEND = {
@@ -50,6 +52,7 @@ _DAMAGE = (
     *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error),
 )
 """What reading damaged bytes as a zip archive and a pickle may raise."""
+_AGAIN = "copy the checkpoint again"
 _MEND = "give a folder that tools/convert_hf_to_megatron.py or a training run wrote"
 
 
@@ -118,21 +121,25 @@ class Reader:
 
     Attributes:
         folder: the directory.
+        checked: compare with the CRC-32 that the files hold, when a piece is first read.
         tensors: key -> DCP's description of every tensor, optimizer state included.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, checked: bool = False) -> None:
         """Read the description, and check that every file it names is there and whole.
 
         Raises:
             UserError: not a torch_dist directory, or files missing or truncated.
         """
-        self.folder = folder = Path(folder)
+        self.folder, self.checked = folder, checked = Path(folder), checked
         steps = sorted(folder.glob("step_*/metadata.json"))
         if not (folder / "metadata.json").exists() and steps:
             raise UserError(f"{folder} holds several checkpoints; give one of them, such as {steps[-1].parent}.")
         if not (folder / "metadata.json").exists() or not (folder / ".metadata").exists():
             raise UserError(f"{folder} is not a Megatron checkpoint (metadata.json or .metadata is missing); {_MEND}.")
+        backend = read_json(folder / "metadata.json", "the checkpoint's format", _AGAIN)
+        if backend != _BACKEND:
+            raise UserError(f"{folder / 'metadata.json'} says {str(backend)[:200]}, not {_BACKEND}; {_AGAIN}.")
         metadata = read_metadata(folder / ".metadata")
         self.storage: dict[MetadataIndex, _StorageInfo] = metadata.storage_data
         self.tensors: dict[str, TensorStorageMetadata] = {
@@ -142,14 +149,24 @@ class Reader:
         }
         self.files = Files()
         self.places: dict[MetadataIndex, Place | None] = {}
-        self.whole: tuple[MetadataIndex, torch.Tensor] | None = None
+        self.own = threading.local()
         self.chunks: dict[tuple[str, int | None], list[tuple[MetadataIndex, Shape, Shape]]] = {}
         self._check_files()
 
-    def __reduce__(self) -> tuple[type[Reader], tuple[Path]]:
-        return Reader, (self.folder,)
+    def __reduce__(self) -> tuple[type[Reader], tuple[Path, bool]]:
+        return Reader, (self.folder, self.checked)
 
     def _check_files(self) -> None:
+        """Sizes of the files of tensors; and whether what is not sharded, which is small, is whole."""
+        try:
+            with zipfile.ZipFile(self.folder / "common.pt") as common:
+                damaged = common.testzip()
+        except FileNotFoundError:
+            raise UserError(f"{self.folder / 'common.pt'} is missing; {_AGAIN}.") from None
+        except _DAMAGE as error:
+            damaged = str(error)
+        if damaged is not None:
+            raise UserError(f"{self.folder / 'common.pt'} is damaged ({damaged}); {_AGAIN}.")
         ends: dict[str, int] = {}
         for info in self.storage.values():
             ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
@@ -179,7 +196,7 @@ class Reader:
             layer: index on the first axis, which is dropped; None: the tensor has no layer axis.
 
         Returns:
-            [stop - start, ...] of the stored dtype on the CPU; it holds for the next three calls.
+            [stop - start, ...] of the stored dtype on the CPU; it holds until the thread's next call.
 
         Raises:
             UserError: the pieces don't cover it, or can't be read.
@@ -227,12 +244,14 @@ class Reader:
             if index not in self.places:
                 with self._open(info) as blob:
                     self.places[index] = find_values(blob)
+                self._check(info, self.places[index])
             place = self.places[index]
             if place is None:  # its values don't lie in row order; the rows that follow are asked for next
-                if self.whole is None or self.whole[0] != index:
+                if getattr(self.own, "index", None) != index:
                     with self._open(info) as blob:
-                        self.whole = index, torch.load(blob, map_location="cpu", weights_only=True)
-                return (self.whole[1] if layer is None else self.whole[1][number])[first:last]
+                        self.own.whole = torch.load(blob, map_location="cpu", weights_only=True)
+                    self.own.index = index
+                return (self.own.whole if layer is None else self.own.whole[number])[first:last]
         except _DAMAGE as error:
             reason = str(error).split("\n")[0]
             raise UserError(f"{self.folder}: {key} is damaged ({reason}); copy the checkpoint again.") from None
@@ -240,34 +259,19 @@ class Reader:
         path = self.folder / info.relative_path
         return self.files.read(path, info.offset + place.offset + offset, place.dtype, (last - first, *sizes[1:]))
 
+    def _check(self, info: _StorageInfo, place: Place | None) -> None:
+        """Compare a piece's values with their checksum."""
+        if place is None or not self.checked:
+            return
+        path, found = self.folder / info.relative_path, 0
+        for start, stop in cut(math.prod(place.shape) * place.dtype.itemsize, 1):
+            at = info.offset + place.offset + start
+            found = crc32(raw(self.files.read(path, at, torch.uint8, (stop - start,))), found)
+        if found != place.checksum:
+            raise ValueError(f"{path} does not have the checksum that it was written with")
+
     @contextlib.contextmanager
     def _open(self, info: _StorageInfo) -> Iterator[IO[bytes]]:
         """One piece's bytes as a file of their own."""
         with (self.folder / info.relative_path).open("rb") as stream:
-            yield io.BufferedReader(_Window(stream, info.offset, info.length))
-
-
-class _Window(io.RawIOBase):
-    """A part of a file as a file of its own, to read."""
-
-    def __init__(self, stream: IO[bytes], offset: int, length: int) -> None:
-        self.stream, self.offset, self.length, self.at = stream, offset, length, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.length}[whence]
-        if self.at < 0:
-            raise ValueError(f"position {self.at} is before the beginning")
-        return self.at
-
-    def readinto(self, buffer: Any) -> int:
-        self.stream.seek(self.offset + self.at)
-        data = self.stream.read(max(0, min(len(buffer), self.length - self.at)))
-        buffer[: len(data)] = data
-        self.at += len(data)
-        return len(data)
+            yield io.BufferedReader(Window(stream, info.offset, info.length))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from megatron_ultralong.convert.huggingface import HfFolder
+from megatron_ultralong.convert.huggingface import RUN, HfFolder, runs
 from megatron_ultralong.convert.stream import Tally, cut, unfuse
 from megatron_ultralong.convert.table import Table, listing
 from megatron_ultralong.convert.torch_dist import Reader
@@ -38,7 +38,7 @@ class _MegatronCheck:
 
 @dataclasses.dataclass(frozen=True)
 class _HfCheck:
-    """Tallies the tensors of one file of a Hugging Face folder."""
+    """Tallies some tensors of a Hugging Face folder."""
 
     folder: HfFolder
 
@@ -73,12 +73,10 @@ def check_hf(folder: HfFolder, table: Table, checksums: dict[str, int], workers:
         UserError: names, shapes or values differ.
     """
     table.check_hf(folder.shapes, str(folder.path))
-    files: dict[object, list[str]] = {}
-    for name, path in folder.files.items():
-        files.setdefault(path, []).append(name)
+    sizes = {name: math.prod(shape) * folder.dtypes[name].itemsize for name, shape in folder.shapes.items()}
     found = Tally()
     with Progress("checking", len(checksums), "tensors") as progress:
-        for tally in share(_HfCheck(folder), list(files.values()), workers):
+        for tally in share(_HfCheck(folder), runs(sizes, RUN), workers):
             found.update(tally)
             progress.advance(len(tally.checksums))
     _compare(found.checksums, checksums, str(folder.path))

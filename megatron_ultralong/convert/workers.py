@@ -1,7 +1,8 @@
-"""Jobs shared by processes: the same files, bit for bit, whatever their number.
+"""Jobs shared by threads or processes: the same files, bit for bit, whatever their number.
 
-A job is one file to write or to check; which process does it changes nothing in it. A process that loses its parent
-is ended by the kernel (Linux), so a killed conversion leaves none behind.
+A job is a part of the model to write or to check; who does it changes nothing in it. Two threads keep a disk busy
+while a file is synced, and start at once; processes each take seconds to start. A process that loses its parent is
+ended by the kernel (Linux), so a killed conversion leaves none behind.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from megatron_ultralong.errors import UserError
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 _PR_SET_PDEATHSIG = 1
+_THREADS = 2
 _work: Callable[[Any], Any]
 
 
@@ -51,13 +53,16 @@ def share(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> I
     Args:
         work: can be pickled, and depends on nothing but itself and the job.
         jobs: can be pickled too.
-        workers: processes; 1: this one.
+        workers: processes; 1: this one, with two threads.
 
     Raises:
         UserError: a process was killed, or what `work` raises.
     """
     if workers == 1 or len(jobs) == 1:
-        yield from map(work, jobs)
+        kept = torch.get_num_threads()
+        with concurrent.futures.ThreadPoolExecutor(_THREADS, "rows", torch.set_num_threads, (1,)) as threads:
+            yield from threads.map(work, jobs)
+        torch.set_num_threads(kept)
         return
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(

@@ -19,7 +19,7 @@ from megatron_ultralong.context_parallel.core_attention import RingCoreAttention
 from megatron_ultralong.context_parallel.kept import checkpoint_all_but_attention
 from megatron_ultralong.engine import cpu, groups, mcore, transformer_engine
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.model.families import rules_of
+from megatron_ultralong.model.families import completed, rules_of
 from megatron_ultralong.model.loss import DEFAULT, LossOptions, sum_of_losses
 from megatron_ultralong.model.offload import saved_on_host
 from megatron_ultralong.model.rope import RopeScaling
@@ -60,7 +60,7 @@ def transformer_config(
     Raises:
         UserError: an architecture, activation or window that this project does not compute.
     """
-    keys = {rule.megatron for rule in rules_of(hf_config)}
+    keys, hf_config = {rule.megatron for rule in rules_of(hf_config)}, completed(hf_config)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     heads = hf_config["num_attention_heads"]
     return mcore.TransformerConfig(
@@ -70,7 +70,7 @@ def transformer_config(
         num_attention_heads=heads,
         num_query_groups=hf_config.get("num_key_value_heads") or heads,
         kv_channels=head_dim(hf_config),
-        layernorm_epsilon=hf_config.get("rms_norm_eps", 1e-6),
+        layernorm_epsilon=hf_config["rms_norm_eps"],
         normalization="RMSNorm",
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,

@@ -18,6 +18,12 @@ DESCRIPTION = "ultralong.json"
 FORMAT = 1
 
 
+def sizes(folder: Path) -> dict[str, int]:
+    """What `Description.files` records: every file of a checkpoint but its description."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != DESCRIPTION)
+    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
+
+
 @dataclasses.dataclass(frozen=True)
 class Description:
     """What a checkpoint says of itself.
@@ -39,6 +45,16 @@ class Description:
     run: dict[str, Any]
     data: dict[str, Any] | None = None
     files: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def damage(self, folder: Path) -> str:
+        """What is wrong with the folder's files, as far as their sizes show; "" for nothing."""
+        found = sizes(folder)
+        for name, size in self.files.items():
+            if name not in found:
+                return f"{folder / name} is missing"
+            if found[name] != size:
+                return f"{folder / name} has {found[name]} bytes and not {size}"
+        return ""
 
     def write(self, folder: Path) -> None:
         """Write ultralong.json into a checkpoint folder."""

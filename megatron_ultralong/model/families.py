@@ -8,6 +8,7 @@ name them and as this project's layers save them too.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from megatron_ultralong.errors import UserError
@@ -52,14 +53,32 @@ FAMILIES: dict[str, tuple[Rule, ...]] = {
     "Phi3ForCausalLM": PHI3,
 }
 """By config.json's `architectures`. With tie_word_embeddings, OUTPUT falls away."""
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": {"max_position_embeddings": 2048},
+    "MistralForCausalLM": {"max_position_embeddings": 131072, "num_key_value_heads": 8},
+    "Qwen2ForCausalLM": {"max_position_embeddings": 32768, "num_key_value_heads": 32},
+    "Qwen3ForCausalLM": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
+    "Phi3ForCausalLM": {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
+}
+"""What transformers takes where config.json says nothing; a test compares."""
+_SCALES = re.compile("multiplier|softcap|_scal(e|ar|ing)$|^scale_|^clip_|^dim_model_base$|^quantization_config$")
+"""Entries that change what a model computes, or how its weights are to be read, and that no family here knows."""
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` with its architecture's defaults where it says nothing."""
+    named = config.get("architectures")
+    own = _DEFAULTS.get(named[0], {}) if isinstance(named, list) and named and isinstance(named[0], str) else {}
+    given = {name: value for name, value in config.items() if value is not None}
+    return {**config, "rms_norm_eps": 1e-6, **own, **given}
 
 
 def rules_of(config: dict[str, Any]) -> tuple[Rule, ...]:
     """The table of a config.json's architecture; with tied embeddings, without the output layer.
 
     Raises:
-        UserError: an architecture that no table describes, or an activation or sliding window that is not computed
-            here.
+        UserError: an architecture that no table describes, or an entry that asks for what is not computed here: an
+            activation, a sliding window, a bias, a scale.
     """
     named = config.get("architectures") or ["(none)"]
     if not isinstance(named, list) or not isinstance(named[0], str):
@@ -82,4 +101,18 @@ def rules_of(config: dict[str, Any]) -> tuple[Rule, ...]:
             f"config.json: sliding_window {window} is not supported; set it to null for a model that is to attend "
             "to the whole sequence."
         )
+    _refuse_what_is_not_computed(config, FAMILIES[architecture])
     return tuple(rule for rule in FAMILIES[architecture] if not (rule == OUTPUT and config.get("tie_word_embeddings")))
+
+
+def _refuse_what_is_not_computed(config: dict[str, Any], rules: tuple[Rule, ...]) -> None:
+    biased = any(rule.megatron.endswith("linear_qkv.bias") for rule in rules)
+    for name, value in config.items():
+        bias = name == "mlp_bias" or (name in ("attention_bias", "qkv_bias") and not biased)
+        scale = _SCALES.search(name) and name != "rope_scaling"
+        if (bias and value) or (scale and value not in (None, False, 1)):
+            mend = "undo the quantization, and remove it" if name == "quantization_config" else "remove it"
+            raise UserError(
+                f"config.json: {name} is {str(value)[:60]}, which is not computed here; {mend} if the weights do "
+                "without, or convert another model."
+            )

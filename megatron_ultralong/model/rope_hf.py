@@ -13,6 +13,7 @@ import math
 from typing import Any
 
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.model.families import completed
 from megatron_ultralong.model.rope import RopeScaling, longrope_attention, temperature
 
 ENTRIES = (
@@ -41,6 +42,7 @@ def read(config: dict[str, Any]) -> RopeScaling:
         UserError: a kind or key that this project does not compute, a value that can't be, a part missing, or two
             entries that contradict each other.
     """
+    config = completed(config)
     entries = {name: config[name] for name in ("rope_scaling", "rope_parameters") if config.get(name)}
     ropes = {name: _read_entry(config, entry, name) for name, entry in (entries or {"rope_scaling": {}}).items()}
     first, *others = ropes.values()
@@ -53,6 +55,7 @@ def read(config: dict[str, Any]) -> RopeScaling:
 
 def head_dim(config: dict[str, Any]) -> int:
     """Channels of one attention head, of which `RopeScaling.rotary_dim` are rotated."""
+    config = completed(config)
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 

@@ -17,6 +17,8 @@ import torch
 from megatron_ultralong.errors import UserError
 
 Shape = tuple[int, ...]
+_LARGEST = 10_000_000
+_MOST_LAYERS = 10_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,8 +54,8 @@ class Dimensions:
         def field(name: str, default: int | None = None) -> int:
             value = config.get(name)
             value = default if value is None else value
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"config.json: {name} is {value!r}; give a positive integer.")
+            if not isinstance(value, int) or not 1 <= value <= _LARGEST:
+                raise UserError(f"config.json: {name} is {value!r}; give an integer from 1 to {_LARGEST:,}.")
             return value
 
         width, heads = field("hidden_size"), field("num_attention_heads")
@@ -66,6 +68,8 @@ class Dimensions:
             K=field("num_key_value_heads", heads),
             H=field("head_dim", width // heads),
         )
+        if dimensions.layers > _MOST_LAYERS:
+            raise UserError(f"config.json: num_hidden_layers is {dimensions.layers}; give at most {_MOST_LAYERS:,}.")
         if heads % dimensions.K:
             raise UserError(
                 f"config.json: num_attention_heads {heads} is not a multiple of num_key_value_heads {dimensions.K}."

@@ -43,25 +43,12 @@ def step_folders(save: Path | None) -> list[Path]:
     return sorted(found, key=lambda entry: int(entry.name[5:]), reverse=True)
 
 
-def sizes(folder: Path) -> dict[str, int]:
-    """What `Description.files` records: every file of a checkpoint but its description."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != DESCRIPTION)
-    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
-
-
 def damage(folder: Path) -> str:
     """What is wrong with a checkpoint, as far as its files' sizes show; "" for nothing."""
     try:
-        recorded = Description.read(folder).files
+        return Description.read(folder).damage(folder)
     except UserError as error:
         return str(error)
-    found = sizes(folder)
-    for name, size in recorded.items():
-        if name not in found:
-            return f"{folder / name} is missing"
-        if found[name] != size:
-            return f"{folder / name} has {found[name]} bytes and not {size}"
-    return ""
 
 
 def sound(save: Path | None) -> Iterator[Path]:

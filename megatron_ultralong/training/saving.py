@@ -23,7 +23,7 @@ from torch.distributed.checkpoint import CheckpointException
 from megatron_ultralong.engine.checkpoint_writer import CheckpointWriter
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import replace_directory
-from megatron_ultralong.model.description import Description
+from megatron_ultralong.model.description import Description, sizes
 from megatron_ultralong.training import checkpoint
 from megatron_ultralong.training.exporting import Exporter
 from megatron_ultralong.training.setup import Run
@@ -183,7 +183,7 @@ def _raise(error: OSError | None) -> None:
 
 def _rename(pending: _Pending) -> None:
     """Record the sizes and give the folder its name, durably."""
-    dataclasses.replace(pending.description, files=checkpoint.sizes(pending.folder)).write(pending.folder)
+    dataclasses.replace(pending.description, files=sizes(pending.folder)).write(pending.folder)
     _sync(pending.folder)
     replace_directory(pending.folder, pending.target)
     _sync(pending.target.parent)

@@ -80,7 +80,7 @@ def run(job: dict[str, Any], parallel: ParallelConfig, chunks: int, writer: Chec
     assert failure is None
     writer.write(request)
     if dist.get_rank() == 0:
-        description.write(saved)
+        dataclasses.replace(description, files={}).write(saved)
 
 
 def virtual_chunk(description: Description, parallel: ParallelConfig, chunks: int, number: int) -> Any:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from megatron_ultralong.convert.table import Table
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.model.families import FAMILIES, LLAMA, OUTPUT
+from megatron_ultralong.model.families import FAMILIES, LLAMA, OUTPUT, completed
 from megatron_ultralong.model.rules import Dimensions, FusedQKV, GatedMLP
 
 CONFIG: dict[str, Any] = {
@@ -91,8 +92,20 @@ def test_a_new_family_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ({"architectures": None}, "architecture '(none)' is not known"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
-        ({"hidden_size": None}, "hidden_size is None; give a positive integer"),
+        ({"hidden_size": None}, "hidden_size is None; give an integer from 1 to 10,000,000"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; give"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000; give at most 10,000"),
+        (
+            {"quantization_config": {"quant_method": "fp8"}},
+            "quantization_config is {'quant_method': 'fp8'}, which is not",
+        ),
+        ({"attention_bias": True}, "attention_bias is True, which is not computed here; remove it if"),
+        ({"mlp_bias": True}, "mlp_bias is True, which"),
+        ({"residual_multiplier": 0.22}, "residual_multiplier is 0.22, which"),
+        ({"logits_scaling": 8}, "logits_scaling is 8, which"),
+        ({"scale_emb": 12}, "scale_emb is 12, which"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0, which"),
         ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
     ],
 )
@@ -100,6 +113,26 @@ def test_refuses_a_config(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
         Table.from_hf(json.loads(json.dumps(CONFIG)) | change)
     assert message in str(error.value)
+
+
+def test_entries_that_change_nothing_are_let_pass() -> None:
+    neutral = {"attention_bias": False, "embedding_multiplier": 1.0, "logits_scaling": None, "rope_scaling": None}
+    assert Table.from_hf(CONFIG | neutral).rules == LLAMA
+    Table.from_hf(CONFIG | {"architectures": ["Qwen2ForCausalLM"], "attention_bias": True})  # its table has them
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_what_is_not_said_is_as_in_transformers(architecture: str) -> None:
+    theirs = getattr(transformers, architecture.removesuffix("ForCausalLM") + "Config")(
+        hidden_size=256, num_attention_heads=32
+    )
+    ours = completed({"architectures": [architecture], "hidden_size": 256, "num_attention_heads": 32})
+    assert (ours["max_position_embeddings"], ours["rms_norm_eps"]) == (
+        theirs.max_position_embeddings,
+        theirs.rms_norm_eps,
+    )
+    assert ours.get("num_key_value_heads", 32) == theirs.num_key_value_heads
+    assert ours.get("head_dim", 8) == (getattr(theirs, "head_dim", None) or 8)
 
 
 def test_names_missing_left_over_and_misshapen_tensors() -> None:

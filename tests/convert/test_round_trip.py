@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
 from megatron_ultralong.convert.megatron_to_hf import convert_megatron_to_hf
 from megatron_ultralong.convert.table import Table
 from megatron_ultralong.engine import groups
-from megatron_ultralong.model.description import Description
+from megatron_ultralong.model.description import Description, sizes
 from tests.convert.tiny_models import FAMILIES, Build
 
 
@@ -84,7 +85,7 @@ def test_a_padded_vocabulary_loads_and_is_cut_on_export(build: Build, tmp_path: 
         saved.mkdir()
         optimizer = ShardedTensor.from_rank_offsets("optimizer.state.exp_avg.x", torch.ones(4))
         mcore.dist_checkpointing.save({**sharded, "optimizer": optimizer, "iteration": 3}, str(saved))
-    Description.read(tmp_path / "megatron").write(saved)
+    dataclasses.replace(Description.read(tmp_path / "megatron"), files=sizes(saved)).write(saved)
     convert_megatron_to_hf(load=saved, output=tmp_path / "hf")
     assert_same(weights(source), weights(tmp_path / "hf"))
 

@@ -78,3 +78,34 @@ def test_metadata_with_flipped_bits_is_one_sentence(megatron: Path) -> None:
     path.unlink()
     path.mkdir()
     refuse_megatron(megatron, f"{path} is damaged (")
+
+
+def test_deeply_nested_json_is_one_sentence(hf: Path) -> None:
+    (hf / "config.json").write_text("[" * 100_000)
+    refuse_hf(hf, f"{hf / 'config.json'}: the model's configuration is nested too deeply")
+
+
+def test_files_beside_the_weights_are_checked(megatron: Path) -> None:
+    description = (megatron / "ultralong.json").read_text()
+    for name in ("common.pt", "metadata.json"):
+        path = megatron / name
+        content = path.read_bytes()
+        path.write_bytes(content[:-1])
+        refuse_megatron(megatron, str(path), "copy the checkpoint again")
+        path.write_bytes(content[:40] + bytes([content[40] ^ 1]) + content[41:])
+        refuse_megatron(megatron, str(path), "copy the checkpoint again")
+        path.unlink()
+        refuse_megatron(megatron, str(megatron))
+        path.write_bytes(content)
+    edit_json(megatron / "metadata.json", sharded_backend="zarr")
+    refuse_megatron(megatron, f"{megatron / 'metadata.json'} says {{'sharded_backend': 'zarr'")
+    assert (megatron / "ultralong.json").read_text() == description
+
+
+def test_a_flipped_bit_of_a_weight_is_seen(megatron: Path) -> None:
+    path = megatron / "__1_0.distcp"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    refuse_megatron(megatron, "is damaged", f"{path} does not have the checksum that it was written with")
+    convert_megatron_to_hf(load=megatron, output=megatron.parent / "unchecked", verify="none")

@@ -9,7 +9,6 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
 from megatron_ultralong.convert.logits import Verification, verify_logits
 from megatron_ultralong.convert.megatron_to_hf import convert_megatron_to_hf
 from megatron_ultralong.convert.safetensors_file import Writer, read_header
-from megatron_ultralong.convert.stream import Tally, ahead
+from megatron_ultralong.convert.stream import Tally
 from megatron_ultralong.convert.torch_dist import Reader
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.model.description import Description
@@ -106,22 +105,6 @@ def test_a_tally_sees_nan_and_infinity_anywhere() -> None:
             rows[2, 1] = value
             tally.add("bad", rows)
             assert tally.not_finite == {"bad"}
-
-
-def test_reading_ahead_passes_errors_on_and_can_be_left() -> None:
-    def rows(count: int) -> Any:
-        for number in range(count):
-            yield torch.tensor(number)
-        raise UserError("the end")
-
-    seen = []
-    with pytest.raises(UserError, match="the end"):
-        for block in ahead(rows(9)):
-            seen.append(int(block))
-    assert seen == list(range(9))
-    for block in ahead(rows(99)):
-        if int(block) == 3:
-            break
 
 
 def rewrite(folder: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from megatron_ultralong.model.description import sizes
 from megatron_ultralong.training import checkpoint
 from tests.training.jobs import Job, rows_of
 
@@ -52,7 +53,7 @@ def test_background_saves_hold_the_same_and_only_the_wanted_stay(begin: Begin, s
     assert [row["loss"] for row in again[:3]] == [row["loss"] for row in rows_of(saved / "metrics.jsonl")]
     description = json.loads((save / "step_000007" / "ultralong.json").read_text())
     assert description["run"]["checkpoint"]["keep_every"] == 4
-    assert description["files"] == checkpoint.sizes(save / "step_000007")
+    assert description["files"] == sizes(save / "step_000007")
 
 
 def damaged(saved: Path, tmp_path: Path, kind: str) -> tuple[Path, str]:

@@ -34,7 +34,7 @@ from megatron_ultralong.convert.output import (
 from megatron_ultralong.convert.plan import import_plan
 from megatron_ultralong.convert.stream import Tally, cut, fuse
 from megatron_ultralong.convert.table import Table
-from megatron_ultralong.convert.torch_dist import Piece, Reader, Stored, write_metadata, write_pieces
+from megatron_ultralong.convert.torch_dist import FILES, Piece, Reader, Stored, write_metadata, write_pieces
 from megatron_ultralong.convert.verify import check_megatron
 from megatron_ultralong.convert.workers import share
 from megatron_ultralong.errors import UserError
@@ -67,7 +67,7 @@ def convert_hf_to_megatron(
         output: folder to write; it appears whole or not at all.
         dtype: of the stored weights; "keep" as they are in the file.
         workers: processes that share the work; the result is the same, bit for bit.
-        overwrite: replace OUTPUT if it exists.
+        overwrite: replace OUTPUT if it exists and holds nothing but a checkpoint.
         verify: "checksums" reads the result back and compares every tensor's checksum with the source's; "logits"
             also runs transformers and Megatron over the same tokens, in fp32 (4 bytes a parameter), and names the
             tensor at which they part.
@@ -79,7 +79,7 @@ def convert_hf_to_megatron(
     Raises:
         UserError: anything wrong with the input, or OUTPUT exists.
     """
-    refuse_existing(output, overwrite)
+    refuse_existing(output, overwrite, FILES)
     refuse_loss(output, hf)
     check_counts(workers=workers, verify_length=verify_length)
     source = HfFolder.open(hf, allow_pickle=allow_pickle)

@@ -20,6 +20,7 @@ from megatron_ultralong.convert.average import Mean, open_mean
 from megatron_ultralong.convert.folding import QueryFold
 from megatron_ultralong.convert.hf_config import exported
 from megatron_ultralong.convert.huggingface import (
+    INDEX,
     RUN,
     TOKENIZER_FILES,
     HfFolder,
@@ -83,7 +84,7 @@ def convert_megatron_to_hf(
         dtype: of the exported weights; "keep" as they are in the checkpoint.
         max_shard_size: gigabytes (1e9 bytes) a safetensors file.
         workers: processes that share the work; the result is the same, bit for bit.
-        overwrite: replace OUTPUT if it exists.
+        overwrite: replace OUTPUT if it exists and holds nothing but a model.
         verify: "checksums" reads the result back and compares every tensor's checksum with the checkpoint's;
             "logits" also runs transformers and Megatron over the same tokens, in fp32 (4 bytes a parameter), and
             names the tensor at which they part. OUTPUT/verification.json holds what was found.
@@ -94,9 +95,9 @@ def convert_megatron_to_hf(
     Raises:
         UserError: anything wrong with the input, or OUTPUT exists.
     """
-    refuse_existing(output, overwrite)
+    refuse_existing(output, overwrite, (*COMPANIONS, "config.json", "verification.json", "*.safetensors", INDEX))
     check_counts(workers=workers, verify_length=verify_length)
-    if not max_shard_size > 0:
+    if not 0 < max_shard_size < math.inf:
         raise UserError(f"--max-shard-size is {max_shard_size}; give gigabytes above 0.")
     if average and verify == "logits":
         raise UserError("--verify logits compares with one checkpoint; with --average, take --verify checksums.")

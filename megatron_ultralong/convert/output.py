@@ -23,10 +23,21 @@ TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.flo
 DTYPE_NAMES = {value: name for name, value in TORCH_DTYPES.items()}
 
 
-def refuse_existing(output: Path, overwrite: bool) -> None:
-    """Raise UserError if `output` exists and may not be replaced."""
-    if Path(output).exists() and not overwrite:
+def refuse_existing(output: Path, overwrite: bool, own: Iterable[str]) -> None:
+    """Raise UserError if `output` exists and may not be replaced, or holds what matches none of the patterns `own`."""
+    output = Path(output)
+    if not output.exists():
+        return
+    if not overwrite:
         raise UserError(f"{output} exists; give another --output, or --overwrite to replace it.")
+    if not output.is_dir():
+        raise UserError(f"{output} is a file; give another --output.")
+    for path in sorted(output.iterdir()):
+        if not any(path.match(pattern) for pattern in own):
+            raise UserError(
+                f"{output} holds {path.name}, which no conversion wrote and --overwrite would delete; "
+                "give another --output."
+            )
 
 
 def refuse_loss(output: Path, *sources: Path | None) -> None:

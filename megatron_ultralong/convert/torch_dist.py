@@ -39,6 +39,7 @@ from megatron_ultralong.convert.metadata import read_metadata
 from megatron_ultralong.convert.stream import Files, crc32, cut, raw
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import read_json
+from megatron_ultralong.model.description import DESCRIPTION
 from megatron_ultralong.model.rules import Shape
 
 _BACKEND = {
@@ -47,6 +48,8 @@ _BACKEND = {
     "common_backend": "torch",
     "common_backend_version": 1,
 }
+FILES = (".metadata", "metadata.json", "common.pt", "*.distcp", DESCRIPTION)
+"""What a checkpoint folder consists of."""
 _DAMAGE = (
     *(OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError),
     *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error),

@@ -101,6 +101,9 @@ def rules_of(config: dict[str, Any]) -> tuple[Rule, ...]:
             f"config.json: sliding_window {window} is not supported; set it to null for a model that is to attend "
             "to the whole sequence."
         )
+    epsilon = completed(config)["rms_norm_eps"]
+    if not isinstance(epsilon, float) or not 0 < epsilon < 1:
+        raise UserError(f"config.json: rms_norm_eps is {epsilon!r}; give a number above 0, such as 1e-6.")
     _refuse_what_is_not_computed(config, FAMILIES[architecture])
     return tuple(rule for rule in FAMILIES[architecture] if not (rule == OUTPUT and config.get("tie_word_embeddings")))
 

@@ -54,7 +54,7 @@ class Dimensions:
         def field(name: str, default: int | None = None) -> int:
             value = config.get(name)
             value = default if value is None else value
-            if not isinstance(value, int) or not 1 <= value <= _LARGEST:
+            if type(value) is not int or not 1 <= value <= _LARGEST:
                 raise UserError(f"config.json: {name} is {value!r}; give an integer from 1 to {_LARGEST:,}.")
             return value
 

@@ -164,9 +164,26 @@ def test_existing_output_is_refused_unless_told(hf: Path, megatron: Path) -> Non
         convert_hf_to_megatron(hf=hf, output=megatron)
     with pytest.raises(UserError, match=r"hf exists; give another --output, or --overwrite"):
         convert_megatron_to_hf(load=megatron, output=hf)
-    (megatron / "old").touch()
+    (megatron / "old.distcp").touch()
     convert_hf_to_megatron(hf=hf, output=megatron, overwrite=True)
-    assert not (megatron / "old").exists()
+    assert not (megatron / "old.distcp").exists()
+
+
+def test_only_what_a_conversion_wrote_is_replaced(hf: Path, megatron: Path, tmp_path: Path) -> None:
+    back = tmp_path / "back"
+    for _ in range(2):
+        convert_megatron_to_hf(load=megatron, output=back, overwrite=True)
+    for folder in (megatron, back):
+        (folder / "notes.txt").write_text("mine")
+    said = r"holds notes\.txt, which no conversion wrote and --overwrite would delete; give another --output"
+    with pytest.raises(UserError, match=said):
+        convert_hf_to_megatron(hf=hf, output=megatron, overwrite=True)
+    with pytest.raises(UserError, match=said):
+        convert_megatron_to_hf(load=megatron, output=back, overwrite=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file is a file; give another --output"):
+        convert_hf_to_megatron(hf=hf, output=tmp_path / "file", overwrite=True)
+    assert (megatron / "notes.txt").read_text() == (back / "notes.txt").read_text() == "mine"
 
 
 def test_not_a_checkpoint(hf: Path) -> None:

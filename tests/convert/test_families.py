@@ -94,6 +94,8 @@ def test_a_new_family_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
         ({"hidden_size": None}, "hidden_size is None; give an integer from 1 to 10,000,000"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True; give"),
+        ({"rms_norm_eps": "x"}, "rms_norm_eps is 'x'; give a number above 0"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; give"),
         ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000; give at most 10,000"),
         (

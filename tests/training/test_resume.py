@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
 from megatron_ultralong.data.blend import BlendedDataset, Position
 from megatron_ultralong.data.dataset import PackedDataset
 from megatron_ultralong.training import checkpoint
+from tests.convert.tiny_models import build_model
 from tests.training.conftest import Train
 
 
@@ -44,6 +47,26 @@ def test_resumes_under_another_layout(train: Train, tmp_path: Path) -> None:
     (resumed,) = train(2, *words, "--parallel.tensor", "2")
     assert resumed["loss"] == pytest.approx(whole[2]["loss"], rel=1e-5)
     assert resumed["grad_norm"] == pytest.approx(whole[2]["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.gloo
+def test_a_padded_vocabulary_resumes_at_another_tensor_parallel_size(
+    train: Train, workspace: Path, tmp_path: Path
+) -> None:
+    hf = shutil.copytree(workspace / "hf", tmp_path / "hf", ignore=shutil.ignore_patterns("model*"))
+    build_model(hf, "llama", vocab_size=401, num_hidden_layers=4, max_position_embeddings=64)  # 402 rows by twos
+    convert_hf_to_megatron(hf=hf, output=tmp_path / "megatron")
+    model = ["--model.hf", str(hf), "--checkpoint.load", str(tmp_path / "megatron"), "--train.steps", "3"]
+    whole = train(1, *model)
+    for first, then in ((1, 2), (2, 1)):
+        saved = tmp_path / f"run{first}"
+        words = [*model, "--checkpoint.save", str(saved), "--checkpoint.interval", "2"]
+        train(first, *words, "--parallel.tensor", str(first))
+        shutil.rmtree(saved / "step_000003")
+        (resumed,) = train(then, *words, "--parallel.tensor", str(then))
+        assert resumed["loss"] == pytest.approx(whole[2]["loss"], rel=1e-5)
+        assert resumed["grad_norm"] == pytest.approx(whole[2]["grad_norm"], rel=1e-5)
 
 
 @pytest.mark.gloo

@@ -57,10 +57,7 @@ def build_large(folder: Path, shard: int = 1_000_000_000) -> int:
 
 
 def settle() -> None:
-    """Nothing is left to write, and a virtual machine's host has taken back the memory of what was deleted.
-
-    Else a copy gets pages for its files at 6 GB a second, and a tool that first takes a second to start at 0.4.
-    """
+    """Nothing is left to write, and the memory of what was deleted is free for every run alike."""
     os.sync()
     time.sleep(5)
 

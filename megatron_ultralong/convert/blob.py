@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import torch
 
-from megatron_ultralong.convert.stream import raw
+from megatron_ultralong.convert.stream import portions, raw
 from megatron_ultralong.model.rules import Shape
 
 _STORAGES = {torch.float32: "FloatStorage", torch.bfloat16: "BFloat16Storage", torch.float16: "HalfStorage"}
@@ -84,7 +84,8 @@ def write_blob(stream: IO[bytes], dtype: torch.dtype, shape: Shape, rows: Iterab
         size = math.prod(shape) * dtype.itemsize
         with archive.open(zipfile.ZipInfo("archive/data/0"), "w", force_zip64=size >= 1 << 31) as record:
             for block in rows:
-                record.write(raw(block))
+                for portion in portions(raw(block)):
+                    record.write(portion)
         archive.writestr(zipfile.ZipInfo("archive/version"), b"3\n")
     written: int = counted.size
     return written

@@ -79,8 +79,8 @@ def convert_hf_to_megatron(
     Raises:
         UserError: anything wrong with the input, or OUTPUT exists.
     """
-    refuse_existing(output, overwrite, FILES)
     refuse_loss(output, hf)
+    refuse_existing(output, overwrite, FILES)
     check_counts(workers=workers, verify_length=verify_length)
     source = HfFolder.open(hf, allow_pickle=allow_pickle)
     table, rope = _described(source)

@@ -95,6 +95,7 @@ def convert_megatron_to_hf(
     Raises:
         UserError: anything wrong with the input, or OUTPUT exists.
     """
+    refuse_loss(output, load, *average)
     refuse_existing(output, overwrite, (*COMPANIONS, "config.json", "verification.json", "*.safetensors", INDEX))
     check_counts(workers=workers, verify_length=verify_length)
     if not 0 < max_shard_size < math.inf:
@@ -104,7 +105,7 @@ def convert_megatron_to_hf(
     source = open_mean([load, *average], checked=verify != "none")
     description = Description.read(load)
     companions = _companions(hf, description)
-    refuse_loss(output, load, *average, companions)
+    refuse_loss(output, companions)
     export = _Export.plan(source, description, TORCH_DTYPES.get(dtype), round(max_shard_size * 1e9))
     config = exported(description, export.tensors[EMBEDDING.hf[0]].dtype)
     if dry_run:

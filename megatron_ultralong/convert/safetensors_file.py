@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from megatron_ultralong.convert.stream import raw
+from megatron_ultralong.convert.stream import portions, raw
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.model.rules import Shape
 
@@ -81,8 +81,9 @@ class Writer:
     def add(self, name: str, rows: torch.Tensor) -> None:
         """Write the next rows of a tensor."""
         data = raw(rows)
-        self._write(data, self.places[name])
-        self.places[name] += len(data)
+        for portion in portions(data):
+            self._write(portion, self.places[name])
+            self.places[name] += len(portion)
 
     def _write(self, data: memoryview, offset: int) -> None:
         while data:

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--world-size", type=int, required=True)
     own, words = parser.parse_known_args()
     with exit_status():
-        config = parse_command_line([word for word in words if word != "--dry-run"])
+        config = parse_command_line([word for word in words if word not in ("--dry-run", "--dry_run")])
         hf_config = read_json(config.model.hf / "config.json", "the model's configuration", "set MODEL")
         check_config(config, hf_config=hf_config, world_size=own.world_size, inputs=False)
         if config.rope.kind != "keep":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import mmap
 import shutil
 import tempfile
 import warnings
@@ -88,9 +89,18 @@ def floor(prefix, length):
 def timed(function, count):
     """Medians of the first and the second reading of each of `count` samples, in seconds."""
     function(0)  # what is made once
-    first = median([seconds(lambda i=i: function(i)) for i in range(1, count)])
-    again = median([seconds(lambda i=i: function(i)) for i in range(1, count)])
-    return first, again
+    return tuple(median([seconds(lambda i=i: function(i)) for i in range(1, count)]) for _ in range(2))
+
+
+def unmapped(ours, function, count):
+    """Median with the page tables of the mapped tokens emptied before every reading, in seconds."""
+    mapped = ours.index.corpus.tokens.tokens._mmap
+
+    def once(i):
+        mapped.madvise(mmap.MADV_DONTNEED)
+        return seconds(lambda: function(i))
+
+    return median([once(i) for i in range(1, count)])
 
 
 def line(name, times, reference=None):
@@ -115,7 +125,8 @@ def whole(prefix, length):
 def sliced(prefix, length):
     print(f"a CP {CP} slice of a sample of {length:,} tokens (asked for: 1/10 of the whole, 50x)")
     theirs, ours = open_both(prefix, length)
-    whole = line("PackedDataset[i], whole", timed(ours.read, min(len(ours), len(theirs))))
+    count = min(len(ours), len(theirs))
+    whole = (*line("PackedDataset[i], whole", timed(ours.read, count)), unmapped(ours, ours.read, count))
     for rank in (0, CP // 2, CP - 1):
         one_rank(prefix, theirs, whole, length, rank)
     floor(prefix, length // CP)
@@ -136,6 +147,8 @@ def one_rank(prefix, theirs, whole, length, rank):
         f"    {tokens:,} tokens read: 1/{length / tokens:.2f} of the whole, in 1/{whole[0] / fast[0]:.1f} "
         f"(again 1/{whole[1] / fast[1]:.1f}) of the time"
     )
+    bare = unmapped(ours, lambda i: ours.read(i, spans), count)
+    print(f"    nothing mapped: {bare * 1e3:.3f} ms, 1/{whole[2] / bare:.1f} of the whole's {whole[2] * 1e3:.3f} ms")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Everything is written beside its final name and renamed into place, so a kill leaves either the old artefact or
 the new one; of a folder that is being replaced, at worst the old one under `.NAME.HOST.PID.old`. The next writer of
-the folder removes what killed ones left on its host. Fingerprints are
+the same name removes what killed ones left on its host. Fingerprints are
 SHA-256; for data files of many gigabytes the hash covers the size and 64 evenly spread 64 KiB blocks, which costs
 4 MiB of reading whatever the file's size.
 """
@@ -30,7 +30,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, else removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove_leftovers(path, "tmp")
+    temporary = _beside(path, "tmp")
     try:
         yield temporary
         with temporary.open("rb") as stream:
@@ -60,6 +61,20 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     _remove_leftovers(path, "old")
 
 
+@contextlib.contextmanager
+def disk_errors_named(path: Path) -> Iterator[None]:
+    """A full disk, a folder that is read-only or the like, while `path` is written, is one sentence.
+
+    Raises:
+        UserError: instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or f"{error}: the disk may be full"  # the latter is numpy's
+        raise UserError(f"{path}: cannot be written ({why}); free some space or choose another place.") from None
+
+
 def replace_directory(source: Path, target: Path) -> None:
     """Rename `source` to `target`, moving an existing `target` aside first and deleting it afterwards."""
     aside = _beside(target, "old")
@@ -67,6 +82,13 @@ def replace_directory(source: Path, target: Path) -> None:
         target.rename(aside)
     source.rename(target)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def writable(folder: Path) -> bool:
+    """Whether `folder`, which may be yet to be made, can take files."""
+    absolute = Path(folder).absolute()
+    existing = next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 
 def refuse_others(folder: Path, names: Collection[str]) -> None:
@@ -95,7 +117,10 @@ def _remove_leftovers(path: Path, ending: str) -> None:
     for left in path.parent.iterdir():
         process = left.name.removeprefix(head).removesuffix(f".{ending}")
         if left.name == f"{head}{process}.{ending}" and process.isdigit() and not _runs(int(process)):
-            shutil.rmtree(left, ignore_errors=True)
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def _runs(process: int) -> bool:

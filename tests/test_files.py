@@ -10,10 +10,12 @@ from megatron_ultralong.errors import UserError, raise_problems
 from megatron_ultralong.files import (
     atomic_directory,
     atomic_file,
+    disk_errors_named,
     fingerprint,
     read_json,
     refuse_others,
     replace_directory,
+    writable,
     write_json,
 )
 
@@ -99,6 +101,31 @@ def test_the_next_writer_removes_what_killed_ones_left(tmp_path, when):
     with atomic_directory(target) as temporary:
         (temporary / "new").write_text("")
     assert names(target) == ["new"] and names(tmp_path) == ["out"]
+
+
+def test_the_next_writer_of_a_file_removes_what_killed_ones_left(tmp_path):
+    code = "import os, sys; from pathlib import Path; from megatron_ultralong import files\n"
+    code += "with files.atomic_file(Path(sys.argv[1])) as half:\n    half.write_text('half'); os.kill(os.getpid(), 9)"
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", code, tmp_path / "a.bin"]).returncode == -signal.SIGKILL
+    (tmp_path / "mine.tmp").write_text("")
+    with atomic_file(tmp_path / "a.bin") as temporary:
+        temporary.write_text("whole")
+    assert names(tmp_path) == ["a.bin", "mine.tmp"]
+
+
+def test_a_disk_that_refuses_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UserError, match=r"x\.html: cannot be written \(.*\); free some space or choose another place\."
+    ):
+        with disk_errors_named(tmp_path / "file" / "x.html"), atomic_file(tmp_path / "file" / "x.html"):
+            pass
+    with pytest.raises(UserError, match="file: cannot be written \\(9 requested and 2 written: the disk may be full"):
+        with disk_errors_named(tmp_path / "file"):
+            raise OSError("9 requested and 2 written")
+    assert writable(tmp_path) and writable(tmp_path / "new" / "folder")
+    assert not writable(tmp_path / "file") and not writable(tmp_path / "file" / "below")
 
 
 def test_a_living_writers_folder_stays(tmp_path):

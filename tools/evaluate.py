@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.cli import run
+from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation import inputs
 from megatron_ultralong.evaluation.evaluate import Settings, evaluate
 from megatron_ultralong.evaluation.models import Dtype
 from megatron_ultralong.evaluation.report import write_report
-from megatron_ultralong.files import write_json
+from megatron_ultralong.files import disk_errors_named, writable, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ def main(
         extra: JSON file whose keys are merged into results.json and shown in the report.
         metrics: NAME=metrics.jsonl of training stages whose curves the report shows.
     """
+    if not writable(output):
+        raise UserError(f"--output is {output}, where nothing can be written; name another folder.")
     folders = inputs.model_folders(base, extended, model)
     extras: dict[str, Any] = inputs.read_extra(extra, folders) if extra else {}
     curves = inputs.read_curves(metrics)
@@ -75,8 +78,9 @@ def main(
     )
     results = evaluate(folders, inputs.read_texts(haystack), inputs.read_texts(documents), settings)
     results = inputs.merge(results, extras)
-    write_json(output / "results.json", results)
-    write_report(results, output, curves)
+    with disk_errors_named(output):
+        write_json(output / "results.json", results)
+        write_report(results, output, curves)
     for name in folders:
         logger.info(
             "%s: passkey at %s tokens %.1f %%, short task %.1f %%",

@@ -32,12 +32,13 @@ def inspect(
         loss_on_first_tokens: As data.loss_on_first_tokens of the run.
         output: HTML file to write; by default the samples are printed.
     """
+    import logging
     import sys
 
     from megatron_ultralong.data.dataset import PackedDataset
     from megatron_ultralong.data.inspection import as_html, as_text, inspect_sample
     from megatron_ultralong.data.tokenizer import check_tokenizer, load_tokenizer
-    from megatron_ultralong.files import atomic_file
+    from megatron_ultralong.files import atomic_file, disk_errors_named
 
     dataset = PackedDataset(
         index,
@@ -51,8 +52,9 @@ def inspect(
     if output is None:
         print("\n\n".join(as_text(one, sys.stdout.isatty()) for one in shown))
     else:
-        with atomic_file(output) as temporary:
+        with disk_errors_named(output), atomic_file(output) as temporary:
             temporary.write_text(as_html(shown), encoding="utf-8")
+        logging.getLogger(__name__).info("wrote %s", output)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from megatron_ultralong.cli import run
 from megatron_ultralong.config import RopeConfig
 from megatron_ultralong.convert.hf_config import served, with_rope
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import atomic_file, read_json
+from megatron_ultralong.files import atomic_file, disk_errors_named, read_json
 from megatron_ultralong.model import rope_hf, rope_report
 from megatron_ultralong.model.description import DESCRIPTION, Description
 from megatron_ultralong.model.rope import RopeScaling
@@ -71,7 +71,7 @@ def main(
     factor = served(hf_config, chosen)[1]
     if factor != 1.0:
         console.print(f"The rotated channels of the exported queries are multiplied by {factor:.9g}: no entry says it.")
-    with atomic_file(output) as path:
+    with disk_errors_named(output), atomic_file(output) as path:
         path.write_bytes(picture)
     logger.info("wrote %s", output)
 

@@ -30,7 +30,14 @@ from megatron_ultralong.data.corpus import Corpus, open_corpus
 from megatron_ultralong.data.order import key, shuffled
 from megatron_ultralong.data.packing import UNLIMITED
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import atomic_directory, fingerprint, read_json, refuse_others, write_json
+from megatron_ultralong.files import (
+    atomic_directory,
+    disk_errors_named,
+    fingerprint,
+    read_json,
+    refuse_others,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +99,7 @@ def write_packed_index(
     ids = _documents_in_order(corpus, options, documents)
     pack = _concatenate if options.packing == "concatenate" else _best_fit
     ids, sample_index, counts = pack(corpus, ids, options)
-    with atomic_directory(folder) as temporary:
+    with disk_errors_named(folder), atomic_directory(folder) as temporary:
         for name, array in zip(_ARRAYS, (ids, sample_index), strict=True):
             np.save(temporary / f"{name}.npy", array, allow_pickle=False)
         manifest = {

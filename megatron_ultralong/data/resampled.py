@@ -20,7 +20,14 @@ from megatron_ultralong.data.corpus import Corpus
 from megatron_ultralong.data.packed_index import Documents
 from megatron_ultralong.data.resample import LengthPolicy, SourceResult, resample
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import atomic_directory, fingerprint, read_json, refuse_others, write_json
+from megatron_ultralong.files import (
+    atomic_directory,
+    disk_errors_named,
+    fingerprint,
+    read_json,
+    refuse_others,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +87,7 @@ def write_resampled(corpus: Corpus, folder: Path, policy: LengthPolicy, total: i
         "unmet": unmet,
         "sources": [_describe(result) for result in results],
     }
-    with atomic_directory(folder) as temporary:
+    with disk_errors_named(folder), atomic_directory(folder) as temporary:
         np.save(temporary / _IDS, ids, allow_pickle=False)
         report["fingerprint"] = fingerprint(temporary / _IDS)
         write_json(temporary / "manifest.json", report)

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 
 import numpy as np
@@ -102,3 +103,14 @@ def test_a_folder_with_other_things_is_not_replaced(write_corpus, tmp_path):
     with pytest.raises(UserError, match=r"holds corpus\.\w+, which would be deleted; name another folder\.$"):
         write_resampled(corpus, tmp_path, POLICY, None, 1)
     assert (tmp_path / "corpus.bin").is_file()
+
+
+def test_a_full_disk_is_a_sentence(write_corpus, tmp_path, monkeypatch):
+    def save(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    corpus = write_corpus([[1] * 8])
+    monkeypatch.setattr(np, "save", save)
+    with pytest.raises(UserError, match=r"p: cannot be written \(No space left on device\); free some space"):
+        write_resampled(corpus, tmp_path / "p", POLICY, None, 1)
+    assert not [path for path in tmp_path.iterdir() if "p." in path.name or path.name == "p"]

@@ -138,3 +138,15 @@ def test_an_output_that_cannot_be_written(tool, preprocess, tmp_path, tokenizer_
     flags = ("--tokens", tmp_path / "out" / "c", "--sequence-length", 16, "--tokenizer-model", tokenizer_folder)
     result = tool("pack_corpus", *flags, "--output", tmp_path / "in.jsonl" / "packed")
     assert failed_with(result, "in.jsonl/packed: cannot be written (File exists); choose another folder.")
+    assert tool("pack_corpus", *flags, "--output", tmp_path / "packed", "--separator", "")[0] == 0
+    flags = ("--index", tmp_path / "packed", "--tokenizer-model", tokenizer_folder, "--output")
+    result = tool("inspect_data", *flags, tmp_path)
+    assert failed_with(result, f"{tmp_path}: cannot be written (Is a directory); free some space or choose another")
+    assert tool("inspect_data", *flags, tmp_path / "a.html")[0] == 0
+
+
+def test_an_evaluation_that_could_not_be_written_is_refused_first(tool, tmp_path):
+    (tmp_path / "file").write_text("")
+    flags = ("--base", "none", "--extended", "none", "--haystack", "none", "--documents", "none")
+    result = tool("evaluate", *flags, "--output", tmp_path / "file" / "report")
+    assert failed_with(result, "report, where nothing can be written; name another folder.")

@@ -16,7 +16,7 @@ from megatron_ultralong.config import ParallelConfig, RopeConfig, RunConfig
 from megatron_ultralong.context_parallel.check import attention_problems
 from megatron_ultralong.data.tokenizer import tokenizer_fingerprint
 from megatron_ultralong.errors import UserError, raise_problems
-from megatron_ultralong.files import read_json
+from megatron_ultralong.files import read_json, writable
 from megatron_ultralong.progress import seconds_of
 
 _AT_LEAST_ONE = (
@@ -269,6 +269,11 @@ def _checkpoint(config: RunConfig) -> Iterator[str]:
             f"checkpoint.keep_every is {every}, no multiple of checkpoint.interval {interval}, so hardly a checkpoint "
             f"would be kept by it; give a multiple of {interval}."
         )
+    lines, events = config.log.metrics, config.log.tensorboard
+    places = {"checkpoint.save": save, "log.metrics": lines and lines.parent, "log.tensorboard": events}
+    for name, folder in places.items():
+        if folder is not None and not writable(folder):
+            yield f"{name} needs the folder {folder}, but nothing can be written there; give another place."
     export = config.checkpoint.export_interval
     if export and save is None:
         yield f"checkpoint.export_interval is {export}, but nothing is saved; give checkpoint.save, or set it to 0."

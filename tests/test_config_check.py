@@ -266,3 +266,11 @@ def test_a_run_that_can_resume_needs_no_start(run):
 
 def test_all_problems_come_at_once(run):
     assert len(run("--parallel.pipeline 4 --parallel.sequence_parallel true --model.init random", 3)) == 4
+
+
+def test_places_where_nothing_can_be_written(run):
+    Path("file").write_text("")
+    assert run("--checkpoint.save file/x --log.metrics file/m.jsonl --log.tensorboard file") == [
+        f"{name} needs the folder {folder}, but nothing can be written there; give another place."
+        for name, folder in (("checkpoint.save", "file/x"), ("log.metrics", "file"), ("log.tensorboard", "file"))
+    ]

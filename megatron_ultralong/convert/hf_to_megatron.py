@@ -25,6 +25,7 @@ from megatron_ultralong.convert.output import (
     TORCH_DTYPES,
     Dtype,
     check_counts,
+    check_text,
     precision_name,
     refuse_existing,
     refuse_loss,
@@ -82,6 +83,7 @@ def convert_hf_to_megatron(
     refuse_loss(output, hf)
     refuse_existing(output, overwrite, FILES)
     check_counts(workers=workers, verify_length=verify_length)
+    check_text(verify_text)
     source = HfFolder.open(hf, allow_pickle=allow_pickle)
     table, rope = _described(source)
     dtypes = {rule.megatron: TORCH_DTYPES.get(dtype) or _common_dtype(source, rule, table) for rule in table.rules}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -60,6 +61,12 @@ def free_space(output: Path) -> int:
     """Bytes free where `output` will lie."""
     existing = next(parent for parent in Path(output).absolute().parents if parent.exists())
     return shutil.disk_usage(existing).free
+
+
+def check_text(path: Path | None) -> None:
+    """Refuse a --verify-text that is no readable file before hours go into what it is to verify."""
+    if path is not None and not (Path(path).is_file() and os.access(path, os.R_OK)):
+        raise UserError(f"--verify-text is {path}, which is no file that can be read; give a text file.")
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,8 @@ from megatron_ultralong.config import RunConfig
 from megatron_ultralong.config_io import resolved
 from megatron_ultralong.files import atomic_file
 from megatron_ultralong.training.view import LiveView, PlainView, is_terminal
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +102,17 @@ class Recorder:
 
 class _JsonLines:
     def __init__(self, path: Path, first_step: int) -> None:
-        self.path = path
+        self.path, self.failed = path, False
         _keep_before(path, first_step)
 
     def record(self, metrics: StepMetrics) -> None:
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(_plain(metrics)) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(_plain(metrics)) + "\n")
+        except OSError as error:
+            if not self.failed:
+                logger.warning("%s: cannot be written (%s); training goes on without.", self.path, error.strerror)
+            self.failed = True
 
     def close(self) -> None:
         pass

@@ -16,6 +16,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 import torch.distributed as dist
 
+from megatron_ultralong.errors import UserError
 from megatron_ultralong.progress import seconds_of
 
 _REASONS = ("", "train.time_limit", signal.SIGUSR1.name, signal.SIGTERM.name)
@@ -30,7 +31,10 @@ class StopRequests:
     """
 
     def __init__(self, time_limit: str = "") -> None:
-        self.limit = seconds_of(time_limit) if time_limit else float("inf")
+        try:
+            self.limit = seconds_of(time_limit) if time_limit else float("inf")
+        except ValueError as error:  # before anything else is looked at
+            raise UserError(f"train.time_limit is {error}; give HH:MM:SS or D-HH:MM:SS.") from None
         self.noted = 0
         self.longest = {"step": 0.0, "save": 0.0}
         self._before: dict[int, Any] = {}

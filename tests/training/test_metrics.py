@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import importlib.util
 import json
@@ -18,6 +19,7 @@ import pytest
 
 from megatron_ultralong.data.dataset import PackedDataset
 from megatron_ultralong.planning.flops import ModelShape, causal_pairs, step_flops
+from megatron_ultralong.training import metrics
 from tests.training.conftest import SEQUENCE_LENGTH, Train
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
@@ -110,3 +112,13 @@ def test_a_run_that_fails_gives_the_terminal_back(workspace: Path) -> None:
     assert status == 2
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1
     assert "error: step" in shown[shown.index("\x1b[?25h") :]
+
+
+def test_a_full_disk_does_not_end_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sink = metrics._JsonLines(tmp_path / "metrics.jsonl", 1)
+    fields = dict.fromkeys((field.name for field in dataclasses.fields(metrics.StepMetrics)), 1)
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    for _ in range(2):
+        sink.record(metrics.StepMetrics(**fields))  # type: ignore[arg-type]
+    (said,) = caplog.messages
+    assert said.endswith("metrics.jsonl: cannot be written (No space left on device); training goes on without.")

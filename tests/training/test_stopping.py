@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.engine import groups
+from megatron_ultralong.errors import UserError
 from megatron_ultralong.training.stopping import StopRequests
 from tests.training.jobs import rows_of
 
@@ -42,6 +43,11 @@ def test_a_signal_to_one_rank_stops_every_rank_with_a_checkpoint_and_the_code(be
     assert whole.statuses() == [0, 0]
     path = save / "metrics.jsonl"
     assert losses(path, steps + 2) == losses(tmp_path / "whole" / "metrics.jsonl", steps + 2)
+
+
+def test_a_time_limit_that_is_none_is_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"^train\.time_limit is 'abc', no time; give HH:MM:SS or D-HH:MM:SS\.$"):
+        StopRequests("abc")
 
 
 def test_the_time_limit_leaves_room_for_another_step_and_another_save() -> None:

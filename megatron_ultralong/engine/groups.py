@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import os
 from collections.abc import Iterator
 
@@ -60,12 +61,19 @@ def _share_cores() -> None:
 
 
 def finalize() -> None:
-    """Leave the job: every group is destroyed, so the process can exit or start another grid."""
+    """Leave the job: every group is destroyed and its threads end, so the process can exit or start another grid.
+
+    One of gloo's threads that lets go of a collective's last tensor while Python ends would abort the process.
+    """
     from megatron_ultralong.engine import mcore
 
-    mcore.parallel_state.destroy_model_parallel()
+    state = mcore.parallel_state
+    state.destroy_model_parallel()
+    for name in [name for name, value in vars(state).items() if isinstance(value, dist.ProcessGroup)]:
+        setattr(state, name, None)  # megatron-core 0.16.1 forgets two
     if dist.is_initialized():
         dist.destroy_process_group()
+    gc.collect()  # what holds groups in cycles
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from megatron_ultralong.context_parallel import zigzag
 from megatron_ultralong.context_parallel.ring import ring_attention
 from megatron_ultralong.context_parallel.ulysses import ulysses_attention
+from tests.ranks import leave
 
 SIZES = (2, 3, 4, 8)
 GRIDS = ((2, 2), (3, 3), (4, 2), (4, 4), (8, 2), (8, 4), (8, 8))
@@ -120,4 +121,4 @@ def _serve(rank: int, store: Path, pipe: Any) -> None:
             pipe.send(function(attend, rank, size, *arguments))
         except Exception as error:
             pipe.send(error)
-    dist.destroy_process_group()
+    leave()

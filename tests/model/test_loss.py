@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from megatron_ultralong.model.loss import LossOptions, chunk_rows, sum_of_losses
+from tests.ranks import leave
 
 L, B, D, V = 24, 2, 16, 40
 MASKS = ("all", "some", "none", "weights")
@@ -81,7 +82,7 @@ def compare(rank: int, ranks: int, store: str) -> None:
             ("total", "hidden", "weight"), ours, (exact[0], exact[1][rows], exact[2][share]), strict=True
         ):
             assert relative(a, b) < 2e-6, (mask, chunk, z_loss, sequence, name)
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.mark.gloo
@@ -94,7 +95,7 @@ def test_equals_the_eager_loss_under_tensor_parallelism(ranks: int, tmp_path: Pa
 def alone(tmp_path: Path) -> object:
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     yield dist.group.WORLD
-    dist.destroy_process_group()
+    leave()
 
 
 def test_bf16_is_as_near_as_the_eager_loss_in_bf16(alone: dist.ProcessGroup) -> None:

@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 from megatron_ultralong.context_parallel import zigzag
 from megatron_ultralong.model.rope import RopeScaling
 from megatron_ultralong.model.rotary import Rotary
+from tests.ranks import leave
 
 LONGROPE: dict[str, Any] = {
     "kind": "longrope",
@@ -32,7 +33,7 @@ def longest_on_two_ranks(rank: int, store: str) -> None:
             positions = torch.cat([torch.arange(*span) for span in zigzag.spans(length, rank, 2)])
             share = Rotary(rope, 64, group=dist.group.WORLD)(positions[None])
             assert torch.equal(share, Rotary(rope, 64)(torch.arange(length)[None])[positions])
-    dist.destroy_process_group()
+    leave()
 
 
 @pytest.mark.gloo

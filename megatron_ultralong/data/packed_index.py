@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data import _packing
-from megatron_ultralong.data.corpus import Corpus, open_corpus
+from megatron_ultralong.data.corpus import Corpus, manifest_path, open_corpus
 from megatron_ultralong.data.order import key, shuffled
 from megatron_ultralong.data.packing import UNLIMITED
 from megatron_ultralong.errors import UserError
@@ -230,7 +230,13 @@ def open_packed_index(folder: Path) -> PackedIndex:
     found = manifest.get("version") if isinstance(manifest, dict) else None
     if found != VERSION:
         raise UserError(f"{folder}/manifest.json: has version {found!r}, not {VERSION}; {_AGAIN}.")
-    corpus = open_corpus(Path(os.path.normpath(folder / manifest["tokens"])))
+    prefix = Path(os.path.normpath(folder / manifest["tokens"]))
+    if not manifest_path(prefix).exists():
+        raise UserError(
+            f"{folder}: its tokens are not at {prefix} (whose {prefix.name}.json is missing); if one of the two was "
+            f"moved, move the other as far, or {_AGAIN}."
+        )
+    corpus = open_corpus(prefix)
     if corpus.tokens_fingerprint != manifest["tokens_fingerprint"]:
         raise UserError(
             f"{folder}: was packed from tokens with the fingerprint {manifest['tokens_fingerprint'][:12]}, but "

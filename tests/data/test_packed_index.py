@@ -81,6 +81,14 @@ def test_other_tokens_than_those_packed_are_refused(write_corpus, tmp_path):
         open_packed_index(tmp_path / "p")
 
 
+def test_an_index_moved_without_its_tokens_says_so(write_corpus, tmp_path):
+    write_packed_index(write_corpus(DOCUMENTS), tmp_path / "p", PackOptions(sequence_length=4))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "p").rename(tmp_path / "elsewhere" / "p")
+    with pytest.raises(UserError, match=r"elsewhere/p: its tokens are not at .*elsewhere/corpus .*; if one of the two"):
+        open_packed_index(tmp_path / "elsewhere" / "p")
+
+
 def test_a_damaged_index_is_named(write_corpus, tmp_path):
     folder = tmp_path / "p"
     manifest = write_packed_index(write_corpus(DOCUMENTS), folder, PackOptions(sequence_length=4))

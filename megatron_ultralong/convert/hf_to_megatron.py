@@ -83,7 +83,7 @@ def convert_hf_to_megatron(
     refuse_loss(output, hf)
     refuse_existing(output, overwrite, FILES)
     check_counts(workers=workers, verify_length=verify_length)
-    check_text(verify_text)
+    check_text(verify_text, verify)
     source = HfFolder.open(hf, allow_pickle=allow_pickle)
     table, rope = _described(source)
     dtypes = {rule.megatron: TORCH_DTYPES.get(dtype) or _common_dtype(source, rule, table) for rule in table.rules}

@@ -99,7 +99,7 @@ def convert_megatron_to_hf(
     refuse_loss(output, load, *average)
     refuse_existing(output, overwrite, (*COMPANIONS, "config.json", "verification.json", "*.safetensors", INDEX))
     check_counts(workers=workers, verify_length=verify_length)
-    check_text(verify_text)
+    check_text(verify_text, verify)
     if not 0 < max_shard_size < math.inf:
         raise UserError(f"--max-shard-size is {max_shard_size}; give gigabytes above 0.")
     if average and verify == "logits":

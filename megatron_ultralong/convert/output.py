@@ -63,8 +63,10 @@ def free_space(output: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def check_text(path: Path | None) -> None:
-    """Refuse a --verify-text that is no readable file before hours go into what it is to verify."""
+def check_text(path: Path | None, verify: str) -> None:
+    """Refuse a --verify-text that is no readable file, or that nothing reads, before hours go into a conversion."""
+    if path is not None and verify != "logits":
+        raise UserError(f"--verify-text is read by --verify logits, and --verify is {verify}; change one of them.")
     if path is not None and not (Path(path).is_file() and os.access(path, os.R_OK)):
         raise UserError(f"--verify-text is {path}, which is no file that can be read; give a text file.")
 

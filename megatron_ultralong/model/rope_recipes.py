@@ -100,7 +100,10 @@ def scaled(own: RopeScaling, section: RopeConfig, sequence_length: int) -> RopeS
 def _factor(target: int, original: int) -> float:
     """target / original, where that can be reached."""
     if target < original:
-        raise UserError(f"rope.target_length {target} is below the original length {original}; give a longer one.")
+        raise UserError(
+            f"rope.target_length {target} is below the original length {original}; give a longer one "
+            "(data.sequence_length, where it isn't set)."
+        )
     if target > LONGEST:
         raise UserError(
             f"rope.target_length {target} is beyond {LONGEST}, the last position that serving stacks' fp32 tells from "

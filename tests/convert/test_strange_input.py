@@ -50,9 +50,12 @@ def test_an_index_entry_that_is_no_file_name(hf: Path) -> None:
     refuse_hf(hf, str(hf / INDEX), "the entry of model.norm.weight is 5, no file; download or copy it again")
 
 
-def test_a_verify_text_that_is_missing_is_named_before_anything_is_converted(hf: Path) -> None:
+def test_a_verify_text_that_is_not_read_is_named_before_anything_is_converted(hf: Path) -> None:
+    text, output = hf / "none.txt", hf.parent / "out"
     with pytest.raises(UserError, match=r"--verify-text is .*none\.txt, which is no file that can be read; give a"):
-        convert_hf_to_megatron(hf=hf, output=hf.parent / "out", verify_text=hf / "none.txt", dry_run=True)
+        convert_hf_to_megatron(hf=hf, output=output, verify="logits", verify_text=text, dry_run=True)
+    with pytest.raises(UserError, match="--verify-text is read by --verify logits, and --verify is checksums"):
+        convert_hf_to_megatron(hf=hf, output=output, verify_text=text, dry_run=True)
 
 
 def test_a_negative_verify_length(hf: Path) -> None:

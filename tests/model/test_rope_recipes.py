@@ -52,7 +52,7 @@ def test_from_yarn_the_form_and_the_ramp_are_the_models_own() -> None:
 @pytest.mark.parametrize(
     ("target", "model", "said"),
     [
-        (4096, "Llama-3.1-8B", "rope.target_length 4096 is below the original length 8192; give a longer one."),
+        (4096, "Llama-3.1-8B", "rope.target_length 4096 is below the original length 8192; give a longer one "),
         (
             32768,
             "Llama-3.1-8B",

@@ -70,12 +70,14 @@ def sample_texts(shards: Sequence[Shard], reading: Reading) -> list[str]:
 
 def _texts(shard: Shard, reading: Reading) -> Iterator[str]:
     for piece in shard.pieces:
-        if piece.end is not None and piece.format == "jsonl":
+        if piece.format == "jsonl":
             begin = line_start(piece.path, piece.begin) if piece.begin else 0
-            block = next(byte_blocks(piece.path, begin, begin + _RANGE), b"")
+            end = None if piece.end is None else begin + _RANGE  # a compressed file has no places
+            block = next(byte_blocks(piece.path, begin, end, peek=True), b"")
             if b"\n" not in block:  # a long line, which is better not held here too: its escaped text will do
                 yield block.decode(errors="ignore")
                 continue
-            piece = dataclasses.replace(piece, begin=begin, end=begin + block.rindex(b"\n"))
+            if piece.end is not None:
+                piece = dataclasses.replace(piece, begin=begin, end=begin + block.rindex(b"\n"))
         for batch in read_piece(piece, reading, lambda row, reason: None, lambda size: None, peek=True):
             yield from as_strings(batch.texts)

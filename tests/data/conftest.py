@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,3 +116,25 @@ def _write_indexed(prefix: Path, documents: list[list[int]], dtype: np.dtype) ->
         for document in documents:
             writer.add(np.array(document), np.array([len(document)]))
     writer.write_index(idx_path(prefix))
+
+
+def write_lines(path: Path, documents: list[dict[str, Any]]) -> Path:
+    """JSON Lines."""
+    path.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    return path
+
+
+def same_bytes(one: Path, other: Path) -> bool:
+    """Whether two corpora are the same files."""
+    return all(
+        Path(f"{one}.{end}").read_bytes() == Path(f"{other}.{end}").read_bytes()
+        for end in ("bin", "idx", "sources.npy")
+    )
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    """Nine documents of two sources, and an empty one."""
+    documents = [{"text": f"document {i}: " + "word " * (7 * i), "source": "ab"[i % 2]} for i in range(9)]
+    documents.insert(3, {"text": "", "source": "empty"})
+    return write_lines(tmp_path / "in.jsonl", documents)

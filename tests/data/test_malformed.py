@@ -12,11 +12,7 @@ from megatron_ultralong.data.documents import Fields
 from megatron_ultralong.data.tokenize import TokenizeOptions, tokenize_corpus
 from megatron_ultralong.data.tokenizer import load_tokenizer
 from megatron_ultralong.errors import UserError
-
-
-def write_lines(path, documents):
-    path.write_text("".join(json.dumps(document) + "\n" for document in documents))
-    return path
+from tests.data.conftest import write_lines
 
 
 def chat(question, answer):

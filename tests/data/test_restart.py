@@ -16,25 +16,7 @@ from megatron_ultralong.data.documents import Fields
 from megatron_ultralong.data.tokenize import TokenizeOptions, parse_shard, tokenize_corpus
 from megatron_ultralong.data.tokenizer import load_tokenizer
 from megatron_ultralong.errors import UserError
-
-
-def write_lines(path, documents):
-    path.write_text("".join(json.dumps(document) + "\n" for document in documents))
-    return path
-
-
-@pytest.fixture
-def text_file(tmp_path):
-    documents = [{"text": f"document {i}: " + "word " * (7 * i), "source": "ab"[i % 2]} for i in range(9)]
-    documents.insert(3, {"text": "", "source": "empty"})
-    return write_lines(tmp_path / "in.jsonl", documents)
-
-
-def same_bytes(one, other):
-    return all(
-        Path(f"{one}.{end}").read_bytes() == Path(f"{other}.{end}").read_bytes()
-        for end in ("bin", "idx", "sources.npy")
-    )
+from tests.data.conftest import same_bytes, write_lines
 
 
 def test_shares_of_a_corpus_and_their_merge(tmp_path, monkeypatch):

@@ -16,18 +16,7 @@ from megatron_ultralong.data.corpus import open_corpus
 from megatron_ultralong.data.documents import Fields
 from megatron_ultralong.data.tokenize import TokenizeOptions, tokenize_corpus
 from megatron_ultralong.data.tokenizer import load_tokenizer
-
-
-def write_lines(path, documents):
-    path.write_text("".join(json.dumps(document) + "\n" for document in documents))
-    return path
-
-
-@pytest.fixture
-def text_file(tmp_path):
-    documents = [{"text": f"document {i}: " + "word " * (7 * i), "source": "ab"[i % 2]} for i in range(9)]
-    documents.insert(3, {"text": "", "source": "empty"})
-    return write_lines(tmp_path / "in.jsonl", documents)
+from tests.data.conftest import same_bytes, write_lines
 
 
 def chat(question, answer):
@@ -48,13 +37,6 @@ def test_texts_in_order_with_sources(text_file, tmp_path, tokenizer):
     theirs = IndexedDataset(str(tmp_path / "out" / "c"))
     assert all((theirs[i] == corpus.tokens[i]).all() for i in range(10))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["c.bin", "c.idx", "c.json", "c.sources.npy"]
-
-
-def same_bytes(one, other):
-    return all(
-        Path(f"{one}.{end}").read_bytes() == Path(f"{other}.{end}").read_bytes()
-        for end in ("bin", "idx", "sources.npy")
-    )
 
 
 def test_the_bytes_depend_neither_on_the_cut_nor_on_the_workers_nor_on_gigatoken(

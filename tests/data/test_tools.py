@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from megatron_ultralong.data.dataset import PackedDataset
+from tests.data.conftest import write_lines
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,11 +32,6 @@ def tool(monkeypatch, capfd):
         return 0, capfd.readouterr().err
 
     return tool
-
-
-def write_lines(path, documents):
-    path.write_text("".join(json.dumps(document) + "\n" for document in documents))
-    return path
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from setuptools import setup
 setup(
     ext_modules=[
         Pybind11Extension(
-            "megatron_ultralong.data._packing",
+            "megatron_ultralong.data.packing._packing",
             ["csrc/packing.cpp"],
             depends=["csrc/view.hpp", "csrc/index.hpp", "csrc/gather.hpp", "csrc/order.hpp", "csrc/parallel.hpp"],
             cxx_std=17,

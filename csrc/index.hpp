@@ -1,5 +1,5 @@
 // Which documents go into which sample: the builders of the two packings. Their specification is
-// megatron_ultralong/data/packing.py, which they must equal.
+// megatron_ultralong/data/packing/specification.py, which they must equal.
 #pragma once
 
 #include <algorithm>

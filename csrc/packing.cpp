@@ -196,7 +196,7 @@ py::tuple blend_sources(const std::vector<double> &weights, std::vector<std::int
 PYBIND11_MODULE(_packing, m) {
     namespace py = pybind11;
     using namespace pybind11::literals;
-    m.doc() = "Packing kernels in C++. Specification: the functions of the same names in data/packing.py.";
+    m.doc() = "Packing kernels in C++. Specification: the functions of the same names in data/packing/specification.py.";
     m.attr("INTERFACE") = 2; // as megatron_ultralong/data/__init__.py expects
     m.def("build_sample_index", &packing::build_sample_index, "lengths"_a, "document_ids"_a, "separator_length"_a,
           "sequence_length"_a, "keep_last"_a,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong import config, config_io
+from megatron_ultralong.config import reading, sections
 from megatron_ultralong.errors import UserError
 
 _PROGRAM = "python -m megatron_ultralong.train"
@@ -55,7 +55,7 @@ def exit_status() -> Iterator[None]:
         sys.exit(130)
 
 
-def parse_command_line(arguments: Sequence[str] | None = None) -> config.RunConfig:
+def parse_command_line(arguments: Sequence[str] | None = None) -> sections.RunConfig:
     """The configuration that `--config run.toml --section.field value ...` states.
 
     `--help` prints every field with its docstring, type and default (the file's values where one is given)
@@ -65,16 +65,16 @@ def parse_command_line(arguments: Sequence[str] | None = None) -> config.RunConf
         arguments: the words after the program's name; None: this process's.
 
     Raises:
-        UserError: no --config, or what `config_io.load_config` finds.
+        UserError: no --config, or what `reading.load_config` finds.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     path, words = _take_config(words)
     if "--help" in words or "-h" in words:
         words = [word for word in words if word not in ("--help", "-h")]
-        _print_help(config_io.load_config(path, words) if path is not None else None)
+        _print_help(reading.load_config(path, words) if path is not None else None)
     if path is None:
         raise UserError(f"--config is missing; give a TOML file: {_PROGRAM} --config RUN.toml.")
-    return config_io.load_config(path, words)
+    return reading.load_config(path, words)
 
 
 def _take_config(words: list[str]) -> tuple[Path | None, list[str]]:
@@ -94,19 +94,19 @@ def _take_config(words: list[str]) -> tuple[Path | None, list[str]]:
     return path, rest
 
 
-def _print_help(values: config.RunConfig | None) -> None:
+def _print_help(values: sections.RunConfig | None) -> None:
     """Print every field of the configuration with its docstring, type and default, and exit with 0."""
     import tyro
 
     required: Any = tyro.MISSING
     if values is None:
-        values = config.RunConfig(
-            model=config.ModelConfig(hf=required),
-            data=config.DataConfig(sources=(config.DataSource(index=required),), sequence_length=required),
-            train=config.TrainConfig(steps=required, global_batch_size=required),
+        values = sections.RunConfig(
+            model=sections.ModelConfig(hf=required),
+            data=sections.DataConfig(sources=(sections.DataSource(index=required),), sequence_length=required),
+            train=sections.TrainConfig(steps=required, global_batch_size=required),
         )
     tyro.cli(
-        config.RunConfig,
+        sections.RunConfig,
         args=["--help"],
         default=values,
         prog=f"{_PROGRAM} --config RUN.toml",

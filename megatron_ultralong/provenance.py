@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import megatron_ultralong
-from megatron_ultralong.config import RunConfig
+from megatron_ultralong.config.sections import RunConfig
 
 
 def resolved(config: RunConfig, **extra: Any) -> dict[str, Any]:

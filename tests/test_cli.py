@@ -4,8 +4,8 @@ import sys
 import pytest
 
 from megatron_ultralong import cli
-from megatron_ultralong.config import RunConfig
-from megatron_ultralong.config_io import field_names, load_config
+from megatron_ultralong.config.reading import field_names, load_config
+from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.errors import UserError
 
 RUN = '[model]\nhf = "m"\n[data]\nsequence_length = 64\nsources = [{index = "a"}]\n[train]\nsteps = 3\n'

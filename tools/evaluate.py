@@ -14,9 +14,9 @@ from typing import Any
 from megatron_ultralong.cli import run
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation import inputs
+from megatron_ultralong.evaluation.backends.hf import Dtype
 from megatron_ultralong.evaluation.evaluate import Settings, evaluate
-from megatron_ultralong.evaluation.models import Dtype
-from megatron_ultralong.evaluation.report import write_report
+from megatron_ultralong.evaluation.report.page import write_report
 from megatron_ultralong.files import disk_errors_named, writable, write_json
 
 logger = logging.getLogger(__name__)

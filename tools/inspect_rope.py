@@ -16,15 +16,15 @@ from typing import Any
 
 from rich.console import Console
 
+from megatron_ultralong.checkpoint.description import DESCRIPTION, Description
 from megatron_ultralong.cli import run
-from megatron_ultralong.config import RopeConfig
+from megatron_ultralong.config.sections import RopeConfig
 from megatron_ultralong.convert.hf_config import served, with_rope
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import atomic_file, disk_errors_named, read_json
-from megatron_ultralong.model import rope_hf, rope_report
-from megatron_ultralong.model.description import DESCRIPTION, Description
-from megatron_ultralong.model.rope import RopeScaling
-from megatron_ultralong.model.rope_recipes import scaled
+from megatron_ultralong.rope import config_json
+from megatron_ultralong.rope.recipes import scaled
+from megatron_ultralong.rope.scaling import RopeScaling
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ def main(
         output: the picture, a .png file.
         every_row: show every dimension, not only those where something changes.
     """
+    import _rope_report  # beside this file
+
     if output.suffix != ".png":
         raise UserError(f"--output {output} is no .png file; give one.")
     hf_config, own = _read(model)
@@ -56,15 +58,15 @@ def main(
     if target < 0:
         raise UserError(f"--target {target} is negative; give tokens of context, or 0 for the model as it is.")
     chosen = scaled(own, dataclasses.replace(rope, target_length=target), target) if target else own
-    ropes = rope_report.variants(own, chosen)
+    ropes = _rope_report.variants(own, chosen)
     entries = with_rope(hf_config, chosen)
-    stated = {name: entries[name] for name in (*rope_hf.ENTRIES, "max_position_embeddings") if name in entries}
-    picture = rope_report.picture(ropes, dim, f"{model.name} at {chosen.length:,} tokens")
+    stated = {name: entries[name] for name in (*config_json.ENTRIES, "max_position_embeddings") if name in entries}
+    picture = _rope_report.picture(ropes, dim, f"{model.name} at {chosen.length:,} tokens")
 
     console = Console(soft_wrap=True, highlight=False)
     console.width = max(_WIDTH, console.width)
-    console.print(rope_report.table(ropes, dim, every_row))
-    for sentence in rope_report.sentences(ropes, chosen, dim):
+    console.print(_rope_report.table(ropes, dim, every_row))
+    for sentence in _rope_report.sentences(ropes, chosen, dim):
         console.print(sentence)
     console.print("\nconfig.json of an export:")
     console.print(json.dumps(stated, indent=2), markup=False)
@@ -92,7 +94,7 @@ def _read(model: Path) -> tuple[dict[str, Any], RopeScaling]:
 def _head_dim(hf_config: dict[str, Any], model: Path) -> int:
     """Channels of a head."""
     try:
-        return rope_hf.head_dim(hf_config)
+        return config_json.head_dim(hf_config)
     except (KeyError, TypeError, ZeroDivisionError):
         raise UserError(
             f"{model}: neither head_dim nor hidden_size and num_attention_heads are given; is it a language model's "

@@ -35,10 +35,10 @@ def pack(
         last_sample: For concatenate: leave out the tokens that do not fill a last sample, or keep them as a padded one.
         overlong: For best-fit: drop documents that are longer than a sample, or cut them.
     """
-    from megatron_ultralong.data.corpus import open_corpus
-    from megatron_ultralong.data.packed_index import PackOptions, write_packed_index
-    from megatron_ultralong.data.resampled import read_documents
-    from megatron_ultralong.data.tokenizer import check_tokenizer, load_tokenizer
+    from megatron_ultralong.data.corpus.corpus import open_corpus
+    from megatron_ultralong.data.packing.index import PackOptions, write_packed_index
+    from megatron_ultralong.data.resampling.listing import read_documents
+    from megatron_ultralong.data.tokenizer.tokenizer import check_tokenizer, load_tokenizer
 
     corpus = open_corpus(tokens)
     check_tokenizer(tokenizer_model, corpus.tokenizer_fingerprint, corpus.prefix)

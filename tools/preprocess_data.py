@@ -54,9 +54,9 @@ def preprocess(
         shard: i/n: tokenize only the i-th of n shares, from 0, and do not join them.
         overwrite: Replace another corpus of this PREFIX.
     """
-    from megatron_ultralong.data.documents import Fields
-    from megatron_ultralong.data.tokenize import TokenizeOptions, parse_shard, tokenize_corpus
-    from megatron_ultralong.data.tokenizer import Tokenizer, torch_hidden
+    from megatron_ultralong.data.tokenizer.tokenizer import Tokenizer, torch_hidden
+    from megatron_ultralong.data.tokenizing.documents import Fields
+    from megatron_ultralong.data.tokenizing.run import TokenizeOptions, parse_shard, tokenize_corpus
     from megatron_ultralong.errors import UserError
 
     if len(json_keys) != 1:

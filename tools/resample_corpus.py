@@ -33,9 +33,9 @@ def resample(
         total_tokens: Tokens of the list; None for as many as the corpus has.
         seed: Of every choice.
     """
-    from megatron_ultralong.data.corpus import open_corpus
-    from megatron_ultralong.data.resample import LengthPolicy
-    from megatron_ultralong.data.resampled import parse_weights, write_resampled
+    from megatron_ultralong.data.corpus.corpus import open_corpus
+    from megatron_ultralong.data.resampling.listing import parse_weights, write_resampled
+    from megatron_ultralong.data.resampling.policy import LengthPolicy
 
     policy = LengthPolicy(
         short_below=short_below,

@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 
 from megatron_ultralong.cli import exit_status, parse_command_line
-from megatron_ultralong.config import RunConfig
-from megatron_ultralong.config_check import check_config
+from megatron_ultralong.config.checks import check_config
+from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.files import read_json
-from megatron_ultralong.model.rope import RopeScaling
-from megatron_ultralong.model.rope_recipes import scaled
+from megatron_ultralong.rope.recipes import scaled
+from megatron_ultralong.rope.scaling import RopeScaling
 
 
 def summary(config: RunConfig, world_size: int) -> str:

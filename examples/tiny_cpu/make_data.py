@@ -23,9 +23,8 @@ from typing import Literal
 
 from megatron_ultralong.cli import run
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.evaluation.chat import ChatTokenizer, Message
-from megatron_ultralong.evaluation.haystack import Haystack
-from megatron_ultralong.evaluation.recall import (
+from megatron_ultralong.evaluation.benchmarks.haystack import Haystack
+from megatron_ultralong.evaluation.benchmarks.retrieval import (
     NAMES,
     Fact,
     answer,
@@ -35,6 +34,7 @@ from megatron_ultralong.evaluation.recall import (
     random_facts,
     recall_conversation,
 )
+from megatron_ultralong.evaluation.chat import ChatTokenizer, Message
 from megatron_ultralong.files import atomic_directory, atomic_file
 from megatron_ultralong.progress import track
 

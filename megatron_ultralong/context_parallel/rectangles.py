@@ -48,7 +48,7 @@ class Block:
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class LocalDocument:
     """Rows start:stop of a rank hold what it has of a document."""
 
     document: int
@@ -101,10 +101,12 @@ class Plan:
         return any(step.gradients_out or step.gradients_in for step in self.steps)
 
 
-def pieces(sequence_length: int, rank: int, cp_size: int, bounds: tuple[int, ...] | None) -> list[Piece]:
+def local_documents(
+    sequence_length: int, rank: int, cp_size: int, bounds: tuple[int, ...] | None
+) -> list[LocalDocument]:
     """What `rank` holds of each document, in the order in which it holds it."""
     bounds = bounds or (0, sequence_length)
-    found: list[Piece] = []
+    found: list[LocalDocument] = []
     offset = 0
     for first, last in zigzag.spans(sequence_length, rank, cp_size):
         document = bisect.bisect_right(bounds, first) - 1
@@ -113,7 +115,7 @@ def pieces(sequence_length: int, rank: int, cp_size: int, bounds: tuple[int, ...
             stop = offset + min(bounds[document + 1], last) - first
             if found and found[-1].document == document:
                 start = found.pop().start
-            found.append(Piece(document, start, stop))
+            found.append(LocalDocument(document, start, stop))
             document += 1
         offset += last - first
     return found
@@ -134,17 +136,17 @@ def blocks(
         bounds: [documents + 1] bounds over the whole sequence, as of `zigzag.document_bounds`; None: one document.
     """
     chunk = zigzag.chunk_length(sequence_length, cp_size)
-    own = pieces(sequence_length, q_rank, cp_size, bounds)
+    own = local_documents(sequence_length, q_rank, cp_size, bounds)
     if q_rank == k_rank:
         return [Block(piece.start, piece.stop, piece.start, piece.stop, causal) for piece in own]
-    theirs = pieces(sequence_length, k_rank, cp_size, bounds)
+    theirs = local_documents(sequence_length, k_rank, cp_size, bounds)
     return _between(own, theirs, q_rank, k_rank, chunk, causal)
 
 
 def _between(
-    queries: list[Piece], keys: list[Piece], q_rank: int, k_rank: int, chunk: int, causal: bool
+    queries: list[LocalDocument], keys: list[LocalDocument], q_rank: int, k_rank: int, chunk: int, causal: bool
 ) -> list[Block]:
-    """Rectangles between two ranks' pieces."""
+    """Rectangles between two ranks' local_documents."""
     q_first, k_last = (chunk if causal and q_rank < k_rank else 0), (chunk if causal and k_rank < q_rank else 2 * chunk)
     wanted = {piece.document: piece for piece in queries if piece.stop > q_first}
     found = []
@@ -166,9 +168,9 @@ def plan(sequence_length: int, rank: int, cp_size: int, cu_seqlens: tuple[int, .
     """
     bounds = None if cu_seqlens is None else zigzag.document_bounds(cu_seqlens, sequence_length)
     chunk = zigzag.chunk_length(sequence_length, cp_size)
-    held = pieces(sequence_length, rank, cp_size, bounds)
+    held = local_documents(sequence_length, rank, cp_size, bounds)
     documents = (0, *(piece.stop for piece in held))
-    across = [_at_edges(pieces(sequence_length, r, cp_size, bounds), chunk) for r in range(cp_size)]
+    across = [_at_edges(local_documents(sequence_length, r, cp_size, bounds), chunk) for r in range(cp_size)]
 
     def share_blocks(share: int, step: int) -> list[Block]:
         holder = (share - step) % cp_size
@@ -196,8 +198,8 @@ def plan(sequence_length: int, rank: int, cp_size: int, cu_seqlens: tuple[int, .
     return Plan(documents, tuple(steps))
 
 
-def _at_edges(found: list[Piece], chunk: int) -> list[Piece]:
-    """The pieces that may go on in another rank's share: those at the ends of either chunk."""
+def _at_edges(found: list[LocalDocument], chunk: int) -> list[LocalDocument]:
+    """The local_documents that may go on in another rank's share: those at the ends of either chunk."""
     return [
         piece
         for piece in found
@@ -211,7 +213,7 @@ def _ranges(found: list[Block]) -> list[tuple[int, int]]:
 
 def _union(lists: list[list[tuple[int, int]]]) -> Ranges:
     merged: list[tuple[int, int]] = []
-    for start, stop in sorted(piece for pieces in lists for piece in pieces):
+    for start, stop in sorted(piece for local_documents in lists for piece in local_documents):
         if merged and start <= merged[-1][1]:
             merged[-1] = merged[-1][0], max(stop, merged[-1][1])
         else:

@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_ultralong.context_parallel import kept, kernels, merge, rectangles
-from megatron_ultralong.context_parallel.exchange import Exchange, Neighbours
+from megatron_ultralong.context_parallel import activation_recomputation, kernels, online_softmax, rectangles
+from megatron_ultralong.context_parallel.ring_exchange import Exchange, Neighbours
 from megatron_ultralong.errors import UserError
 
 _KEYS, _GRADIENTS = 1, 2  # tags
@@ -45,7 +45,7 @@ class _Call:
 class _RingAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, call: _Call) -> Tensor:
-        out_BLNH, lse_BLN = kept.once(lambda: _attend(q_BLNH, k_BLKH, v_BLKH, call))
+        out_BLNH, lse_BLN = activation_recomputation.once(lambda: _attend(q_BLNH, k_BLKH, v_BLKH, call))
         ctx.save_for_backward(q_BLNH, k_BLKH, v_BLKH, out_BLNH, lse_BLN)
         ctx.call = call
         return out_BLNH
@@ -70,7 +70,7 @@ def _attend(q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, call: _Call) -> tupl
         for block in step.blocks:
             rows, seen = block.rows, block.keys
             partial = kernels.forward(q_BLNH[:, rows], k[:, seen], v[:, seen], block.causal, call.scale)
-            merge.fold(out_BLNH[:, rows], lse_BLN[:, rows], *partial)
+            online_softmax.fold(out_BLNH[:, rows], lse_BLN[:, rows], *partial)
             del partial
     keys.leave()
     return out_BLNH.to(q_BLNH.dtype), lse_BLN
@@ -101,7 +101,7 @@ def _differentiate(
             more, block_dk, block_dv = _block_gradients(
                 at_rows, k[:, block.keys], v[:, block.keys], call, block.causal, None
             )
-            merge.add(dq[:, block.rows], more)
+            online_softmax.add(dq[:, block.rows], more)
             found.append((block.keys, block_dk, block_dv))
             del more, block_dk, block_dv
         gradients.add(number, found)
@@ -184,8 +184,8 @@ class _TravellingGradients(_Travelling):
         for start, stop in step.fresh:
             here[start:stop] = 0
         for rows, dk_BLKH, dv_BLKH in found:
-            merge.add(here[rows, 0].transpose(0, 1), dk_BLKH)
-            merge.add(here[rows, 1].transpose(0, 1), dv_BLKH)
+            online_softmax.add(here[rows, 0].transpose(0, 1), dk_BLKH)
+            online_softmax.add(here[rows, 1].transpose(0, 1), dv_BLKH)
         self._start(number, step.gradients_out, step.gradients_in, "gradients of keys and values", _GRADIENTS)
 
     def come_home(self, dk_BLKH: Tensor, dv_BLKH: Tensor) -> None:
@@ -193,8 +193,8 @@ class _TravellingGradients(_Travelling):
         self._finish()
         home = self.buffers[len(self.steps) % 2]
         for start, stop in self.steps[-1].gradients_in:
-            merge.add(dk_BLKH[:, start:stop], home[start:stop, 0].transpose(0, 1))
-            merge.add(dv_BLKH[:, start:stop], home[start:stop, 1].transpose(0, 1))
+            online_softmax.add(dk_BLKH[:, start:stop], home[start:stop, 0].transpose(0, 1))
+            online_softmax.add(dv_BLKH[:, start:stop], home[start:stop, 1].transpose(0, 1))
 
 
 def ring_attention(

@@ -23,9 +23,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_ultralong.context_parallel.check import ulysses_problem
-from megatron_ultralong.context_parallel.exchange import LostPeerError
+from megatron_ultralong.context_parallel.requirements import ulysses_problem
 from megatron_ultralong.context_parallel.ring import check, ring_attention
+from megatron_ultralong.context_parallel.ring_exchange import LostPeerError
 from megatron_ultralong.errors import UserError
 
 

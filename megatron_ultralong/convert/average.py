@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from megatron_ultralong.convert.torch_dist import Reader
+from megatron_ultralong.checkpoint.description import Description
+from megatron_ultralong.convert.formats.torch_dist import Reader
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.model.description import Description
 
 
 @dataclasses.dataclass(frozen=True)

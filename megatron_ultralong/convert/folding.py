@@ -12,10 +12,10 @@ import dataclasses
 
 import torch
 
+from megatron_ultralong.checkpoint.description import Description
 from megatron_ultralong.convert.hf_config import served
-from megatron_ultralong.convert.table import Table
-from megatron_ultralong.model.description import Description
-from megatron_ultralong.model.rules import Dimensions, Rule
+from megatron_ultralong.convert.parameter_mapping import Table
+from megatron_ultralong.families.rules import Dimensions, Rule
 
 _NORM, _PROJECTION = "self_attention.q_layernorm.weight", "self_attention.linear_qkv."
 

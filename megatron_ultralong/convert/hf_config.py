@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from megatron_ultralong.checkpoint.description import Description
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.model import rope_hf
-from megatron_ultralong.model.description import Description
-from megatron_ultralong.model.rope import RopeScaling, longrope_attention
+from megatron_ultralong.rope import config_json
+from megatron_ultralong.rope.scaling import RopeScaling, longrope_attention
 
 _DTYPE_ENTRIES = ("torch_dtype", "dtype")
 
@@ -38,10 +38,10 @@ def served(config: dict[str, Any], rope: RopeScaling) -> tuple[RopeScaling, floa
     if config.get("model_type") == "phi3" and rope.kind not in ("none", "longrope"):
         stated = _as_longrope(config, rope)
     elif rope.kind == "ntk":  # a plain rope of another base, and Hugging Face has no other form of it
-        dim = rope.rotary_dim(rope_hf.head_dim(config))
+        dim = rope.rotary_dim(config_json.head_dim(config))
         stated = dataclasses.replace(rope, kind="none", base=rope.ntk_base(dim), factor=1.0, attention_factor=1.0)
         stated = dataclasses.replace(stated, original_length=rope.length, declared_length=0)
-    elif rope_hf.states_attention_factor(rope):
+    elif config_json.states_attention_factor(rope):
         stated = rope
     else:
         stated = dataclasses.replace(rope, attention_factor=1.0)
@@ -52,7 +52,7 @@ def _as_longrope(config: dict[str, Any], rope: RopeScaling) -> RopeScaling:
     """The same frequencies as longrope's lists, with the attention factor that readers derive from the lengths."""
     if rope.kind == "dynamic-ntk":
         raise UserError("rope kind 'dynamic-ntk' of a phi3 model has no Hugging Face form: its lists are fixed.")
-    dim = rope.rotary_dim(rope_hf.head_dim(config))
+    dim = rope.rotary_dim(config_json.head_dim(config))
     plain = dataclasses.replace(rope, kind="none").inverse_frequencies(dim)
     factors = tuple((plain / rope.inverse_frequencies(dim)).tolist())
     ratio = rope.length / rope.original_length
@@ -78,7 +78,7 @@ def with_rope(config: dict[str, Any], rope: RopeScaling) -> dict[str, Any]:
     Raises:
         UserError: Hugging Face has no form for this rope.
     """
-    kept = {name: value for name, value in config.items() if name not in rope_hf.ENTRIES}
+    kept = {name: value for name, value in config.items() if name not in config_json.ENTRIES}
     return kept | served(config, rope)[0].to_hf()
 
 

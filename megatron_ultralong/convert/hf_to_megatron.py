@@ -19,8 +19,18 @@ from typing import Literal
 import torch
 
 from megatron_ultralong import provenance
-from megatron_ultralong.convert.huggingface import HfFolder, own_tokenizer_fingerprint
-from megatron_ultralong.convert.logits import Verification, verify_logits
+from megatron_ultralong.checkpoint.description import Description, sizes
+from megatron_ultralong.convert.conversion_plan import import_plan
+from megatron_ultralong.convert.formats.hf_folder import HfFolder, own_tokenizer_fingerprint
+from megatron_ultralong.convert.formats.row_stream import Tally, cut, fuse
+from megatron_ultralong.convert.formats.torch_dist import (
+    FILES,
+    Reader,
+    Stored,
+    TensorChunk,
+    write_chunks,
+    write_metadata,
+)
 from megatron_ultralong.convert.output import (
     TORCH_DTYPES,
     Dtype,
@@ -32,18 +42,15 @@ from megatron_ultralong.convert.output import (
     warn_not_finite,
     writing,
 )
-from megatron_ultralong.convert.plan import import_plan
-from megatron_ultralong.convert.stream import Tally, cut, fuse
-from megatron_ultralong.convert.table import Table
-from megatron_ultralong.convert.torch_dist import FILES, Piece, Reader, Stored, write_metadata, write_pieces
-from megatron_ultralong.convert.verify import check_megatron
+from megatron_ultralong.convert.parameter_mapping import Table
+from megatron_ultralong.convert.proof.checksums import check_megatron
+from megatron_ultralong.convert.proof.logits import Verification, verify_logits
 from megatron_ultralong.convert.workers import share
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.model.description import Description, sizes
-from megatron_ultralong.model.families import EMBEDDING, OUTPUT
-from megatron_ultralong.model.rope import RopeScaling
-from megatron_ultralong.model.rules import Rule
+from megatron_ultralong.families.rules import Rule
+from megatron_ultralong.families.tables import EMBEDDING, OUTPUT
 from megatron_ultralong.progress import Progress
+from megatron_ultralong.rope.scaling import RopeScaling
 
 logger = logging.getLogger(__name__)
 
@@ -144,11 +151,11 @@ class _Import:
             )
             for rule, layer in self.table.groups()[number]
         ]
-        return write_pieces(self.folder / f"__{number}_0.distcp", pieces), tally
+        return write_chunks(self.folder / f"__{number}_0.distcp", pieces), tally
 
-    def _piece(self, rule: Rule, layer: int) -> Piece:
+    def _piece(self, rule: Rule, layer: int) -> TensorChunk:
         shape = self.table.megatron_shapes[rule.megatron]
-        return Piece(rule.megatron, shape, layer if rule.layered else None, self.dtypes[rule.megatron])
+        return TensorChunk(rule.megatron, shape, layer if rule.layered else None, self.dtypes[rule.megatron])
 
 
 def _write_weights(folder: Path, source: HfFolder, table: Table, dtypes: dict[str, torch.dtype], workers: int) -> Tally:

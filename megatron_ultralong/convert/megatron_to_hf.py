@@ -16,10 +16,11 @@ from typing import Any, Literal
 
 import torch
 
+from megatron_ultralong.checkpoint.description import Description
 from megatron_ultralong.convert.average import Mean, open_mean
+from megatron_ultralong.convert.conversion_plan import export_plan
 from megatron_ultralong.convert.folding import QueryFold
-from megatron_ultralong.convert.hf_config import exported
-from megatron_ultralong.convert.huggingface import (
+from megatron_ultralong.convert.formats.hf_folder import (
     INDEX,
     RUN,
     TOKENIZER_FILES,
@@ -31,7 +32,9 @@ from megatron_ultralong.convert.huggingface import (
     runs,
     write_index,
 )
-from megatron_ultralong.convert.logits import Verification, verify_logits
+from megatron_ultralong.convert.formats.row_stream import Tally, unfuse
+from megatron_ultralong.convert.formats.safetensors_file import Writer
+from megatron_ultralong.convert.hf_config import exported
 from megatron_ultralong.convert.output import (
     TORCH_DTYPES,
     Dtype,
@@ -42,17 +45,14 @@ from megatron_ultralong.convert.output import (
     warn_not_finite,
     writing,
 )
-from megatron_ultralong.convert.plan import export_plan
-from megatron_ultralong.convert.safetensors_file import Writer
-from megatron_ultralong.convert.stream import Tally, unfuse
-from megatron_ultralong.convert.table import Table
-from megatron_ultralong.convert.verify import check_hf
+from megatron_ultralong.convert.parameter_mapping import Table
+from megatron_ultralong.convert.proof.checksums import check_hf
+from megatron_ultralong.convert.proof.logits import Verification, verify_logits
 from megatron_ultralong.convert.workers import share
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.families.rules import Rule
+from megatron_ultralong.families.tables import EMBEDDING
 from megatron_ultralong.files import read_json, write_json
-from megatron_ultralong.model.description import Description
-from megatron_ultralong.model.families import EMBEDDING
-from megatron_ultralong.model.rules import Rule
 from megatron_ultralong.progress import Progress
 
 logger = logging.getLogger(__name__)

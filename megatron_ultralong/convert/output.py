@@ -12,8 +12,8 @@ from typing import Literal
 
 import torch
 
-from megatron_ultralong.convert.stream import Tally
-from megatron_ultralong.convert.table import listing
+from megatron_ultralong.convert.formats.row_stream import Tally
+from megatron_ultralong.convert.parameter_mapping import listing
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import atomic_directory
 

@@ -1,11 +1,1 @@
 """From text to the batch on a rank: tokenize, resample, pack, read, blend (docs/data_flow.md has the picture)."""
-
-from megatron_ultralong.data import _packing
-
-_INTERFACE = 2  # as csrc/packing.cpp says; raised with every change of a kernel's arguments or results
-
-if getattr(_packing, "INTERFACE", 1) != _INTERFACE:
-    raise ImportError(
-        f"{_packing.__file__} was built from other sources than these; build it again: "
-        "python setup.py build_ext --inplace (or make test, which does)"
-    )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.config.sections import ParallelConfig
 from megatron_ultralong.engine import device as engine_device
 
 

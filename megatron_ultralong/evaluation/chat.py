@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from megatron_ultralong.data.tokenizer import load_tokenizer
+from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
 from megatron_ultralong.errors import UserError
 
 Message = dict[str, str]

@@ -18,12 +18,11 @@ from typing import Any
 import torch
 
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.evaluation.chat import ChatTokenizer
-from megatron_ultralong.evaluation.haystack import Haystack
-from megatron_ultralong.evaluation.models import Dtype, LanguageModel, ModelInfo, read_info
-from megatron_ultralong.evaluation.perplexity import bucket_edges, cut_windows, perplexity_rows
-from megatron_ultralong.evaluation.scoring import Prompt
-from megatron_ultralong.evaluation.tasks import (
+from megatron_ultralong.evaluation.backends.hf import Dtype, LanguageModel, ModelInfo, read_info
+from megatron_ultralong.evaluation.benchmarks.haystack import Haystack
+from megatron_ultralong.evaluation.benchmarks.perplexity import bucket_edges, cut_windows, perplexity_rows
+from megatron_ultralong.evaluation.benchmarks.scoring import Prompt
+from megatron_ultralong.evaluation.benchmarks.tasks import (
     Cell,
     depth_grid,
     passkey_cells,
@@ -31,6 +30,7 @@ from megatron_ultralong.evaluation.tasks import (
     recall_prompts,
     recall_score,
 )
+from megatron_ultralong.evaluation.chat import ChatTokenizer
 
 logger = logging.getLogger(__name__)
 

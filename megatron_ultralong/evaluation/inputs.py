@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.data.documents import Fields, read_documents
+from megatron_ultralong.data.tokenizing.documents import Fields, read_documents
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import read_json
 

@@ -14,18 +14,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.config.sections import ParallelConfig
+from megatron_ultralong.context_parallel.activation_recomputation import checkpoint_all_but_attention
 from megatron_ultralong.context_parallel.core_attention import RingCoreAttention, TECoreAttention
-from megatron_ultralong.context_parallel.kept import checkpoint_all_but_attention
 from megatron_ultralong.engine import cpu, groups, mcore, transformer_engine
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.model.families import completed, rules_of
+from megatron_ultralong.families.tables import completed, rules_of
 from megatron_ultralong.model.loss import DEFAULT, LossOptions, sum_of_losses
 from megatron_ultralong.model.offload import saved_on_host
-from megatron_ultralong.model.rope import RopeScaling
-from megatron_ultralong.model.rope_hf import head_dim
 from megatron_ultralong.model.rotary import Angles, Rotary, RotarySelfAttention
 from megatron_ultralong.model.tiling import tile
+from megatron_ultralong.rope.config_json import head_dim
+from megatron_ultralong.rope.scaling import RopeScaling
 
 SAVED_NAMES = {
     "input_layernorm.": "self_attention.linear_qkv.layer_norm_",

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from megatron_ultralong.context_parallel.core_attention import SequenceLayout
 from megatron_ultralong.engine import mcore
-from megatron_ultralong.model.rope import RopeScaling
+from megatron_ultralong.rope.scaling import RopeScaling
 
 Angles = Literal["fp32", "fp64"]
 _CHUNK = 1 << 14  # positions whose angles exist at a time

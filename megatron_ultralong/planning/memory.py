@@ -12,8 +12,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from megatron_ultralong.config import RunConfig
-from megatron_ultralong.context_parallel.memory import RingMemory, ring_memory
+from megatron_ultralong.config.sections import RunConfig
+from megatron_ultralong.context_parallel.ring_memory import RingMemory, ring_memory
 from megatron_ultralong.model.loss import LossOptions, chunk_rows
 from megatron_ultralong.planning.flops import ModelShape
 

@@ -8,11 +8,11 @@ import time
 import torch
 import torch.distributed as dist
 
-from megatron_ultralong.config import RunConfig
+from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.engine import groups
 from megatron_ultralong.planning.memory import StepMemory
 from megatron_ultralong.progress import duration
-from megatron_ultralong.training.memory import measured, report
+from megatron_ultralong.training.measured_memory import measured, report
 from megatron_ultralong.training.setup import Run, prepare
 from megatron_ultralong.training.step import train_step
 

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
-from megatron_ultralong.config import CheckpointConfig
+from megatron_ultralong.config.sections import CheckpointConfig
 
 logger = logging.getLogger(__name__)
 

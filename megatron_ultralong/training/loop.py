@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_ultralong.config import RunConfig
+from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.engine import device, groups
 from megatron_ultralong.planning.flops import ModelShape, peak_flops, step_flops
 from megatron_ultralong.training.anomalies import Anomalies
-from megatron_ultralong.training.memory import measured, report
+from megatron_ultralong.training.measured_memory import measured, report
 from megatron_ultralong.training.metrics import Recorder, StepMetrics
-from megatron_ultralong.training.profile import Profiler
+from megatron_ultralong.training.profiling import Profiler
 from megatron_ultralong.training.saving import Saver
 from megatron_ultralong.training.setup import Run, prepare
 from megatron_ultralong.training.step import StepResult, train_step

@@ -12,8 +12,8 @@ import math
 from pathlib import Path
 from typing import Any, Protocol
 
-from megatron_ultralong.config import RunConfig
-from megatron_ultralong.config_io import resolved
+from megatron_ultralong.config.reading import resolved
+from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.files import atomic_file
 from megatron_ultralong.training.view import LiveView, PlainView, is_terminal
 

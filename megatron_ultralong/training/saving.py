@@ -20,11 +20,11 @@ from pathlib import Path
 import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
 
+from megatron_ultralong.checkpoint.description import Description, sizes
 from megatron_ultralong.engine.checkpoint_writer import CheckpointWriter
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import replace_directory
-from megatron_ultralong.model.description import Description, sizes
-from megatron_ultralong.training import checkpoint
+from megatron_ultralong.training import checkpoints
 from megatron_ultralong.training.exporting import Exporter
 from megatron_ultralong.training.setup import Run
 from megatron_ultralong.training.stopping import StopRequests
@@ -128,13 +128,13 @@ class Saver:
         assert save is not None
         tag = [uuid.uuid4().hex[:8]]  # a writer that outlived its killed run must not meet this one's files
         dist.broadcast_object_list(tag)
-        target = checkpoint.step_folder(save, done)
+        target = checkpoints.step_folder(save, done)
         folder = target.with_name(f".{target.name}.{tag[0]}.tmp")
         position = run.data.position(run.samples_before(done))
         description = dataclasses.replace(run.description, step=done, data=position.to_json())
         self._pending = pending = _Pending(description, folder, target, time.monotonic())
         _on_rank_0(lambda: folder.mkdir(parents=True))
-        state = checkpoint.run_state(run.weights, run.optimizer, run.scheduler, done, loading=False)
+        state = checkpoints.run_state(run.weights, run.optimizer, run.scheduler, done, loading=False)
         request, failure = self._writer.plan(state, str(folder))
         _on_rank_0(lambda: _raise(failure))
         if background:
@@ -202,7 +202,7 @@ def _prune(save: Path, keep_last: int, keep_every: int, needed: set[Path]) -> No
     """Delete the checkpoints that are neither among the newest, nor of a step to keep, nor needed."""
     if keep_last == 0:
         return
-    for folder in checkpoint.step_folders(save)[keep_last:]:
+    for folder in checkpoints.step_folders(save)[keep_last:]:
         if folder not in needed and (not keep_every or int(folder.name[5:]) % keep_every):
             aside = folder.with_name(f".{folder.name}.old")  # it stops being a checkpoint before its files go
             shutil.rmtree(aside, ignore_errors=True)

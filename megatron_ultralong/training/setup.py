@@ -1,6 +1,6 @@
 """From a configuration to everything a run needs: processes, data, model, optimizer, schedule.
 
-What can be wrong in the configuration is found before a model is built: see `config_io.check_config`.
+What can be wrong in the configuration is found before a model is built: see `reading.check_config`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_ultralong import config_io
-from megatron_ultralong.config import RunConfig
-from megatron_ultralong.data.blend import BlendedDataset
-from megatron_ultralong.data.dataset import PackedDataset
-from megatron_ultralong.data.tokenizer import load_tokenizer
+from megatron_ultralong.checkpoint.description import Description
+from megatron_ultralong.config import reading
+from megatron_ultralong.config.sections import RunConfig
+from megatron_ultralong.data.reading.blend import BlendedDataset
+from megatron_ultralong.data.reading.dataset import PackedDataset
+from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
 from megatron_ultralong.engine import device as engine_device
 from megatron_ultralong.engine import distributed_adam, groups, mcore
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import read_json
-from megatron_ultralong.model import build, rope, rope_recipes
-from megatron_ultralong.model.description import Description
+from megatron_ultralong.model import build
 from megatron_ultralong.model.loss import LossOptions
-from megatron_ultralong.training import checkpoint
+from megatron_ultralong.rope import recipes, scaling
+from megatron_ultralong.training import checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +80,9 @@ def prepare(config: RunConfig, joined: Callable[[], None] = lambda: None) -> Run
         UserError: anything in the configuration, the data or the checkpoint that cannot work.
     """
     hf_config = read_hf_config(config)
-    config_io.check_config(config, hf_config=hf_config, world_size=groups.world_size_from_environment())
+    reading.check_config(config, hf_config=hf_config, world_size=groups.world_size_from_environment())
     _check_offload(config.optimizer.offload_fraction)
-    candidates = checkpoint.sound(config.checkpoint.save)
+    candidates = checkpoints.sound(config.checkpoint.save)
     resume_from = next(candidates, None)
     description = _describe(config, hf_config, resume_from or config.checkpoint.load)
     data = _blend(config, resume_from)
@@ -93,7 +94,7 @@ def prepare(config: RunConfig, joined: Callable[[], None] = lambda: None) -> Run
         hf_config, description.rope, config.parallel, config.train.precision, config.rope.angles, loss
     ).to(device)
     if resume_from is None and config.checkpoint.load is not None:
-        checkpoint.load_weights(weights, config.checkpoint.load)
+        checkpoints.load_weights(weights, config.checkpoint.load)
     model, optimizer = _optimize(weights, config)
     scheduler = _schedule(optimizer, config)
     run = Run(config, model, weights, optimizer, scheduler, data, description, 0, data.first, None, device)
@@ -122,7 +123,7 @@ def _resume(run: Run, first: list[Path], others: Iterator[Path]) -> None:
         choice = [folder]
         dist.broadcast_object_list(choice)
         try:
-            run.step = checkpoint.load_run(choice[0], run.weights, run.optimizer, run.scheduler, run.description.run)
+            run.step = checkpoints.load_run(choice[0], run.weights, run.optimizer, run.scheduler, run.description.run)
         except UserError as error:
             logger.warning("%s is damaged and passed over: %s", choice[0], error)
             continue
@@ -147,7 +148,7 @@ def _blend(config: RunConfig, resume_from: Path | None) -> BlendedDataset:
         for source in section.sources
     ]
     weights = [source.weight for source in section.sources]
-    start = None if resume_from is None else checkpoint.data_position(resume_from)
+    start = None if resume_from is None else checkpoints.data_position(resume_from)
     return BlendedDataset(datasets, weights, config.train.seed, start)
 
 
@@ -179,7 +180,7 @@ def read_hf_config(config: RunConfig) -> dict[str, Any]:
 
 def _describe(config: RunConfig, hf_config: dict[str, Any], start: Path | None) -> Description:
     """The model of this run: the rope continues from that of the checkpoint it starts from, where there is one."""
-    own = rope.RopeScaling.from_hf(hf_config)
+    own = scaling.RopeScaling.from_hf(hf_config)
     if start is not None:
         loaded = Description.read(start)
         for key in ("architectures", "hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size"):
@@ -191,10 +192,10 @@ def _describe(config: RunConfig, hf_config: dict[str, Any], start: Path | None) 
         own = loaded.rope
     return Description(
         hf_config=hf_config,
-        rope=rope_recipes.scaled(own, config.rope, config.data.sequence_length),
+        rope=recipes.scaled(own, config.rope, config.data.sequence_length),
         tokenizer_fingerprint=load_tokenizer(config.model.hf).fingerprint,
         step=0,
-        run=config_io.resolved(config, processes=groups.world_size_from_environment()),
+        run=reading.resolved(config, processes=groups.world_size_from_environment()),
     )
 
 

@@ -18,17 +18,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_ultralong.config import RunConfig
+from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.context_parallel import document_zigzag, zigzag
 from megatron_ultralong.context_parallel.core_attention import SequenceLayout
-from megatron_ultralong.data.blend import BlendedDataset
+from megatron_ultralong.data.reading.blend import BlendedDataset
 from megatron_ultralong.engine import mcore
 from megatron_ultralong.planning.flops import causal_pairs
 from megatron_ultralong.training.setup import Run
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class Microbatch:
     """One microbatch on this rank: its share of the sequence.
 
     Attributes:
@@ -46,7 +46,7 @@ class Batch:
     pairs: int
 
 
-def microbatches(run: Run, step: int) -> Iterator[Batch]:
+def microbatches(run: Run, step: int) -> Iterator[Microbatch]:
     """This rank's microbatches of optimizer step `step` (0 for the first).
 
     Sample k of the run is the k-th of the blend, whatever the layout: microbatch m on data-parallel rank d
@@ -76,7 +76,7 @@ def held_spans(
     return zigzag.spans(config.padded_length, cp_rank, cp_size)
 
 
-def _read(run: Run, samples: range, spans: tuple[tuple[int, int], ...]) -> Batch:
+def _read(run: Run, samples: range, spans: tuple[tuple[int, int], ...]) -> Microbatch:
     rows = [run.data.read(sample, spans) for sample in samples]
     masked = run.config.data.document_mask
     lengths = np.diff(rows[0].cu_seqlens).tolist() if masked else [run.config.data.sequence_length] * len(rows)
@@ -85,7 +85,7 @@ def _read(run: Run, samples: range, spans: tuple[tuple[int, int], ...]) -> Batch
     def stack(name: str) -> Tensor:
         return torch.from_numpy(np.stack([getattr(row, name) for row in rows])).to(run.device)
 
-    return Batch(
+    return Microbatch(
         tokens=stack("tokens"),
         labels=stack("labels"),
         loss_mask=stack("loss_mask"),
@@ -95,7 +95,7 @@ def _read(run: Run, samples: range, spans: tuple[tuple[int, int], ...]) -> Batch
     )
 
 
-def _forward(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Any]:
+def _forward(batches: Iterator[Microbatch], model: Any) -> tuple[Tensor, Any]:
     """What megatron-core's schedule calls for each microbatch."""
     batch = next(batches)
     total = model(
@@ -109,7 +109,7 @@ def _forward(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Any]:
     return total, functools.partial(_count, batch)
 
 
-def _count(batch: Batch, total: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+def _count(batch: Microbatch, total: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
     """The sum of the losses, the number of labels, and for the report both again and the pairs attention saw."""
     count = batch.loss_mask.sum()
     return total, count.int(), (total.detach().double(), count.double(), total.new_tensor(batch.pairs).double())

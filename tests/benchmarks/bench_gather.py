@@ -24,9 +24,9 @@ from corpora import gpt_dataset, median, seconds, write_corpus
 from megatron.core.utils import get_batch_on_this_cp_rank
 
 from megatron_ultralong.context_parallel import zigzag
-from megatron_ultralong.data.corpus import open_corpus
-from megatron_ultralong.data.dataset import PackedDataset
-from megatron_ultralong.data.packed_index import PackOptions, write_packed_index
+from megatron_ultralong.data.corpus.corpus import open_corpus
+from megatron_ultralong.data.packing.index import PackOptions, write_packed_index
+from megatron_ultralong.data.reading.dataset import PackedDataset
 
 CP = 16
 

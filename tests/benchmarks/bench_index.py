@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from corpora import best, gpt_dataset, write_corpus
 
-from megatron_ultralong.data import _packing
-from megatron_ultralong.data.corpus import open_corpus
-from megatron_ultralong.data.order import key
-from megatron_ultralong.data.packed_index import PackOptions, write_packed_index
+from megatron_ultralong.data.corpus.corpus import open_corpus
+from megatron_ultralong.data.packing import _packing
+from megatron_ultralong.data.packing.index import PackOptions, write_packed_index
+from megatron_ultralong.data.shuffle import key
 
 
 def main() -> None:

@@ -18,16 +18,16 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.config.sections import ParallelConfig
 from megatron_ultralong.context_parallel.core_attention import SequenceLayout
 from megatron_ultralong.context_parallel.ring import ring_attention
 from megatron_ultralong.context_parallel.ulysses import ulysses_attention
 from megatron_ultralong.engine import groups
 from megatron_ultralong.model.build import build_model
-from megatron_ultralong.model.rope import RopeScaling
+from megatron_ultralong.rope.scaling import RopeScaling
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.context_parallel.test_kept import Storages, StorageWeakRef
+from tests.context_parallel.test_activation_recomputation import Storages, StorageWeakRef
 
 HEADS, WIDTH = 8, 64
 MODEL = {

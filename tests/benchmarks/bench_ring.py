@@ -26,10 +26,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from megatron_ultralong.context_parallel import kernels, kernels_cpu, merge, rectangles, zigzag
-from megatron_ultralong.context_parallel.exchange import Exchange, Neighbours
-from megatron_ultralong.context_parallel.memory import ring_memory
+from megatron_ultralong.context_parallel import kernels, kernels_cpu, online_softmax, rectangles, zigzag
 from megatron_ultralong.context_parallel.ring import ring_attention
+from megatron_ultralong.context_parallel.ring_exchange import Exchange, Neighbours
+from megatron_ultralong.context_parallel.ring_memory import ring_memory
 
 
 class GatherFirst(torch.autograd.Function):
@@ -80,7 +80,7 @@ def before_and_at(q, k, v, start, stop):
     scale = q.shape[-1] ** -0.5
     out, lse = kernels.forward(q, k[:, start:stop], v[:, start:stop], True, scale)
     if start:
-        merge.fold(out, lse, *kernels.forward(q, k[:, :start], v[:, :start], False, scale))
+        online_softmax.fold(out, lse, *kernels.forward(q, k[:, :start], v[:, :start], False, scale))
     return out, lse
 
 

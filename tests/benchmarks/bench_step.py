@@ -25,12 +25,19 @@ import torch
 from torch.overrides import TorchFunctionMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from megatron_ultralong.config import DataConfig, DataSource, ModelConfig, ParallelConfig, RunConfig, TrainConfig
-from megatron_ultralong.data.corpus import open_corpus
-from megatron_ultralong.data.documents import Fields
-from megatron_ultralong.data.packed_index import PackOptions, write_packed_index
-from megatron_ultralong.data.tokenize import tokenize_corpus
-from megatron_ultralong.data.tokenizer import load_tokenizer
+from megatron_ultralong.config.sections import (
+    DataConfig,
+    DataSource,
+    ModelConfig,
+    ParallelConfig,
+    RunConfig,
+    TrainConfig,
+)
+from megatron_ultralong.data.corpus.corpus import open_corpus
+from megatron_ultralong.data.packing.index import PackOptions, write_packed_index
+from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
+from megatron_ultralong.data.tokenizing.documents import Fields
+from megatron_ultralong.data.tokenizing.run import tokenize_corpus
 from megatron_ultralong.engine import cpu, groups
 from megatron_ultralong.planning.flops import ModelShape, causal_pairs, step_flops
 from megatron_ultralong.training.setup import prepare

@@ -111,9 +111,9 @@ def rate(name: str, size: int, work: Callable[[], object]) -> None:
 
 def bounds(corpus: Path, folder: Path) -> None:
     """Each stage alone, on one thread."""
-    from megatron_ultralong.data.documents import Fields, parse
-    from megatron_ultralong.data.encoders import GigatokenEncoder, Recipe
-    from megatron_ultralong.data.streams import byte_blocks, line_blocks
+    from megatron_ultralong.data.tokenizer.encoders import GigatokenEncoder, Recipe
+    from megatron_ultralong.data.tokenizing.documents import Fields, parse
+    from megatron_ultralong.data.tokenizing.streams import byte_blocks, line_blocks
 
     size = corpus.stat().st_size
     blocks = list(line_blocks(byte_blocks(str(corpus))))

@@ -13,8 +13,14 @@ import numpy as np
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.utils import Split
 
-from megatron_ultralong.data.corpus import VERSION, combined_fingerprint, manifest_path, sources_path, token_files
-from megatron_ultralong.data.indexed import IndexedWriter, bin_path, idx_path, token_dtype
+from megatron_ultralong.data.corpus.corpus import (
+    VERSION,
+    combined_fingerprint,
+    manifest_path,
+    sources_path,
+    token_files,
+)
+from megatron_ultralong.data.corpus.indexed_dataset import IndexedWriter, bin_path, idx_path, token_dtype
 
 
 def write_corpus(prefix: Path, lengths: np.ndarray, vocab_size: int, seed: int | None) -> None:

@@ -16,8 +16,8 @@ import torch
 from megatron.core.models.common.embeddings.rope_utils import _apply_rotary_pos_emb_bshd
 
 from megatron_ultralong.context_parallel import zigzag
-from megatron_ultralong.model.rope_recipes import ultralong
 from megatron_ultralong.model.rotary import Rotary, rotate, serving_frequencies
+from megatron_ultralong.rope.recipes import ultralong
 
 FOUR_MILLION, LAYERS = 4_194_304, 32
 ROPE = ultralong(FOUR_MILLION)

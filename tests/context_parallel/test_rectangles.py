@@ -6,15 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ultralong.context_parallel import rectangles, zigzag
-from megatron_ultralong.context_parallel.rectangles import Block, Piece
+from megatron_ultralong.context_parallel.rectangles import Block, LocalDocument
 from megatron_ultralong.errors import UserError
 
 
 def test_a_document_over_both_chunks_is_one_piece():
     # 16 positions on 2 ranks: rank 0 holds 0..3 and 12..15, rank 1 holds 4..11.
-    assert rectangles.pieces(16, 0, 2, (0, 3, 13, 16)) == [Piece(0, 0, 3), Piece(1, 3, 5), Piece(2, 5, 8)]
-    assert rectangles.pieces(16, 1, 2, (0, 3, 13, 16)) == [Piece(1, 0, 8)]
-    assert rectangles.pieces(16, 0, 2, (0, 4, 12, 16)) == [Piece(0, 0, 4), Piece(2, 4, 8)]
+    assert rectangles.local_documents(16, 0, 2, (0, 3, 13, 16)) == [
+        LocalDocument(0, 0, 3),
+        LocalDocument(1, 3, 5),
+        LocalDocument(2, 5, 8),
+    ]
+    assert rectangles.local_documents(16, 1, 2, (0, 3, 13, 16)) == [LocalDocument(1, 0, 8)]
+    assert rectangles.local_documents(16, 0, 2, (0, 4, 12, 16)) == [LocalDocument(0, 0, 4), LocalDocument(2, 4, 8)]
 
 
 def test_full_causal_blocks_of_two_ranks():

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_ultralong.context_parallel import ulysses, zigzag
-from megatron_ultralong.context_parallel.check import ulysses_problem
-from megatron_ultralong.context_parallel.exchange import LostPeerError
+from megatron_ultralong.context_parallel.requirements import ulysses_problem
+from megatron_ultralong.context_parallel.ring_exchange import LostPeerError
 from megatron_ultralong.errors import UserError
 from tests.context_parallel.ring_ranks import GRIDS, flash_in_one_process, with_gradients
 from tests.context_parallel.test_ring import HEAD_DIMS, PARTS, TOLERANCE, errors, exact, inputs

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from megatron_ultralong.convert.huggingface import plan_shards, write_index
-from megatron_ultralong.convert.safetensors_file import Writer
-from megatron_ultralong.convert.stream import cut
-from megatron_ultralong.convert.table import Table
+from megatron_ultralong.convert.formats.hf_folder import plan_shards, write_index
+from megatron_ultralong.convert.formats.row_stream import cut
+from megatron_ultralong.convert.formats.safetensors_file import Writer
+from megatron_ultralong.convert.parameter_mapping import Table
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {

@@ -19,14 +19,14 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.checkpoint.description import Description
+from megatron_ultralong.config.sections import ParallelConfig
 from megatron_ultralong.context_parallel import zigzag
 from megatron_ultralong.context_parallel.core_attention import SequenceLayout
 from megatron_ultralong.engine import groups, mcore
 from megatron_ultralong.engine.checkpoint_writer import CheckpointWriter
 from megatron_ultralong.model import build
-from megatron_ultralong.model.description import Description
-from megatron_ultralong.training.checkpoint import _load, _load_model, _model_state
+from megatron_ultralong.training.checkpoints import _load, _load_model, _model_state
 
 
 def main() -> None:

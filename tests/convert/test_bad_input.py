@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from megatron_ultralong.convert.formats.hf_folder import INDEX
 from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
-from megatron_ultralong.convert.huggingface import INDEX
 from megatron_ultralong.convert.megatron_to_hf import convert_megatron_to_hf
 from megatron_ultralong.errors import UserError
 from tests.convert.tiny_models import Build

@@ -9,10 +9,10 @@ import pytest
 import torch
 import transformers
 
-from megatron_ultralong.convert.table import Table
+from megatron_ultralong.convert.parameter_mapping import Table
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.model.families import FAMILIES, LLAMA, OUTPUT, completed
-from megatron_ultralong.model.rules import Dimensions, FusedQKV, GatedMLP
+from megatron_ultralong.families.rules import Dimensions, FusedQKV, GatedMLP
+from megatron_ultralong.families.tables import FAMILIES, LLAMA, OUTPUT, completed
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

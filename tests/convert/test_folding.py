@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_ultralong.checkpoint.description import Description
 from megatron_ultralong.convert.folding import QueryFold
 from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
-from megatron_ultralong.convert.logits import Verification, compare_logits, verification_tokens
 from megatron_ultralong.convert.megatron_to_hf import convert_megatron_to_hf
-from megatron_ultralong.model.description import Description
-from megatron_ultralong.model.families import LLAMA, PHI3, Q_NORM
-from megatron_ultralong.model.rope import RopeScaling, temperature
-from megatron_ultralong.model.rules import Dimensions, Rule
+from megatron_ultralong.convert.proof.logits import Verification, compare_logits, verification_tokens
+from megatron_ultralong.families.rules import Dimensions, Rule
+from megatron_ultralong.families.tables import LLAMA, PHI3, Q_NORM
+from megatron_ultralong.rope.scaling import RopeScaling, temperature
 from tests.convert.tiny_models import Build
 
 HOT: dict[str, Any] = {"base": 10000.0, "original_length": 64, "factor": 8.0, "attention_factor": temperature(8.0)}
@@ -77,7 +77,7 @@ def test_a_half_precision_export_is_rounded_once(build: Build, tmp_path: Path) -
     weights = {}
     for dtype in ("fp32", "keep"):
         convert_megatron_to_hf(load=load, output=tmp_path / dtype, dtype=dtype)  # type: ignore[arg-type]
-        from megatron_ultralong.convert.huggingface import HfFolder
+        from megatron_ultralong.convert.formats.hf_folder import HfFolder
 
         weights[dtype] = HfFolder.open(tmp_path / dtype).rows("model.layers.0.self_attn.q_proj.weight", 0, 32)
     assert weights["keep"].dtype == torch.bfloat16

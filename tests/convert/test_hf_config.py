@@ -14,7 +14,7 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from megatron_ultralong.convert.hf_config import served, with_dtype, with_rope
-from megatron_ultralong.model.rope import RopeScaling, temperature
+from megatron_ultralong.rope.scaling import RopeScaling, temperature
 
 OLD: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

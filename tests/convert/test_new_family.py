@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.convert.document import rendered
 from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
-from megatron_ultralong.convert.logits import Verification, compare_logits, verification_tokens
 from megatron_ultralong.convert.megatron_to_hf import convert_megatron_to_hf
+from megatron_ultralong.convert.name_tables import rendered
+from megatron_ultralong.convert.proof.logits import Verification, compare_logits, verification_tokens
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.model.families import FAMILIES as TABLES
-from megatron_ultralong.model.families import LLAMA, QKV_BIAS
+from megatron_ultralong.families.tables import FAMILIES as TABLES
+from megatron_ultralong.families.tables import LLAMA, QKV_BIAS
 from tests.convert import tiny_models
 from tests.convert.test_round_trip import assert_same, weights
 
@@ -34,4 +34,4 @@ def test_a_new_family_is_a_table_and_a_fixture(monkeypatch: pytest.MonkeyPatch, 
 
 def test_the_page_shows_the_tables_as_they_are() -> None:
     page = (Path(__file__).parents[2] / "docs" / "conversion.md").read_text(encoding="utf-8")
-    assert rendered(page) == page  # else: python -m megatron_ultralong.convert.document docs/conversion.md
+    assert rendered(page) == page  # else: python -m megatron_ultralong.convert.name_tables docs/conversion.md

@@ -12,11 +12,11 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from megatron_ultralong.checkpoint.description import Description, sizes
 from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
 from megatron_ultralong.convert.megatron_to_hf import convert_megatron_to_hf
-from megatron_ultralong.convert.table import Table
+from megatron_ultralong.convert.parameter_mapping import Table
 from megatron_ultralong.engine import groups
-from megatron_ultralong.model.description import Description, sizes
 from tests.convert.tiny_models import FAMILIES, Build
 
 

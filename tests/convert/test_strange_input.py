@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from megatron_ultralong.convert.formats.hf_folder import INDEX
 from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
-from megatron_ultralong.convert.huggingface import INDEX
 from megatron_ultralong.convert.megatron_to_hf import convert_megatron_to_hf
 from megatron_ultralong.errors import UserError
 from tests.convert.test_bad_input import edit_json, hf, megatron, refuse_hf, refuse_megatron

@@ -14,16 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_ultralong.convert import stream
-from megatron_ultralong.convert.blob import find_values, write_blob
+from megatron_ultralong.checkpoint.description import Description
+from megatron_ultralong.convert.formats.blob import find_values, write_blob
+from megatron_ultralong.convert.formats.row_stream import Tally
+from megatron_ultralong.convert.formats.safetensors_file import Writer, read_header
+from megatron_ultralong.convert.formats.torch_dist import Reader
 from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
-from megatron_ultralong.convert.logits import Verification, verify_logits
 from megatron_ultralong.convert.megatron_to_hf import convert_megatron_to_hf
-from megatron_ultralong.convert.safetensors_file import Writer, read_header
-from megatron_ultralong.convert.stream import Tally
-from megatron_ultralong.convert.torch_dist import Reader
+from megatron_ultralong.convert.proof.logits import Verification, verify_logits
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.model.description import Description
 from tests.convert.test_round_trip import assert_same, weights
 from tests.convert.tiny_models import Build
 
@@ -76,7 +75,7 @@ def test_blocks_smaller_than_a_span_change_nothing(
     build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convert_hf_to_megatron(hf=build("phi3"), output=tmp_path / "whole")
-    monkeypatch.setattr(stream, "CHUNK", 300)  # two rows of 32 in fp32
+    monkeypatch.setattr("megatron_ultralong.convert.formats.row_stream.CHUNK", 300)  # two rows of 32 in fp32
     convert_hf_to_megatron(hf=build("phi3"), output=tmp_path / "rows")
     for path in (tmp_path / "whole").glob("*.distcp"):
         assert path.read_bytes() == (tmp_path / "rows" / path.name).read_bytes()

@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from megatron_ultralong.data.corpus import (
+from megatron_ultralong.data.corpus.corpus import (
     Corpus,
     combined_fingerprint,
     manifest_path,
@@ -21,8 +21,8 @@ from megatron_ultralong.data.corpus import (
     sources_path,
     token_files,
 )
-from megatron_ultralong.data.indexed import IndexedWriter, bin_path, idx_path, token_dtype
-from megatron_ultralong.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_ultralong.data.corpus.indexed_dataset import IndexedWriter, bin_path, idx_path, token_dtype
+from megatron_ultralong.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"

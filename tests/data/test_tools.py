@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_ultralong.data.dataset import PackedDataset
+from megatron_ultralong.data.reading.dataset import PackedDataset
 from tests.data.conftest import write_lines
 
 ROOT = Path(__file__).parents[2]

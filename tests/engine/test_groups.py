@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.config.sections import ParallelConfig
 from megatron_ultralong.engine import groups, mcore
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.config.sections import ParallelConfig
 from megatron_ultralong.context_parallel import core_attention
 from megatron_ultralong.engine import mcore, transformer_engine
 from megatron_ultralong.model.build import transformer_config

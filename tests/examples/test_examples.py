@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from megatron_ultralong.config import RunConfig
-from megatron_ultralong.config_io import check_config, load_config
-from megatron_ultralong.data.tokenizer import tokenizer_fingerprint
-from megatron_ultralong.model.rope import RopeScaling
-from megatron_ultralong.model.rope_recipes import scaled
+from megatron_ultralong.config.reading import check_config, load_config
+from megatron_ultralong.config.sections import RunConfig
+from megatron_ultralong.data.tokenizer.tokenizer import tokenizer_fingerprint
+from megatron_ultralong.rope.recipes import scaled
+from megatron_ultralong.rope.scaling import RopeScaling
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(path.parent for path in (ROOT / "examples").rglob("settings.sh"))

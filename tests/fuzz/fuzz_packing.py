@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ultralong.data import _packing, packing
+from megatron_ultralong.data.packing import _packing, specification
 
 EXTREME = [-(2**63), -(2**31), -1, 0, 1, 2, 2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1]
 
@@ -41,7 +41,7 @@ class Round:
     def calls(self) -> list[tuple[str, list[Any]]]:
         """A call of every kernel."""
         last = self.number(0, len(self.ids) + 1)
-        place = [self.number(0, last + 1), self.number(0, 8), last, [5, packing.UNLIMITED][self.number(0, 2)]]
+        place = [self.number(0, last + 1), self.number(0, 8), last, [5, specification.UNLIMITED][self.number(0, 2)]]
         spans = [
             (begin, begin + self.number(0, 9)) for begin in self.random.integers(0, 25, self.number(0, 4)).tolist()
         ]
@@ -106,7 +106,7 @@ def run(seed: int) -> None:
     """One round; raises what went wrong."""
     here = Round(seed)
     for name, arguments in here.calls():
-        fast, slow = getattr(_packing, name)(*arguments), getattr(packing, name)(*arguments)
+        fast, slow = getattr(_packing, name)(*arguments), getattr(specification, name)(*arguments)
         if plain(fast) != plain(slow):
             raise AssertionError(f"{name}{tuple(arguments)}:\n  C++    {plain(fast)}\n  Python {plain(slow)}")
         for _ in range(4):

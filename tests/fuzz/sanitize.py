@@ -15,7 +15,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "sanitize"
-TESTS = ("test_packing", "test_order", "test_dataset", "test_packed_index", "test_blend")
+TESTS = (
+    "packing/test_specification",
+    "packing/test_index",
+    "reading/test_dataset",
+    "reading/test_blend",
+    "test_shuffle",
+)
+    "packing/test_specification",
+    "test_shuffle",
+    "reading/test_dataset",
+    "packing/test_index",
+    "reading/test_blend",
+)
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1"
 
 # Puts the sanitized extension in the place of the package's own, then runs what follows.
@@ -23,12 +35,12 @@ PROGRAM = """
 import importlib.util, runpy, sys
 from pathlib import Path
 (path,) = Path(sys.argv[1]).rglob("_packing*.so")
-spec = importlib.util.spec_from_file_location("megatron_ultralong.data._packing", path)
+spec = importlib.util.spec_from_file_location("megatron_ultralong.data.packing._packing", path)
 module = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = module
 spec.loader.exec_module(module)
-from megatron_ultralong.data import order
-assert order._packing is module, "the sanitized extension is not the one in use"
+from megatron_ultralong.data import shuffle
+assert shuffle._packing is module, "the sanitized extension is not the one in use"
 sys.argv = sys.argv[2:]
 if sys.argv[0] == "pytest":
     import pytest

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.config.sections import ParallelConfig
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.model.build import transformer_config
-from megatron_ultralong.model.rope_hf import head_dim
+from megatron_ultralong.rope.config_json import head_dim
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

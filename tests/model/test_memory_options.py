@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.config.sections import ParallelConfig
 from megatron_ultralong.context_parallel.core_attention import SequenceLayout
 from megatron_ultralong.engine import groups
 from megatron_ultralong.model.build import build_model
 from megatron_ultralong.model.offload import saved_on_host
-from megatron_ultralong.model.rope import RopeScaling
+from megatron_ultralong.rope.scaling import RopeScaling
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

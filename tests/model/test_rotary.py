@@ -16,13 +16,13 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from megatron_ultralong.config import ParallelConfig
+from megatron_ultralong.config.sections import ParallelConfig
 from megatron_ultralong.context_parallel import zigzag
 from megatron_ultralong.context_parallel.core_attention import SequenceLayout
 from megatron_ultralong.engine import groups
 from megatron_ultralong.model.build import build_model
-from megatron_ultralong.model.rope import RopeScaling, temperature
 from megatron_ultralong.model.rotary import Rotary, rotate, serving_frequencies
+from megatron_ultralong.rope.scaling import RopeScaling, temperature
 
 PLAIN = RopeScaling(base=10000.0, original_length=64)
 FOUR_MILLION = RopeScaling(base=5e5, kind="yarn", factor=512.0, original_length=8192)

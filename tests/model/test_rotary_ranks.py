@@ -11,8 +11,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from megatron_ultralong.context_parallel import zigzag
-from megatron_ultralong.model.rope import RopeScaling
 from megatron_ultralong.model.rotary import Rotary
+from megatron_ultralong.rope.scaling import RopeScaling
 from tests.ranks import leave
 
 LONGROPE: dict[str, Any] = {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megatron_ultralong.model.loss import LossOptions, chunk_rows, sum_of_losses
 from megatron_ultralong.planning.memory import eager_loss_memory, loss_memory
-from tests.context_parallel.test_memory import peak_bytes
+from tests.context_parallel.test_ring_memory import peak_bytes
 
 
 @pytest.fixture(scope="module")

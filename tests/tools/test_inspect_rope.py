@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _rope_report import angle_error, ratios, treatment, variants
 
-from megatron_ultralong.config import RopeConfig
+from megatron_ultralong.checkpoint.description import Description
+from megatron_ultralong.config.sections import RopeConfig
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.model.description import Description
-from megatron_ultralong.model.rope import RopeScaling
-from megatron_ultralong.model.rope_recipes import ultralong
-from megatron_ultralong.model.rope_report import angle_error, ratios, treatment, variants
-from tests.model.real_configs import REAL
+from megatron_ultralong.rope.recipes import ultralong
+from megatron_ultralong.rope.scaling import RopeScaling
+from tests.rope.real_configs import REAL
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
-from megatron_ultralong.data.corpus import open_corpus
-from megatron_ultralong.data.documents import Fields
-from megatron_ultralong.data.packed_index import PackOptions, write_packed_index
-from megatron_ultralong.data.tokenize import tokenize_corpus
-from megatron_ultralong.data.tokenizer import load_tokenizer
+from megatron_ultralong.data.corpus.corpus import open_corpus
+from megatron_ultralong.data.packing.index import PackOptions, write_packed_index
+from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
+from megatron_ultralong.data.tokenizing.documents import Fields
+from megatron_ultralong.data.tokenizing.run import tokenize_corpus
 from tests.convert.tiny_models import build_model
 from tests.data.conftest import train_tokenizer
 from tests.training.jobs import Job

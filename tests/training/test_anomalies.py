@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
-from megatron_ultralong.data.blend import BlendedDataset
-from megatron_ultralong.data.dataset import PackedDataset
+from megatron_ultralong.data.reading.blend import BlendedDataset
+from megatron_ultralong.data.reading.dataset import PackedDataset
 from megatron_ultralong.training.anomalies import spike
 from tests.training.jobs import Job, rows_of
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_ultralong.data.corpus import open_corpus
-from megatron_ultralong.data.packed_index import PackOptions, write_packed_index
-from megatron_ultralong.training.memory import _Cpu
+from megatron_ultralong.data.corpus.corpus import open_corpus
+from megatron_ultralong.data.packing.index import PackOptions, write_packed_index
+from megatron_ultralong.training.measured_memory import _Cpu
 from tests.training.jobs import Job
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]

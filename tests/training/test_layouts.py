@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from megatron_ultralong.context_parallel import zigzag
-from megatron_ultralong.data.blend import BlendedDataset
-from megatron_ultralong.data.corpus import open_corpus
-from megatron_ultralong.data.dataset import PackedDataset
-from megatron_ultralong.data.documents import Fields
-from megatron_ultralong.data.packed_index import PackOptions, write_packed_index
-from megatron_ultralong.data.tokenize import tokenize_corpus
-from megatron_ultralong.data.tokenizer import load_tokenizer
+from megatron_ultralong.data.corpus.corpus import open_corpus
+from megatron_ultralong.data.packing.index import PackOptions, write_packed_index
+from megatron_ultralong.data.reading.blend import BlendedDataset
+from megatron_ultralong.data.reading.dataset import PackedDataset
+from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
+from megatron_ultralong.data.tokenizing.documents import Fields
+from megatron_ultralong.data.tokenizing.run import tokenize_corpus
 from tests.training.conftest import SEQUENCE_LENGTH, Train
 
 LAYOUTS: dict[str, tuple[int, list[str]]] = {

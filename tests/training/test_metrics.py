@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_ultralong.data.dataset import PackedDataset
+from megatron_ultralong.data.reading.dataset import PackedDataset
 from megatron_ultralong.planning.flops import ModelShape, causal_pairs, step_flops
 from megatron_ultralong.training import metrics
 from tests.training.conftest import SEQUENCE_LENGTH, Train

@@ -1,0 +1,1 @@
+"""The run's configuration: its sections, how TOML is read into them, and the checks across fields."""

@@ -1,0 +1,297 @@
+"""What fits field by field but cannot run together: found before any model is built, and all of it at once.
+
+Each rule is a line of arithmetic over the configuration, the model's config.json and tokenizer.json, the number of
+processes and the manifests of the packed indexes; nothing else is read and torch is not imported. Costs
+milliseconds. Whether the samples fit the rope is `model.rope_recipes.scaled`'s to say, which knows the checkpoint's.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from megatron_ultralong.config.sections import ParallelConfig, RopeConfig, RunConfig
+from megatron_ultralong.context_parallel.requirements import attention_problems
+from megatron_ultralong.data.tokenizer.tokenizer import tokenizer_fingerprint
+from megatron_ultralong.errors import UserError, raise_problems
+from megatron_ultralong.files import read_json, writable
+from megatron_ultralong.progress import seconds_of
+
+_AT_LEAST_ONE = (
+    "data.sequence_length train.steps train.global_batch_size train.micro_batch_size "
+    "parallel.tensor parallel.pipeline parallel.context parallel.ulysses parallel.timeout log.interval"
+).split()
+_AT_LEAST_ZERO = (
+    "rope.target_length rope.original_length optimizer.learning_rate optimizer.min_learning_rate "
+    "optimizer.warmup_steps optimizer.weight_decay optimizer.clip_grad checkpoint.interval checkpoint.export_interval "
+    "train.loss_chunk train.z_loss parallel.recompute_layers parallel.mlp_chunk train.requeue_code log.profile "
+    "checkpoint.keep_last checkpoint.keep_every train.max_skipped log.spike optimizer.offload_fraction"
+).split()
+
+
+def check_config(config: RunConfig, *, hf_config: dict[str, Any], world_size: int, inputs: bool = True) -> None:
+    """Raise if the run cannot work as configured.
+
+    Args:
+        config: the run.
+        hf_config: the model's config.json.
+        world_size: processes that torchrun started.
+        inputs: look at the packed data and the checkpoint too; False: they are yet to be made.
+
+    Raises:
+        UserError: every mistake, one a line, with its field, value and mend.
+    """
+    problems = list(_ranges(config))
+    if not problems:  # the rules divide by sizes and so need them positive
+        problems += _layout(config, world_size)
+        problems += _sharding(config.parallel, config.padded_length, hf_config)
+        problems += _optimizer(config)
+        problems += attention_problems(config, hf_config)
+        problems += _rope(config)
+        if inputs:
+            problems += _data(config, hf_config)
+            problems += _checkpoint(config)
+        problems += _log(config)
+        problems += _stopping(config)
+    raise_problems("the configuration", problems)
+
+
+def _ranges(config: RunConfig) -> Iterator[str]:
+    """Numbers that are too small, whatever the other fields say."""
+    for names, least in ((_AT_LEAST_ONE, 1), (_AT_LEAST_ZERO, 0)):
+        for name in names:
+            section, _, field = name.partition(".")
+            value = getattr(getattr(config, section), field)
+            if value < least:
+                yield f"{name} is {value}; give {least} or more."
+    for place, source in enumerate(config.data.sources):
+        if source.weight <= 0:
+            yield f"data.sources.{place}.weight is {source.weight}; give a weight above 0 or remove the source."
+
+
+def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
+    """Processes, batches and the zig-zag cut."""
+    parallel, train, length = config.parallel, config.train, config.padded_length
+    model_size = parallel.tensor * parallel.pipeline * parallel.context
+    if world_size % model_size:
+        yield (
+            f"{world_size} processes are no multiple of parallel.tensor {parallel.tensor} x parallel.pipeline "
+            f"{parallel.pipeline} x parallel.context {parallel.context} = {model_size}; "
+            "start another number (torchrun --nproc-per-node) or mend the sizes."
+        )
+    else:
+        data_parallel = world_size // model_size
+        together = train.micro_batch_size * data_parallel
+        if train.global_batch_size % together:
+            yield (
+                f"train.global_batch_size is {train.global_batch_size}, not a multiple of train.micro_batch_size "
+                f"{train.micro_batch_size} x data-parallel size {data_parallel}; give a multiple of {together}."
+            )
+    if parallel.context > 1 and length % (2 * parallel.context):
+        yield (
+            f"data.sequence_length is {length}, not divisible by 2 x parallel.context = {2 * parallel.context}, "
+            "the chunks of the zig-zag cut; pack the data for another length, change parallel.context, or set "
+            "data.pad_to_divisible to true."
+        )
+    if config.data.document_mask and train.micro_batch_size > 1:
+        yield (
+            f"train.micro_batch_size is {train.micro_batch_size} with data.document_mask true, but each sample has "
+            "documents of its own; set train.micro_batch_size to 1."
+        )
+
+
+def _sharding(parallel: ParallelConfig, length: int, hf_config: dict[str, Any]) -> Iterator[str]:
+    """What tensor and pipeline parallelism must divide."""
+    heads = hf_config["num_attention_heads"]
+    kv_heads = hf_config.get("num_key_value_heads") or heads
+    for value, what in ((heads, "attention heads"), (kv_heads, "key-value heads")):
+        if value % parallel.tensor:
+            yield (
+                f"parallel.tensor is {parallel.tensor}, which does not divide the model's {value} {what}; "
+                f"give a divisor of {value}."
+            )
+    layers = hf_config["num_hidden_layers"]
+    if layers % parallel.pipeline:
+        yield (
+            f"parallel.pipeline is {parallel.pipeline}, which does not divide the model's {layers} layers; "
+            f"give a divisor of {layers}."
+        )
+    elif parallel.recompute_layers > layers // parallel.pipeline:
+        yield (
+            f"parallel.recompute_layers is {parallel.recompute_layers}, but a pipeline stage has "
+            f"{layers // parallel.pipeline}; give at most that, or 0 for all."
+        )
+    if parallel.recompute_layers and parallel.recompute == "none":
+        yield (
+            f'parallel.recompute_layers is {parallel.recompute_layers} with parallel.recompute "none"; '
+            "remove one of them."
+        )
+    if parallel.offload and parallel.recompute != "full":
+        yield (
+            f'parallel.offload is true with parallel.recompute "{parallel.recompute}"; set that to "full", whose layer '
+            "inputs it moves to the host, or remove parallel.offload."
+        )
+    if parallel.sequence_parallel and parallel.tensor == 1:
+        yield "parallel.sequence_parallel is true with parallel.tensor 1; set it to false or raise parallel.tensor."
+    elif parallel.sequence_parallel and length // parallel.context % parallel.tensor:
+        yield (
+            f"data.sequence_length / parallel.context is {length // parallel.context} tokens, not divisible by "
+            f"parallel.tensor {parallel.tensor} as parallel.sequence_parallel needs; change one of them, or set "
+            "data.pad_to_divisible to true."
+        )
+
+
+def _optimizer(config: RunConfig) -> Iterator[str]:
+    """Where gradients are added up, and where Adam's state lies."""
+    half, share = config.train.precision == "bf16", config.optimizer.offload_fraction
+    if not config.train.grad_reduce_in_fp32 and not half:
+        yield (
+            'train.grad_reduce_in_fp32 is false with train.precision "fp32", whose gradients are fp32; remove it, or '
+            'set train.precision to "bf16".'
+        )
+    if share > 1:
+        yield f"optimizer.offload_fraction is {share}; give a share from 0 to 1."
+    elif share and not (half and config.parallel.distributed_optimizer and config.parallel.device != "cpu"):
+        yield (
+            f"optimizer.offload_fraction is {share}, which megatron-core does on GPUs alone and with its distributed "
+            'optimizer; set train.precision to "bf16" and parallel.distributed_optimizer to true, leave '
+            'parallel.device at "auto", or remove optimizer.offload_fraction.'
+        )
+
+
+def _rope(config: RunConfig) -> Iterator[str]:
+    """Fields that the kind does not read, or a scaling that does not reach the data's length."""
+    rope, length = config.rope, config.data.sequence_length
+    if rope.kind == "keep":
+        return
+    ignored = "original_length form alpha beta temperature".split() if rope.kind == "ultralong" else []
+    for name in ignored:
+        if getattr(rope, name) != getattr(RopeConfig(), name):
+            yield (
+                f'rope.{name} is {getattr(rope, name)}, but rope.kind "ultralong" follows the model\'s own; remove it, '
+                'or set rope.kind to "yarn".'
+            )
+    if 0 < rope.target_length < length:
+        yield (
+            f"rope.target_length is {rope.target_length}, below data.sequence_length {length}; "
+            "raise it, or set it to 0 for data.sequence_length."
+        )
+
+
+def _data(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
+    """Indexes packed for another length, or of another vocabulary or tokenizer than the model's."""
+    length, tokenizer = config.data.sequence_length, None
+    try:
+        tokenizer = tokenizer_fingerprint(config.model.hf)
+    except UserError as error:
+        yield str(error)
+    manifests = []
+    for source in config.data.sources:
+        try:
+            manifest = read_manifest(source.index)
+        except UserError as error:
+            yield str(error)
+            continue
+        manifests.append(manifest)
+        where = source.index / "manifest.json"
+        if manifest["sequence_length"] != length:
+            yield (
+                f"{where}: packed for sequence_length {manifest['sequence_length']}, but data.sequence_length is "
+                f"{length}; pack again with tools/pack_corpus.py or change data.sequence_length."
+            )
+        if manifest["vocab_size"] > hf_config["vocab_size"]:
+            yield (
+                f"{where}: tokens of a vocabulary of {manifest['vocab_size']}, but the model has "
+                f"{hf_config['vocab_size']}; tokenize with the model's own tokenizer."
+            )
+        if tokenizer is not None and manifest["tokenizer_fingerprint"] != tokenizer:
+            yield (
+                f"{where}: tokens of another tokenizer than {config.model.hf / 'tokenizer.json'}; "
+                "tokenize with the model's own, or set model.hf to the model that the data was made for."
+            )
+    if not config.data.loss_on_separators and manifests and not any(m.get("separator") for m in manifests):
+        yield "data.loss_on_separators is false, but no source has separators; remove data.loss_on_separators."
+
+
+def read_manifest(index: Path) -> dict[str, Any]:
+    """The manifest of a packed index, with the entries that this file compares.
+
+    Raises:
+        UserError: missing, not JSON, or without one of them.
+    """
+    path = index / "manifest.json"
+    mend = "pack the data with tools/pack_corpus.py"
+    manifest: dict[str, Any] = read_json(path, "the manifest of the packed index", mend)
+    for key in ("sequence_length", "vocab_size", "tokenizer_fingerprint"):
+        if key not in manifest:
+            raise UserError(f"{path}: no entry {key!r}; {mend}.")
+    return manifest
+
+
+def _log(config: RunConfig) -> Iterator[str]:
+    """Records that need a package which is missing."""
+    if config.log.wandb and importlib.util.find_spec("wandb") is None:
+        yield (
+            f"log.wandb is {config.log.wandb!r}, but Weights & Biases is not installed; "
+            'run pip install "megatron-ultralong[wandb]", or remove log.wandb.'
+        )
+    if config.log.profile and config.checkpoint.save is None:
+        yield f"log.profile is {config.log.profile}, but checkpoint.save is not given; its traces go below that."
+
+
+def _stopping(config: RunConfig) -> Iterator[str]:
+    """When a run leaves before its last step, and with what status."""
+    train = config.train
+    try:
+        limit = seconds_of(train.time_limit) if train.time_limit else None
+    except ValueError as error:
+        yield f"train.time_limit is {error}; give HH:MM:SS or D-HH:MM:SS."
+    else:
+        if limit == 0:
+            yield f"train.time_limit is {train.time_limit!r}, no time at all; give more, or an empty text for no limit."
+    if train.requeue_code > 125:
+        yield f"train.requeue_code is {train.requeue_code}; give at most 125: shells mean signals by what is above."
+    if config.checkpoint.save is None and (train.time_limit or train.requeue_code):
+        given = "train.time_limit" if train.time_limit else "train.requeue_code"
+        yield f"{given} is given, but checkpoint.save is not, so the steps done would be lost; give a folder."
+
+
+def _checkpoint(config: RunConfig) -> Iterator[str]:
+    """Weights from nowhere, or from two places; checkpoints that no option can mean."""
+    load, save = config.checkpoint.load, config.checkpoint.save
+    every, interval = config.checkpoint.keep_every, config.checkpoint.interval
+    if every and not config.checkpoint.keep_last:
+        yield f"checkpoint.keep_every is {every}, but checkpoint.keep_last is 0, which keeps all; give both or neither."
+    if every and interval and every % interval:
+        yield (
+            f"checkpoint.keep_every is {every}, no multiple of checkpoint.interval {interval}, so hardly a checkpoint "
+            f"would be kept by it; give a multiple of {interval}."
+        )
+    lines, events = config.log.metrics, config.log.tensorboard
+    places = {"checkpoint.save": save, "log.metrics": lines and lines.parent, "log.tensorboard": events}
+    for name, folder in places.items():
+        if folder is not None and not writable(folder):
+            yield f"{name} needs the folder {folder}, but nothing can be written there; give another place."
+    export = config.checkpoint.export_interval
+    if export and save is None:
+        yield f"checkpoint.export_interval is {export}, but nothing is saved; give checkpoint.save, or set it to 0."
+    elif export and not (interval and export % interval == 0) and export != config.train.steps:
+        yield (
+            f"checkpoint.export_interval is {export}, but only a saved checkpoint can be exported; "
+            f"give a multiple of checkpoint.interval {interval}, or train.steps {config.train.steps}."
+        )
+    resumable = save is not None and any(save.glob("step_*"))
+    if config.model.init == "random" and load is not None:
+        yield (
+            f'model.init is "random" and checkpoint.load is {load}; '
+            'remove checkpoint.load, or set model.init to "checkpoint".'
+        )
+    elif config.model.init == "checkpoint" and load is None and not resumable:
+        yield (
+            'model.init is "checkpoint", but checkpoint.load is not given and checkpoint.save holds no step_N to '
+            "resume from; give checkpoint.load a folder written by tools/convert_hf_to_megatron.py."
+        )
+    elif config.model.init == "checkpoint" and load is not None and not resumable and not load.is_dir():
+        yield f"checkpoint.load is {load}, which is no folder; convert the model with tools/convert_hf_to_megatron.py."

@@ -1,0 +1,99 @@
+"""What a run asks of its attention that cannot be: found from the configuration alone, before anything is built.
+
+Pure arithmetic, no torch. What Transformer Engine refuses is read in the sources of 2.9 to 2.11
+(transformer_engine/pytorch/attention/dot_product_attention), which tests/engine/test_transformer_engine.py reads too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from megatron_ultralong.config.sections import ParallelConfig, RunConfig
+from megatron_ultralong.engine import transformer_engine
+
+
+def attention_problems(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
+    """Each mistake in a sentence with its field, value and mend; sizes are positive and tensor divides the heads."""
+    yield from _heads_for_sequence(config.parallel, hf_config)
+    yield from _transformer_engine(config)
+
+
+def ulysses_problem(heads: int, kv_heads: int, ulysses: int) -> str | None:
+    """Why these heads of one rank cannot be spread over `ulysses` ranks, or None: they can."""
+    if heads % ulysses:
+        return f"which does not divide a rank's {heads} attention heads; give a divisor of {heads}."
+    if kv_heads % ulysses and ulysses % kv_heads:
+        return (
+            f"neither a divisor nor a multiple of a rank's {kv_heads} key-value heads; "
+            f"give a divisor of {heads} that is one."
+        )
+    return None
+
+
+def _heads_for_sequence(parallel: ParallelConfig, hf_config: dict[str, Any]) -> Iterator[str]:
+    """Whether the context-parallel ranks and each rank's heads divide over parallel.ulysses."""
+    context, ulysses = parallel.context, parallel.ulysses
+    if context % ulysses:
+        yield f"parallel.ulysses is {ulysses}, which does not divide parallel.context {context}; give a divisor of it."
+        return
+    heads = hf_config["num_attention_heads"]
+    kv_heads = hf_config.get("num_key_value_heads") or heads
+    if heads % parallel.tensor or kv_heads % parallel.tensor:
+        return  # named by _sharding
+    heads, kv_heads = heads // parallel.tensor, kv_heads // parallel.tensor
+    if parallel.attention == "torch":
+        problem = ulysses_problem(heads, kv_heads, ulysses)
+        if problem is not None:
+            yield f"parallel.ulysses is {ulysses}, {problem}"
+        return
+    trading = {"a2a": ("parallel.context", context), "a2a+p2p": ("parallel.ulysses", ulysses)}
+    name, size = trading.get(parallel.cp_comm_type, ("", 1))
+    for value, what in ((heads, "attention heads"), (kv_heads, "key-value heads")):
+        if value % size:
+            yield (
+                f'parallel.cp_comm_type is "{parallel.cp_comm_type}" and {name} {size} does not divide a rank\'s '
+                f'{value} {what}; give a divisor of {value}, or set parallel.attention to "torch".'
+            )
+
+
+def _transformer_engine(config: RunConfig) -> Iterator[str]:
+    """What Transformer Engine does not do, or is asked of it where it is not used."""
+    parallel, kind = config.parallel, config.parallel.cp_comm_type
+    if parallel.attention == "torch":
+        if kind != "p2p":
+            yield (
+                f'parallel.cp_comm_type is "{kind}", which only parallel.attention "te" reads; remove it, and set '
+                "parallel.ulysses to exchange heads for sequence."
+            )
+        return
+    problem = transformer_engine.problem()
+    if problem is not None:
+        yield problem
+    if parallel.device == "cpu":
+        yield 'parallel.device is "cpu" with parallel.attention "te", which needs a GPU; set attention to "torch".'
+    if config.train.precision != "bf16":
+        yield (
+            f'train.precision is "{config.train.precision}", in which Transformer Engine has no flash attention; '
+            'set it to "bf16", or parallel.attention to "torch".'
+        )
+    if kind == "a2a+p2p" and not 1 < parallel.ulysses < parallel.context:
+        yield (
+            f'parallel.cp_comm_type is "a2a+p2p" with parallel.ulysses {parallel.ulysses} of parallel.context '
+            f'{parallel.context}; give ulysses a divisor between the two, or set cp_comm_type to "p2p" or "a2a".'
+        )
+    elif kind != "a2a+p2p" and parallel.ulysses > 1:
+        yield (
+            f'parallel.ulysses is {parallel.ulysses}, which parallel.attention "te" reads only with '
+            f'parallel.cp_comm_type "a2a+p2p", not "{kind}"; change one of them.'
+        )
+    if config.data.document_mask and config.padded_length > config.data.sequence_length:
+        yield (
+            'data.pad_to_divisible is true with data.document_mask under parallel.attention "te", which must divide '
+            'each document, not the sample; set parallel.attention to "torch", which takes any document lengths.'
+        )
+    if config.data.document_mask and parallel.context > 1 and kind != "p2p":
+        yield (
+            f'data.document_mask is true with parallel.cp_comm_type "{kind}", which takes no documents; set it to '
+            '"p2p", or parallel.attention to "torch", which takes any document lengths.'
+        )

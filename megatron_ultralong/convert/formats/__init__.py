@@ -1,0 +1,1 @@
+"""Weights on disk, read and written by rows: safetensors, pickles, Hugging Face folders, torch_dist."""

@@ -1,0 +1,1 @@
+"""A tokenized corpus on disk: megatron-core's IndexedDataset, the sources of its documents, the manifest."""

@@ -1,0 +1,120 @@
+"""A tokenized corpus on disk: PREFIX.bin/.idx, its sources, for chats its loss mask, and the manifest over all.
+
+The manifest PREFIX.json is written last and removed first, so a corpus with a manifest is complete. It holds a
+fingerprint of the token files that is checked whenever the corpus is opened; that reads at most 4 MiB a file and
+therefore notices other tokens, but not a few bytes changed by hand in a file larger than that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_ultralong.data.corpus.indexed_dataset import IndexedTokens, bin_path, idx_path, open_indexed
+from megatron_ultralong.errors import UserError
+from megatron_ultralong.files import fingerprint, read_json
+
+VERSION = 1
+_NAMES = ("kind", "tokens_fingerprint", "tokenizer_fingerprint", "vocab_size", "sources")
+
+
+def manifest_path(prefix: Path) -> Path:
+    """PREFIX.json."""
+    return Path(f"{prefix}.json")
+
+
+def sources_path(prefix: Path) -> Path:
+    """PREFIX.sources.npy: int32 [documents], index into the manifest's list of sources."""
+    return Path(f"{prefix}.sources.npy")
+
+
+def skipped_path(prefix: Path) -> Path:
+    """PREFIX.skipped.tsv: place and reason of each malformed document that was left out, if there is one."""
+    return Path(f"{prefix}.skipped.tsv")
+
+
+def mask_prefix(prefix: Path) -> Path:
+    """Prefix of the loss mask, an IndexedDataset of uint8 with the documents' lengths."""
+    return Path(f"{prefix}.loss_mask")
+
+
+def combined_fingerprint(paths: list[Path]) -> str:
+    """SHA-256 over the fingerprints of several files, in order."""
+    return hashlib.sha256(" ".join(fingerprint(path) for path in paths).encode()).hexdigest()
+
+
+def token_files(prefix: Path, kind: str) -> list[Path]:
+    """The files whose contents a packed index depends on."""
+    prefixes = [prefix, mask_prefix(prefix)] if kind == "chat" else [prefix]
+    return [path for each in prefixes for path in (idx_path(each), bin_path(each))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """An opened corpus."""
+
+    prefix: Path
+    """PREFIX."""
+    kind: str
+    """"text" or "chat"."""
+    tokens: IndexedTokens
+    """The documents."""
+    loss_mask: IndexedTokens | None
+    """For chats: 1 where a token belongs to a response, of the documents' lengths."""
+    tokens_fingerprint: str
+    """Of the token files."""
+    tokenizer_fingerprint: str
+    """Of the tokenizer that made them."""
+    vocab_size: int
+    """Ids of that tokenizer, added tokens included."""
+    sources: tuple[str, ...]
+    """Names of the sources."""
+
+    def source_ids(self) -> npt.NDArray[np.int32]:
+        """int32 [documents]: which of `sources` each document is from (read when asked for)."""
+        ids: npt.NDArray[np.int32] = np.load(sources_path(self.prefix), mmap_mode="r", allow_pickle=False)
+        if len(ids) != len(self.tokens):
+            raise UserError(
+                f"{sources_path(self.prefix)}: names the source of {len(ids)} documents, but the corpus has "
+                f"{len(self.tokens)}; write the tokens again with tools/preprocess_data.py."
+            )
+        return ids
+
+
+def open_corpus(prefix: Path) -> Corpus:
+    """Open what tools/preprocess_data.py wrote.
+
+    Raises:
+        UserError: a file is missing, or the tokens are not those that the manifest was written for.
+    """
+    again = "write the tokens again with tools/preprocess_data.py"
+    path = manifest_path(prefix)
+    manifest: dict[str, Any] = read_json(path, "the corpus manifest", again)
+    found = manifest.get("version") if isinstance(manifest, dict) else None
+    if found != VERSION:
+        raise UserError(f"{path}: has version {found!r}, not {VERSION}; {again}.")
+    if missing := [name for name in _NAMES if name not in manifest]:
+        raise UserError(f"{path}: lacks '{missing[0]}', as no manifest does that a tool wrote; {again}.")
+    kind = manifest["kind"]
+    tokens = open_indexed(prefix)
+    loss_mask = open_indexed(mask_prefix(prefix)) if kind == "chat" else None
+    actual = combined_fingerprint(token_files(prefix, kind))
+    if actual != manifest["tokens_fingerprint"]:
+        raise UserError(f"{bin_path(prefix)}: is not the file that {path.name} was written for; {again}.")
+    if loss_mask is not None and not np.array_equal(loss_mask.lengths, tokens.lengths):
+        raise UserError(f"{bin_path(mask_prefix(prefix))}: differs in lengths from the tokens; {again}.")
+    return Corpus(
+        prefix=Path(prefix),
+        kind=kind,
+        tokens=tokens,
+        loss_mask=loss_mask,
+        tokens_fingerprint=actual,
+        tokenizer_fingerprint=manifest["tokenizer_fingerprint"],
+        vocab_size=manifest["vocab_size"],
+        sources=tuple(manifest["sources"]),
+    )

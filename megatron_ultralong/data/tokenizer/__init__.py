@@ -1,0 +1,1 @@
+"""Text and chats to token ids: one tokenizer, its fast and reference encoders, exact cuts, chat templates."""

@@ -1,0 +1,1 @@
+"""Files of text to a tokenized corpus: shards, readers, worker processes, parts, and their merge."""

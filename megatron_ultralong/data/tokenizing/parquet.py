@@ -1,0 +1,76 @@
+"""Documents from Parquet, row group by row group; the only file that imports pyarrow.
+
+Memory: the pages of one row group's columns, and rows of about 4 MB of text at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from megatron_ultralong.data.tokenizing.documents import Fields
+from megatron_ultralong.errors import UserError
+
+_BATCH_BYTES = 1 << 22
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"{path}: needs pyarrow to be read; pip install pyarrow.") from None
+    try:
+        with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
+            yield file
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"{path}: cannot be read as Parquet ({reason}); write or fetch it again.") from None
+
+
+def row_group_bytes(path: str) -> list[int]:
+    """Bytes on disk of each row group.
+
+    Raises:
+        UserError: it is not Parquet.
+    """
+    with _opened(path) as file:
+        metadata = file.metadata
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        return [sum(group.column(j).total_compressed_size for j in range(group.num_columns)) for group in groups]
+
+
+def has_chats(path: str, fields: Fields) -> bool:
+    """Whether its rows are chats."""
+    with _opened(path) as file:
+        return fields.messages in file.schema_arrow.names
+
+
+def read_rows(path: str, begin: int, end: int | None, fields: Fields) -> Iterator[list[dict[str, Any]]]:
+    """Yield rows of row groups [begin, end) in lists, with the fields that are asked for.
+
+    Raises:
+        UserError: it is not Parquet, or has neither a text nor a chat.
+    """
+    with _opened(path) as file:
+        names = file.schema_arrow.names
+        if fields.text not in names and fields.messages not in names:
+            raise UserError(
+                f"{path}: has no column '{fields.text}' (its columns: {', '.join(names)}); "
+                "name the right one with --json-keys."
+            )
+        content = fields.messages if fields.messages in names else fields.text
+        columns = [content, *([fields.source] if fields.source in names else [])]
+        for group in range(begin, file.metadata.num_row_groups if end is None else end):
+            about = file.metadata.row_group(group)
+            rows = max(1, about.num_rows * _BATCH_BYTES // max(about.total_byte_size, 1))
+            for batch in file.iter_batches(min(rows, 1 << 14), row_groups=[group], columns=columns, use_threads=False):
+                yield batch.to_pylist()
+
+
+def rows_before(path: str, group: int) -> int:
+    """Rows in the row groups before this one."""
+    with _opened(path) as file:
+        return sum(file.metadata.row_group(i).num_rows for i in range(group))

@@ -1,0 +1,87 @@
+"""Shards on several processes: started at once, committed in the parent, stopped together."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import shutil
+import threading
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
+
+from megatron_ultralong.data.tokenizing import worker
+from megatron_ultralong.data.tokenizing.parts import commit
+from megatron_ultralong.data.tokenizing.shards import Shard
+from megatron_ultralong.errors import UserError
+from megatron_ultralong.progress import Progress
+
+Task = tuple[Shard, Path]
+"""A shard, and the folder of its part."""
+
+
+class Pool:
+    """Worker processes that begin with the tasks at once; nothing of theirs counts before `collect`.
+
+    Args:
+        job: what they do.
+        tasks: in the order of the input.
+    """
+
+    def __init__(self, job: worker.Job, tasks: Sequence[Task]) -> None:
+        context = multiprocessing.get_context("spawn")  # after a fork the tokenizers' threads would be missing
+        self._counter, self._stop = context.Value("q", 0), context.Event()
+        shared = job, self._counter, context.Value("q", len(tasks)), self._stop
+        self._tasks = tasks
+        self._executor = ProcessPoolExecutor(job.processes, context, initializer=worker.start, initargs=shared)
+        self._futures: dict[Future[Path], Path] = {}
+        self._progress = Progress("tokenizing", _megabytes(tasks), "MB")
+
+    def __enter__(self) -> Pool:
+        for shard, folder in self._tasks:
+            self._futures[self._executor.submit(worker.run, shard, folder)] = folder
+        return self
+
+    def collect(self) -> None:
+        """Wait for all tasks, show progress, and give finished parts their names.
+
+        Raises:
+            UserError: the first that a task raised, or a worker died.
+        """
+        with self._progress as progress:
+            while self._futures:
+                done, _ = wait(self._futures, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in [future for future in self._futures if future in done]:
+                    try:
+                        commit(future.result(), self._futures.pop(future))
+                    except BrokenProcessPool:
+                        raise UserError(
+                            "a worker process died, most likely killed because memory ran out; run again with fewer "
+                            "--workers, finished shards are kept."
+                        ) from None
+                progress.advance(self._counter.value // 1_000_000 - progress.done)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        for future in self._futures:  # finished, but never collected
+            if not future.cancelled() and future.exception() is None:
+                shutil.rmtree(future.result(), ignore_errors=True)
+
+
+def run_alone(job: worker.Job, tasks: Sequence[Task]) -> None:
+    """Do the tasks in this process."""
+    counter, left = (SimpleNamespace(value=n, get_lock=contextlib.nullcontext) for n in (0, len(tasks)))
+    work = worker.Worker(job, counter, left, threading.Event())
+    with Progress("tokenizing", _megabytes(tasks), "MB") as progress:
+        work.each_batch = lambda: progress.advance(counter.value // 1_000_000 - progress.done)
+        for shard, folder in tasks:
+            commit(work.run(shard, folder), folder)
+
+
+def _megabytes(tasks: Sequence[Task]) -> int | None:
+    return sum(shard.bytes for shard, _ in tasks) // 1_000_000 or None

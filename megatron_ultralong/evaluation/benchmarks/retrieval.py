@@ -1,0 +1,204 @@
+"""The retrieval tasks, as chats: several facts recalled in a short text, or one needle in a long one.
+
+One wording serves training and evaluation. A text is filler lines with facts such as "The red key is 48213."
+on lines of their own; questions follow, and the assistant answers with the fact's sentence. A rendered chat
+never exceeds the length asked for: the pieces' tokens are summed to plan it (they add up, but for a token where
+a line's last punctuation meets the blank line), and the result is counted exactly. About 1 ms a chat of 256 tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Sequence
+
+from megatron_ultralong.errors import UserError
+from megatron_ultralong.evaluation.benchmarks.haystack import Haystack
+from megatron_ultralong.evaluation.chat import Message, Renderer
+
+_NAMES = """
+red blue green gold silver black white pink north south east west spring summer winter autumn
+apple lemon cherry peach tiger horse eagle whale river stone cloud storm paper glass iron copper
+"""
+NAMES: tuple[str, ...] = tuple(_NAMES.split())
+"""What a key may be called."""
+DIGITS = 5
+"""Digits of a key."""
+
+Fact = tuple[str, str]
+"""A name and its digits."""
+
+
+def lead_in(name: str) -> str:
+    """What stands before the digits in an answer."""
+    return f"The {name} key is "
+
+
+def fact(name: str, digits: str) -> str:
+    """The fact's line in the text."""
+    return f"{lead_in(name)}{digits}."
+
+
+def question(name: str) -> str:
+    """The user's question."""
+    return f"What is the {name} key?"
+
+
+def answer(name: str, digits: str) -> str:
+    """The assistant's answer: the fact's own sentence."""
+    return fact(name, digits)
+
+
+def random_facts(rng: random.Random, count: int) -> list[Fact]:
+    """`count` facts of different names with random digits.
+
+    Raises:
+        UserError: there are fewer names than facts.
+    """
+    if not 1 <= count <= len(NAMES):
+        raise UserError(f"facts = {count} is out of range; ask for 1 to {len(NAMES)} facts, one a name.")
+    return [(name, "".join(rng.choices("0123456789", k=DIGITS))) for name in rng.sample(NAMES, count)]
+
+
+def count_tokens(tokenizer: Renderer, messages: Sequence[Message]) -> int:
+    """Tokens of the rendered chat."""
+    return len(tokenizer.encode(tokenizer.render(messages)))
+
+
+def recall_conversation(
+    rng: random.Random,
+    haystack: Haystack,
+    tokenizer: Renderer,
+    *,
+    max_tokens: int,
+    facts: int,
+    filler_tokens: int,
+    questions: int | None = None,
+) -> list[Message]:
+    """A chat about a short text that holds several facts.
+
+    Args:
+        rng: the only source of chance: the same state gives the same chat.
+        haystack: where the filler lines come from.
+        tokenizer: counts and renders.
+        max_tokens: tokens that the rendered chat never exceeds.
+        facts: facts in the text, at random depths.
+        filler_tokens: tokens of filler asked for; less where it would not fit.
+        questions: questions asked, drawn from the facts with repetition; None: as many as fit.
+
+    Returns:
+        User and assistant in turn; the first user message is the text, a blank line and the first question.
+
+    Raises:
+        UserError: the facts and one question (or the questions asked) pass max_tokens without any filler.
+    """
+    known = random_facts(rng, facts)
+    depths = sorted(rng.random() for _ in known)
+    asked = [rng.choice(known) for _ in range(questions or 1)]
+    bare = count_tokens(tokenizer, _chat([], known, depths, asked))
+    if bare > max_tokens:
+        raise UserError(
+            f"max_tokens = {max_tokens} is too short: {facts} facts and {len(asked)} questions take {bare} tokens; "
+            "raise the length or ask for fewer."
+        )
+    lines = haystack.take(rng, min(filler_tokens, max_tokens - bare))
+    if questions is None:
+        room = max_tokens - bare - sum(map(haystack.count, lines))
+        asked += _further_questions(rng, tokenizer, known, room)
+    while True:
+        messages = _chat(lines, known, depths, asked)
+        excess = count_tokens(tokenizer, messages) - max_tokens
+        if excess <= 0:
+            return messages
+        if questions is None and len(asked) > 1:
+            asked.pop()
+        else:
+            _drop(lines, haystack, excess)
+
+
+def _further_questions(rng: random.Random, tokenizer: Renderer, known: Sequence[Fact], room: int) -> list[Fact]:
+    """Draw facts to ask about until the next would take more than is left of `room` tokens."""
+    asked: list[Fact] = []
+    while True:
+        further = rng.choice(known)
+        room -= _exchange_tokens(tokenizer, further[0])
+        if room < 0:
+            return asked
+        asked.append(further)
+
+
+def passkey_conversation(
+    rng: random.Random, haystack: Haystack, tokenizer: Renderer, *, length: int, depth: float
+) -> list[Message]:
+    """A chat about a long text that holds one fact, the needle.
+
+    Args:
+        rng: the only source of chance: the same state gives the same chat.
+        haystack: where the filler lines come from.
+        tokenizer: counts and renders.
+        length: tokens that prompt and answer together come as near to as lines allow, and never exceed.
+        depth: where the needle lies, as a share of the filler's tokens: 0 the beginning, 1 the end.
+
+    Returns:
+        The user's message (text, blank line, question) and the assistant's answer.
+
+    Raises:
+        UserError: needle, question and answer alone pass `length`.
+    """
+    needle = random_facts(rng, 1)
+    bare = count_tokens(tokenizer, _chat([], needle, [0.0], needle))
+    if bare > length:
+        raise UserError(f"length {length} is too short: needle, question and answer take {bare} tokens; raise it.")
+    lines = haystack.take(rng, length - bare)
+    while True:
+        messages = _chat(lines, needle, [_nearest_line(lines, haystack, depth)], needle)
+        excess = count_tokens(tokenizer, messages) - length
+        if excess <= 0:
+            return messages
+        _drop(lines, haystack, excess)
+
+
+def _chat(lines: Sequence[str], known: Sequence[Fact], depths: Sequence[float], asked: Sequence[Fact]) -> list[Message]:
+    """The text with each fact before the line at its depth (ascending shares of the lines), then the questions."""
+    text: list[str] = []
+    done = 0
+    for (name, digits), depth in zip(known, depths, strict=True):
+        cut = round(depth * len(lines))
+        text += [*lines[done:cut], fact(name, digits)]
+        done = cut
+    text += lines[done:]
+    messages: list[Message] = []
+    for name, digits in asked:
+        messages.append({"role": "user", "content": question(name)})
+        messages.append({"role": "assistant", "content": answer(name, digits)})
+    messages[0]["content"] = ("\n".join(text) + "\n\n" + messages[0]["content"]).lstrip()
+    return messages
+
+
+def _nearest_line(lines: Sequence[str], haystack: Haystack, depth: float) -> float:
+    """The share of the lines after which the share of tokens is nearest to `depth`."""
+    total = sum(map(haystack.count, lines))
+    best, best_gap, before = 0, depth, 0
+    for index, line in enumerate(lines, start=1):
+        before += haystack.count(line)
+        if abs(before / total - depth) < best_gap:
+            best, best_gap = index, abs(before / total - depth)
+    return best / max(len(lines), 1)
+
+
+def _drop(lines: list[str], haystack: Haystack, excess: int) -> None:
+    """Remove the shortest line that makes up for the excess, or the last ones where none does."""
+    enough = [index for index, line in enumerate(lines) if haystack.count(line) >= excess]
+    if enough:
+        lines.pop(min(enough, key=lambda index: haystack.count(lines[index])))
+        return
+    while excess > 0 and lines:
+        excess -= haystack.count(lines.pop())
+
+
+@functools.lru_cache(maxsize=4 * len(NAMES))
+def _exchange_tokens(tokenizer: Renderer, name: str) -> int:
+    """Tokens that one more question about `name` and its answer add to a chat."""
+    pair = (name, "0" * DIGITS)
+    once, twice = (_chat([], [pair], [0.0], [pair] * times) for times in (1, 2))
+    return count_tokens(tokenizer, twice) - count_tokens(tokenizer, once)

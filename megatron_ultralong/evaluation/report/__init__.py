@@ -1,0 +1,1 @@
+"""Results for the eye: plots and one HTML page."""

@@ -6,7 +6,7 @@ anything else is a bug of ours and keeps its traceback.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -20,3 +20,10 @@ def raise_problems(subject: Path | str, problems: Sequence[str]) -> None:
         raise UserError(problems[0])
     if problems:
         raise UserError(f"{subject} has {len(problems)} mistakes:\n  " + "\n  ".join(problems))
+
+
+def listing(names: Iterable[str], most: int = 4) -> str:
+    """The first few names and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -61,9 +61,15 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     _remove_leftovers(path, "old")
 
 
+def disk_error(error: OSError, path: Path, mend: str = "free some space or choose another place") -> UserError:
+    """The one sentence for a full disk, a folder that is read-only or the like, met while `path` was written."""
+    why = error.strerror or f"{error}: the disk may be full"  # the latter is numpy's
+    return UserError(f"{path}: cannot be written ({why}); {mend}.")
+
+
 @contextlib.contextmanager
-def disk_errors_named(path: Path) -> Iterator[None]:
-    """A full disk, a folder that is read-only or the like, while `path` is written, is one sentence.
+def disk_errors_named(path: Path, mend: str = "free some space or choose another place") -> Iterator[None]:
+    """`disk_error` for whatever OSError comes up inside.
 
     Raises:
         UserError: instead of an OSError.
@@ -71,8 +77,7 @@ def disk_errors_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = error.strerror or f"{error}: the disk may be full"  # the latter is numpy's
-        raise UserError(f"{path}: cannot be written ({why}); free some space or choose another place.") from None
+        raise disk_error(error, path, mend) from None
 
 
 def replace_directory(source: Path, target: Path) -> None:

@@ -88,7 +88,7 @@ def _read(model: Path) -> tuple[dict[str, Any], RopeScaling]:
     hf_config = read_json(path, "the model's configuration", mend)
     if not isinstance(hf_config, dict):
         raise UserError(f"{path}: the model's configuration is no JSON object; {mend}.")
-    return hf_config, RopeScaling.from_hf(hf_config)
+    return hf_config, config_json.read(hf_config)
 
 
 def _head_dim(hf_config: dict[str, Any], model: Path) -> int:

@@ -14,8 +14,8 @@ from megatron_ultralong.cli import exit_status, parse_command_line
 from megatron_ultralong.config.checks import check_config
 from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.files import read_json
+from megatron_ultralong.rope import config_json
 from megatron_ultralong.rope.recipes import scaled
-from megatron_ultralong.rope.scaling import RopeScaling
 
 
 def summary(config: RunConfig, world_size: int) -> str:
@@ -40,7 +40,7 @@ def main() -> None:
         hf_config = read_json(config.model.hf / "config.json", "the model's configuration", "set MODEL")
         check_config(config, hf_config=hf_config, world_size=own.world_size, inputs=False)
         if config.rope.kind != "keep":
-            scaled(RopeScaling.from_hf(hf_config), config.rope, config.data.sequence_length)
+            scaled(config_json.read(hf_config), config.rope, config.data.sequence_length)
         print(summary(config, own.world_size))
 
 

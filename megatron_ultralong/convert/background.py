@@ -19,7 +19,7 @@ def main() -> None:
 
     from megatron_ultralong.cli import exit_status
     from megatron_ultralong.convert.megatron_to_hf import convert_megatron_to_hf
-    from megatron_ultralong.convert.workers import die_with_parent
+    from megatron_ultralong.processes import die_with_parent
 
     die_with_parent(int(parent))
     torch.set_num_threads(1)

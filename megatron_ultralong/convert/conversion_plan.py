@@ -13,6 +13,7 @@ from megatron_ultralong.convert.average import Mean
 from megatron_ultralong.convert.formats.hf_folder import HfFolder
 from megatron_ultralong.convert.output import DTYPE_NAMES, free_space, gigabytes
 from megatron_ultralong.convert.parameter_mapping import Table
+from megatron_ultralong.rope import config_json
 from megatron_ultralong.rope.scaling import RopeScaling
 
 
@@ -38,7 +39,7 @@ def export_plan(
 ) -> str:
     """The plan of Megatron -> Hugging Face: what is read, every file and its size, what comes along."""
     names = ", ".join(str(reader.folder) for reader in source.readers)
-    lines = [f"{names} -> {output}", *_model(config, table, RopeScaling.from_hf(config))]
+    lines = [f"{names} -> {output}", *_model(config, table, config_json.read(config))]
     mean = f", the mean of {len(source.readers)} checkpoints" if len(source.readers) > 1 else ""
     spare = len(source.readers[0].tensors) - len(table.rules)
     left = f"; leaves {spare} others (optimizer state)" if spare else ""

@@ -79,7 +79,7 @@ def with_rope(config: dict[str, Any], rope: RopeScaling) -> dict[str, Any]:
         UserError: Hugging Face has no form for this rope.
     """
     kept = {name: value for name, value in config.items() if name not in config_json.ENTRIES}
-    return kept | served(config, rope)[0].to_hf()
+    return kept | config_json.write(served(config, rope)[0])
 
 
 def with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

@@ -50,6 +50,7 @@ from megatron_ultralong.errors import UserError
 from megatron_ultralong.families.rules import Rule
 from megatron_ultralong.families.tables import EMBEDDING, OUTPUT
 from megatron_ultralong.progress import Progress
+from megatron_ultralong.rope import config_json
 from megatron_ultralong.rope.scaling import RopeScaling
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ def convert_hf_to_megatron(
 def _described(source: HfFolder) -> tuple[Table, RopeScaling]:
     """The table and the rope of a folder's config.json, which must fit each other and the tensors."""
     table = Table.from_hf(source.config)
-    rope = RopeScaling.from_hf(source.config)
+    rope = config_json.read(source.config)
     rope.inverse_frequencies(rope.rotary_dim(table.dimensions.H))  # its lists must fit the heads
     table.check_hf(source.shapes, str(source.path))
     return table, rope

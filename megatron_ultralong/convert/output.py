@@ -13,9 +13,8 @@ from typing import Literal
 import torch
 
 from megatron_ultralong.convert.formats.row_stream import Tally
-from megatron_ultralong.convert.parameter_mapping import listing
-from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import atomic_directory
+from megatron_ultralong.errors import UserError, listing
+from megatron_ultralong.files import atomic_directory, disk_errors_named
 
 logger = logging.getLogger(__name__)
 
@@ -84,14 +83,9 @@ def writing(output: Path, size: int) -> Iterator[Path]:
             f"{output} takes {gigabytes(size)}, but {gigabytes(free)} are free there; "
             "free space or give another --output."
         )
-    try:
-        with atomic_directory(output) as folder:
-            yield folder
-    except OSError as error:
-        raise UserError(
-            f"{output} cannot be written ({error.strerror or error}); free space or give another --output. "
-            "Nothing of it is left."
-        ) from None
+    mend = "free space or give another --output; nothing of it is left"
+    with disk_errors_named(output, mend), atomic_directory(output) as folder:
+        yield folder
 
 
 def gigabytes(size: float) -> str:

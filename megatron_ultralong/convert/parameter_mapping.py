@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from megatron_ultralong.errors import UserError
+from megatron_ultralong.errors import UserError, listing
 from megatron_ultralong.families.rules import Dimensions, Rule, Shape
 from megatron_ultralong.families.tables import EMBEDDING, OUTPUT, completed, rules_of
 
@@ -126,10 +126,3 @@ class Table:
                 f"{where}: {name} has shape {list(actual[name])}, but config.json makes it {list(expected[name])}"
                 f"{more}; mend config.json or take the weights that belong to it."
             )
-
-
-def listing(names: Iterable[str], most: int = 4) -> str:
-    """The first few names and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -1,44 +1,27 @@
 """Jobs shared by threads or processes: the same files, bit for bit, whatever their number.
 
 A job is a part of the model to write or to check; who does it changes nothing in it. Two threads keep a disk busy
-while a file is synced, and start at once; processes each take seconds to start. A process that loses its parent is
-ended by the kernel (Linux), so a killed conversion leaves none behind.
+while a file is synced, and start at once; processes each take seconds to start.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import ctypes
-import multiprocessing
-import os
-import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 import torch
 
-from megatron_ultralong.errors import UserError
+from megatron_ultralong.processes import killed_worker_named, start_pool
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-_PR_SET_PDEATHSIG = 1
 _THREADS = 2
 _work: Callable[[Any], Any]
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the kernel end this process when `parent` (its process id) ends; Linux only, elsewhere nothing."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-
-
-def _begin(work: Callable[[Any], Any], parent: int) -> None:
+def _begin(work: Callable[[Any], Any]) -> None:
     global _work
-    die_with_parent(parent)
     torch.set_num_threads(1)
     _work = work
 
@@ -64,13 +47,9 @@ def share(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> I
             yield from threads.map(work, jobs)
         torch.set_num_threads(kept)
         return
-    context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(jobs)), mp_context=context, initializer=_begin, initargs=(work, os.getpid())
-    )
+    pool = start_pool(min(workers, len(jobs)), _begin, work)
     try:
-        yield from pool.map(_do, jobs)
-    except BrokenProcessPool:
-        raise UserError("one of the --workers was killed, perhaps for want of memory; give fewer.") from None
+        with killed_worker_named("one of the --workers was killed, perhaps for want of memory; give fewer."):
+            yield from pool.map(_do, jobs)
     finally:
         pool.shutdown(cancel_futures=True)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from megatron_ultralong.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 Shape = tuple[int, ...]
 _LARGEST = 10_000_000
@@ -156,10 +157,14 @@ class Rule:
 
     def merge(self, tensors: Sequence[torch.Tensor], dimensions: Dimensions) -> torch.Tensor:
         """One layer's Hugging Face tensors -> its megatron-core tensor."""
+        import torch
+
         return torch.cat([tensors[s.part][s.start : s.start + s.rows] for s in self.spans(dimensions)])
 
     def split(self, tensor: torch.Tensor, dimensions: Dimensions) -> tuple[torch.Tensor, ...]:
         """The inverse of `merge`."""
+        import torch
+
         parts = []
         for number in range(len(self.hf)):
             own = sorted((s for s in self.spans(dimensions) if s.part == number), key=lambda s: s.start)

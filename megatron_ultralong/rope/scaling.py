@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -188,19 +188,6 @@ class RopeScaling:
         """The (fractional) index whose wavelength fits `rotations` times into the original length."""
         periods = self.original_length / (2 * math.pi * rotations)
         return rotary_dim * math.log(periods) / (2 * math.log(self.base))
-
-    @classmethod
-    def from_hf(cls, config: dict[str, Any]) -> RopeScaling:
-        """Read the rope of a Hugging Face config.json: see `config_json.read`."""
-        from megatron_ultralong.rope import config_json  # which needs this class
-
-        return config_json.read(config)
-
-    def to_hf(self) -> dict[str, Any]:
-        """The config.json entries that serve this rope: see `config_json.write`."""
-        from megatron_ultralong.rope import config_json
-
-        return config_json.write(self)
 
 
 def temperature(factor: float, mscale: float = 1.0) -> float:

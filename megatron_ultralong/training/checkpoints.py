@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.distributed.checkpoint import CheckpointException
 
 from megatron_ultralong.checkpoint.description import DESCRIPTION, Description
+from megatron_ultralong.checkpoint.loading import load_model_state, load_sharded, model_state
 from megatron_ultralong.data.reading.blend import Position
-from megatron_ultralong.engine import mcore, random_state
+from megatron_ultralong.engine import random_state
 from megatron_ultralong.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -87,47 +86,6 @@ def data_position(folder: Path) -> Position:
         ) from None
 
 
-def _model_state(model: torch.nn.Module) -> dict[str, Any]:
-    """The model's sharded tensors, without the empty FP8 states that only Transformer Engine fills."""
-    state = model.sharded_state_dict()  # type: ignore[operator]
-    return {key: value for key, value in state.items() if not key.endswith("_extra_state")}
-
-
-def load_weights(model: torch.nn.Module, folder: Path) -> None:
-    """Load a checkpoint's weights into `model` (this rank's part), whatever layout wrote them.
-
-    Raises:
-        UserError: a file of the checkpoint is missing or damaged, or a tensor is missing or of another shape.
-    """
-    _load_model(model, _load({"model": _model_state(model)}, folder)["model"])
-
-
-def _load_model(model: torch.nn.Module, state: dict[str, Any]) -> None:
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    missing = [name for name in missing if not name.endswith("_extra_state")]
-    assert not missing and not unexpected, (missing, unexpected)
-
-
-def _load(state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """dist_checkpointing.load; if it fails on one rank, every rank raises, and says it in one sentence."""
-    loaded: dict[str, Any] = {}
-    reason = ""
-    try:
-        loaded = mcore.dist_checkpointing.load(state, str(folder))
-    except (Exception, CheckpointException) as error:  # the latter is a BaseException: each rank's failure
-        failures = error.failures if isinstance(error, CheckpointException) else {}
-        cause = next((failure for failure, _ in failures.values()), error)
-        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
-    reasons = [""] * dist.get_world_size()
-    dist.all_gather_object(reasons, reason)
-    if any(reasons):
-        raise UserError(
-            f"{folder}: the checkpoint cannot be loaded ({next(filter(None, reasons))}); "
-            "convert or copy it again, or give another."
-        )
-    return loaded
-
-
 def run_state(model: torch.nn.Module, optimizer: Any, scheduler: Any, step: int, loading: bool) -> dict[str, Any]:
     """What a run's checkpoint holds, as megatron-core's sharded tensors and plain values.
 
@@ -138,7 +96,7 @@ def run_state(model: torch.nn.Module, optimizer: Any, scheduler: Any, step: int,
         step: optimizer steps done.
         loading: the state is to be filled, not written.
     """
-    weights = _model_state(model)
+    weights = model_state(model)
     return {
         "model": weights,
         "optimizer": optimizer.sharded_state_dict(dict(weights), is_loading=loading, metadata=_OPTIMIZER_METADATA),
@@ -174,8 +132,8 @@ def load_run(folder: Path, model: torch.nn.Module, optimizer: Any, scheduler: An
     same_layout = "processes" in written and _layout(written) == _layout(run)
     if not same_layout:
         del state["random"]
-    loaded = _load(state, folder)
-    _load_model(model, loaded["model"])
+    loaded = load_sharded(state, folder)
+    load_model_state(model, loaded["model"])
     optimizer.load_state_dict(loaded["optimizer"])
     for group in optimizer.param_groups:  # the checkpoint's rates came with the groups; the configuration's win
         group.update(max_lr=scheduler.max_lr, min_lr=scheduler.min_lr)

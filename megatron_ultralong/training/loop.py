@@ -15,8 +15,9 @@ from megatron_ultralong.engine import device, groups
 from megatron_ultralong.planning.flops import ModelShape, peak_flops, step_flops
 from megatron_ultralong.training.anomalies import Anomalies
 from megatron_ultralong.training.measured_memory import measured, report
-from megatron_ultralong.training.metrics import Recorder, StepMetrics
+from megatron_ultralong.training.metrics import StepMetrics
 from megatron_ultralong.training.profiling import Profiler
+from megatron_ultralong.training.recorder import Recorder
 from megatron_ultralong.training.saving import Saver
 from megatron_ultralong.training.setup import Run, prepare
 from megatron_ultralong.training.step import StepResult, train_step

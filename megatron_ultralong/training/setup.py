@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_ultralong.checkpoint.description import Description
+from megatron_ultralong.checkpoint.loading import load_weights
 from megatron_ultralong.config import reading
 from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.data.reading.blend import BlendedDataset
@@ -28,7 +29,7 @@ from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import read_json
 from megatron_ultralong.model import build
 from megatron_ultralong.model.loss import LossOptions
-from megatron_ultralong.rope import recipes, scaling
+from megatron_ultralong.rope import config_json, recipes
 from megatron_ultralong.training import checkpoints
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def prepare(config: RunConfig, joined: Callable[[], None] = lambda: None) -> Run
         hf_config, description.rope, config.parallel, config.train.precision, config.rope.angles, loss
     ).to(device)
     if resume_from is None and config.checkpoint.load is not None:
-        checkpoints.load_weights(weights, config.checkpoint.load)
+        load_weights(weights, config.checkpoint.load)
     model, optimizer = _optimize(weights, config)
     scheduler = _schedule(optimizer, config)
     run = Run(config, model, weights, optimizer, scheduler, data, description, 0, data.first, None, device)
@@ -180,7 +181,7 @@ def read_hf_config(config: RunConfig) -> dict[str, Any]:
 
 def _describe(config: RunConfig, hf_config: dict[str, Any], start: Path | None) -> Description:
     """The model of this run: the rope continues from that of the checkpoint it starts from, where there is one."""
-    own = scaling.RopeScaling.from_hf(hf_config)
+    own = config_json.read(hf_config)
     if start is not None:
         loaded = Description.read(start)
         for key in ("architectures", "hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size"):

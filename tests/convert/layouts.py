@@ -20,13 +20,13 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from megatron_ultralong.checkpoint.description import Description
+from megatron_ultralong.checkpoint.loading import load_model_state, load_sharded, model_state
 from megatron_ultralong.config.sections import ParallelConfig
 from megatron_ultralong.context_parallel import zigzag
 from megatron_ultralong.context_parallel.core_attention import SequenceLayout
 from megatron_ultralong.engine import groups, mcore
 from megatron_ultralong.engine.checkpoint_writer import CheckpointWriter
 from megatron_ultralong.model import build
-from megatron_ultralong.training.checkpoints import _load, _load_model, _model_state
 
 
 def main() -> None:
@@ -66,17 +66,17 @@ def run(job: dict[str, Any], parallel: ParallelConfig, chunks: int, writer: Chec
         models = [virtual_chunk(description, parallel, chunks, number) for number in range(chunks)]
     else:
         models = [build.build_model(description.hf_config, description.rope, parallel, precision)]
-    state = {f"model{number}": _model_state(model) for number, model in enumerate(models)}
-    loaded = _load(state, folder)
+    state = {f"model{number}": model_state(model) for number, model in enumerate(models)}
+    loaded = load_sharded(state, folder)
     for number, model in enumerate(models):
-        _load_model(model, loaded[f"model{number}"])
+        load_model_state(model, loaded[f"model{number}"])
     if "logits" in job:
         compare(job, parallel, models, description.hf_config["vocab_size"])
     saved = Path(job["save"])
     if dist.get_rank() == 0:
         saved.mkdir()
     dist.barrier()
-    request, failure = writer.plan({f"model{n}": _model_state(model) for n, model in enumerate(models)}, str(saved))
+    request, failure = writer.plan({f"model{n}": model_state(model) for n, model in enumerate(models)}, str(saved))
     assert failure is None
     writer.write(request)
     if dist.get_rank() == 0:

@@ -14,6 +14,7 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from megatron_ultralong.convert.hf_config import served, with_dtype, with_rope
+from megatron_ultralong.rope import config_json
 from megatron_ultralong.rope.scaling import RopeScaling, temperature
 
 OLD: dict[str, Any] = {
@@ -71,7 +72,7 @@ def test_transformers_computes_the_same_frequencies(tmp_path: Path, name: str, c
 
 @pytest.mark.parametrize("name", [name for name in ROPES if name not in ("ntk", "yarn paper")])
 def test_reading_back_gives_the_same_rope(name: str) -> None:
-    assert RopeScaling.from_hf(with_rope(NEW, ROPES[name])) == ROPES[name]
+    assert config_json.read(with_rope(NEW, ROPES[name])) == ROPES[name]
 
 
 def test_no_stale_spelling_is_left() -> None:
@@ -98,7 +99,7 @@ def test_no_stale_spelling_is_left() -> None:
 
 def test_a_rope_that_was_kept_keeps_its_length() -> None:
     # Llama-3.1 says 131,072 although its factor x original length is 65,536.
-    assert with_rope(LLAMA31, RopeScaling.from_hf(LLAMA31)) == LLAMA31
+    assert with_rope(LLAMA31, config_json.read(LLAMA31)) == LLAMA31
 
 
 @pytest.mark.parametrize("name", ["llama3", "yarn paper", "yarn coded, hot", "linear", "ntk"])

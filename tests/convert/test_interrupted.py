@@ -125,7 +125,7 @@ def test_a_disk_too_small_is_said_before_and_while_it_is_written(
     (small_disk / "other").write_bytes(bytes((os.statvfs(small_disk).f_bavail - size // 4096 - 1) * 4096))
     done = tool("convert_hf_to_megatron", "--hf", smaller, "--output", small_disk / "m")
     assert done.returncode == 2, done.stderr
-    assert f"error: {small_disk / 'm'} cannot be written (No space left on device); free space" in done.stderr
+    assert f"error: {small_disk / 'm'}: cannot be written (No space left on device); free space" in done.stderr
     assert [path.name for path in small_disk.iterdir()] == ["other"]
 
 
@@ -134,9 +134,9 @@ def test_a_file_that_cannot_grow_is_one_sentence(build: Build, tmp_path: Path, l
     source, load = build("llama", torch.bfloat16, hidden_size=128, vocab_size=1000), tmp_path / "m"
     done = tool("convert_hf_to_megatron", "--hf", source, "--output", load, limit=limit)
     assert done.returncode == 2
-    assert f"error: {load} cannot be written (File too large); free space or give another --output." in done.stderr
+    assert f"error: {load}: cannot be written (File too large); free space or give another --output" in done.stderr
     convert_hf_to_megatron(hf=source, output=load)
     done = tool("convert_megatron_to_hf", "--load", load, "--output", tmp_path / "hf", limit=limit)
     assert done.returncode == 2
-    assert f"error: {tmp_path / 'hf'} cannot be written (File too large)" in done.stderr
+    assert f"error: {tmp_path / 'hf'}: cannot be written (File too large)" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]

@@ -15,13 +15,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from megatron_ultralong.checkpoint.description import Description
+from megatron_ultralong.checkpoint.loading import load_weights
 from megatron_ultralong.config.sections import ParallelConfig
 from megatron_ultralong.context_parallel.core_attention import SequenceLayout
 from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
 from megatron_ultralong.engine import groups
 from megatron_ultralong.model.build import build_model
 from megatron_ultralong.model.rotary import Angles
-from megatron_ultralong.training.checkpoints import load_weights
 from tests.convert.tiny_models import Build
 
 HEAD = {"head_dim": 128, "num_attention_heads": 4, "num_key_value_heads": 2}

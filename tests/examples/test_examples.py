@@ -19,8 +19,8 @@ import pytest
 from megatron_ultralong.config.reading import check_config, load_config
 from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.data.tokenizer.tokenizer import tokenizer_fingerprint
+from megatron_ultralong.rope import config_json
 from megatron_ultralong.rope.recipes import scaled
-from megatron_ultralong.rope.scaling import RopeScaling
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(path.parent for path in (ROOT / "examples").rglob("settings.sh"))
@@ -129,7 +129,7 @@ def test_a_configuration_fits_its_processes(provided: Path, example: Path, stage
     provide(config)
     assert int(given["NODES"]) * int(given["GPUS_PER_NODE"]) == processes
     check_config(config, hf_config=hf_config, world_size=processes)
-    optimizer, train, own = config.optimizer, config.train, RopeScaling.from_hf(hf_config)
+    optimizer, train, own = config.optimizer, config.train, config_json.read(hf_config)
     assert (optimizer.beta1, optimizer.beta2, config.parallel.tensor) == (0.9, 0.95, tensor)
     if stage == "extend":
         assert (config.data.sequence_length, train.steps, train.global_batch_size) == (length, steps, batch)

@@ -22,12 +22,6 @@ TESTS = (
     "reading/test_blend",
     "test_shuffle",
 )
-    "packing/test_specification",
-    "test_shuffle",
-    "reading/test_dataset",
-    "packing/test_index",
-    "reading/test_blend",
-)
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1"
 
 # Puts the sanitized extension in the place of the package's own, then runs what follows.

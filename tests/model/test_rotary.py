@@ -22,6 +22,7 @@ from megatron_ultralong.context_parallel.core_attention import SequenceLayout
 from megatron_ultralong.engine import groups
 from megatron_ultralong.model.build import build_model
 from megatron_ultralong.model.rotary import Rotary, rotate, serving_frequencies
+from megatron_ultralong.rope import config_json
 from megatron_ultralong.rope.scaling import RopeScaling, temperature
 
 PLAIN = RopeScaling(base=10000.0, original_length=64)
@@ -34,7 +35,7 @@ LONGROPE: dict[str, Any] = {
 
 
 def transformers_config(rope: RopeScaling, head_dim: int) -> LlamaConfig:
-    hf = rope.to_hf()
+    hf = config_json.write(rope)
     parameters = (hf["rope_scaling"] or {"rope_type": "default"}) | {"rope_theta": hf["rope_theta"]}
     parameters |= {"rope_type": parameters.get("rope_type", parameters.get("type"))}
     if "original_max_position_embeddings" in hf:

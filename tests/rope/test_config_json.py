@@ -16,6 +16,7 @@ from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.rope import config_json
 from megatron_ultralong.rope.scaling import RopeScaling, longrope_attention, temperature
 from tests.rope.real_configs import LLAMA31_SCALING, PHI3_LONG, PHI3_SHORT, REAL, head_dim
 
@@ -38,9 +39,9 @@ def transformers_frequencies(config: dict[str, Any], folder: Path, length: int) 
 @pytest.mark.parametrize("name", REAL)
 def test_a_real_models_rope_is_read_and_written_as_transformers_computes_it(name: str, tmp_path: Path) -> None:
     config = REAL[name]
-    rope = RopeScaling.from_hf(config)
-    written = {key: value for key, value in config.items() if not key.startswith("rope_")} | rope.to_hf()
-    assert RopeScaling.from_hf(written) == rope
+    rope = config_json.read(config)
+    written = {key: value for key, value in config.items() if not key.startswith("rope_")} | config_json.write(rope)
+    assert config_json.read(written) == rope
     dim = rope.rotary_dim(head_dim(config))
     for length in (64, rope.length):
         ours = rope.inverse_frequencies(dim, length)
@@ -66,14 +67,14 @@ def test_a_real_models_rope_is_read_and_written_as_transformers_computes_it(name
     ],
 )
 def test_what_a_real_config_json_says(name: str, factor: float, original: int, length: int, attention: float) -> None:
-    rope = RopeScaling.from_hf(REAL[name])
+    rope = config_json.read(REAL[name])
     assert (rope.factor, rope.original_length, rope.length) == (factor, original, length)
     assert rope.attention_factor == pytest.approx(attention, rel=1e-15)
 
 
 def spellings(rope: RopeScaling) -> list[dict[str, Any]]:
     """What `to_hf` writes, and the same in transformers' other spellings."""
-    flat = rope.to_hf()
+    flat = config_json.write(rope)
     scaling = flat["rope_scaling"] or {"rope_type": "default"}
     kind = scaling.get("rope_type") or scaling["type"]
     body = {name: value for name, value in scaling.items() if name not in ("type", "rope_type")}
@@ -115,12 +116,14 @@ ROPES = [
 @pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope.kind)
 def test_every_spelling_reads_back(rope: RopeScaling) -> None:
     for spelling in spellings(rope):
-        assert RopeScaling.from_hf(json.loads(json.dumps(spelling))) == rope, spelling
+        assert config_json.read(json.loads(json.dumps(spelling))) == rope, spelling
 
 
-@pytest.mark.parametrize("rope", [rope for rope in ROPES if "factor" in (rope.to_hf()["rope_scaling"] or {})])
+@pytest.mark.parametrize(
+    "rope", [rope for rope in ROPES if "factor" in (config_json.write(rope)["rope_scaling"] or {})]
+)
 def test_the_exports_factor_is_the_ratio_of_its_lengths(rope: RopeScaling) -> None:
-    exported = rope.to_hf()
+    exported = config_json.write(rope)
     if rope.kind == "dynamic-ntk":  # whose formula counts from max_position_embeddings
         assert exported["max_position_embeddings"] == rope.original_length
     else:
@@ -129,7 +132,7 @@ def test_the_exports_factor_is_the_ratio_of_its_lengths(rope: RopeScaling) -> No
 
 def test_the_papers_form_is_exported_as_llama3() -> None:
     rope = RopeScaling(base=5e5, kind="yarn", form="paper", factor=128.0, original_length=8192)
-    assert rope.to_hf() == {
+    assert config_json.write(rope) == {
         "rope_theta": 5e5,
         "max_position_embeddings": 1048576,
         "rope_scaling": LLAMA31_SCALING | {"factor": 128.0},
@@ -138,32 +141,35 @@ def test_the_papers_form_is_exported_as_llama3() -> None:
 
 @pytest.mark.parametrize("name", ["Llama-3-8B", "Llama-3.1-8B", "Llama-3.2-1B", "Qwen3-8B", "Phi-4-mini"])
 def test_a_published_rope_is_written_as_published(name: str) -> None:
-    written = RopeScaling.from_hf(REAL[name]).to_hf()
+    written = config_json.write(config_json.read(REAL[name]))
     assert written == {entry: REAL[name][entry] for entry in written}
 
 
 def test_an_attention_factor_is_written_for_both_ways_to_read_it() -> None:
     rope = RopeScaling(base=5e5, kind="yarn", form="coded", factor=128.0, original_length=8192)
-    scaling = rope.to_hf()["rope_scaling"]
+    scaling = config_json.write(rope)["rope_scaling"]
     assert scaling["attention_factor"] == 1.0  # transformers, vLLM now
     assert temperature(128.0) * scaling["attn_factor"] == pytest.approx(1.0, rel=1e-15)  # SGLang, vLLM before
-    assert "attn_factor" not in dataclasses.replace(rope, attention_factor=temperature(128.0)).to_hf()["rope_scaling"]
+    assert (
+        "attn_factor"
+        not in config_json.write(dataclasses.replace(rope, attention_factor=temperature(128.0)))["rope_scaling"]
+    )
 
 
 def test_an_original_length_that_llama_cpp_would_not_guess_stands_where_it_looks() -> None:
     rope = RopeScaling(base=1e6, kind="yarn", form="paper", factor=32.0, original_length=32768)
-    assert rope.to_hf()["original_max_position_embeddings"] == 32768
+    assert config_json.write(rope)["original_max_position_embeddings"] == 32768
 
 
 def test_phi_is_written_with_the_three_keys_that_its_first_reader_takes() -> None:
-    written = RopeScaling.from_hf(REAL["Phi-3-mini-128k"]).to_hf()
+    written = config_json.write(config_json.read(REAL["Phi-3-mini-128k"]))
     assert written["rope_scaling"] == {"type": "longrope", "short_factor": PHI3_SHORT, "long_factor": PHI3_LONG}
     assert written["original_max_position_embeddings"] == 4096
 
 
 def test_nothing_said_is_transformers_default() -> None:
-    assert RopeScaling.from_hf({}) == RopeScaling(base=1e4, original_length=2048)
-    assert RopeScaling.from_hf({"rope_scaling": None, "rope_theta": 1e6}).base == 1e6
+    assert config_json.read({}) == RopeScaling(base=1e4, original_length=2048)
+    assert config_json.read({"rope_scaling": None, "rope_theta": 1e6}).base == 1e6
 
 
 @pytest.mark.parametrize(
@@ -181,7 +187,7 @@ def test_nothing_said_is_transformers_default() -> None:
 def test_yarns_attention_factor(entry: dict[str, Any], attention: float, tmp_path: Path) -> None:
     scaling = {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 4096, "beta_fast": 32} | entry
     config = REAL["Llama-3-8B"] | {"max_position_embeddings": 131072, "rope_scaling": scaling}
-    rope = RopeScaling.from_hf(config)
+    rope = config_json.read(config)
     theirs, scale = transformers_frequencies(config, tmp_path, 0)
     assert rope.attention_factor == pytest.approx(attention, rel=1e-15) == scale
     np.testing.assert_allclose(rope.inverse_frequencies(128), theirs, rtol=1e-6)
@@ -189,14 +195,14 @@ def test_yarns_attention_factor(entry: dict[str, Any], attention: float, tmp_pat
 
 def test_phi3s_first_names_for_longrope() -> None:
     config = REAL["Phi-3-mini-128k"]
-    published = RopeScaling.from_hf(config)
+    published = config_json.read(config)
     for name in ("su", "yarn", "longrope"):
-        assert RopeScaling.from_hf(config | {"rope_scaling": config["rope_scaling"] | {"type": name}}) == published
+        assert config_json.read(config | {"rope_scaling": config["rope_scaling"] | {"type": name}}) == published
 
 
 def test_a_config_json_that_declares_too_little_is_exported_with_the_ratio() -> None:
-    rope = RopeScaling.from_hf(REAL["Qwen2.5-7B-Instruct, its YaRN entry"])
-    assert rope.to_hf()["max_position_embeddings"] == 131072
+    rope = config_json.read(REAL["Qwen2.5-7B-Instruct, its YaRN entry"])
+    assert config_json.write(rope)["max_position_embeddings"] == 131072
 
 
 @pytest.mark.parametrize(
@@ -238,16 +244,16 @@ def test_a_config_json_that_declares_too_little_is_exported_with_the_ratio() -> 
 )
 def test_a_config_json_that_we_do_not_compute_is_named(entry: Any, said: str) -> None:
     with pytest.raises(UserError) as caught:
-        RopeScaling.from_hf({"rope_parameters": entry})
+        config_json.read({"rope_parameters": entry})
     assert str(caught.value).startswith(said)
 
 
 def test_two_entries_that_contradict_each_other_are_named() -> None:
     config = REAL["Llama-3.1-8B"] | {"rope_parameters": LLAMA31_SCALING | {"rope_theta": 500000.0}}
-    assert RopeScaling.from_hf(config) == RopeScaling.from_hf(REAL["Llama-3.1-8B"])
+    assert config_json.read(config) == config_json.read(REAL["Llama-3.1-8B"])
     config["rope_parameters"]["factor"] = 16.0
     with pytest.raises(UserError, match="rope_scaling and rope_parameters state different ropes"):
-        RopeScaling.from_hf(config)
+        config_json.read(config)
 
 
 @pytest.mark.parametrize(
@@ -269,5 +275,5 @@ def test_two_entries_that_contradict_each_other_are_named() -> None:
 )
 def test_a_rope_without_a_hugging_face_form_is_not_exported(rope: RopeScaling, said: str) -> None:
     with pytest.raises(UserError) as caught:
-        rope.to_hf()
+        config_json.write(rope)
     assert str(caught.value).startswith(said)

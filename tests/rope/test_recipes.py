@@ -8,13 +8,14 @@ import pytest
 
 from megatron_ultralong.config.sections import RopeConfig
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.rope import config_json
 from megatron_ultralong.rope.recipes import LLAMA31, scaled, ultralong
 from megatron_ultralong.rope.scaling import RopeScaling, temperature
 from tests.rope.real_configs import REAL
 
 
 def own(name: str) -> RopeScaling:
-    return RopeScaling.from_hf(REAL[name])
+    return config_json.read(REAL[name])
 
 
 @pytest.mark.parametrize(("target", "factor"), [(1048576, 128.0), (2097152, 256.0), (4194304, 512.0)])

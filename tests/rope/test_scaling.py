@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from megatron_ultralong.config.sections import ParallelConfig
 from megatron_ultralong.engine import groups
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.rope import config_json
 from megatron_ultralong.rope.scaling import RopeScaling, temperature
 
 BASES = (1e4, 5e5, 1e6, 1e9)
@@ -34,7 +35,7 @@ LLAMA31 = {
 
 def transformers_rope(rope: RopeScaling, head_dim: int) -> tuple[np.ndarray, float]:
     """Inverse frequencies and attention factor that transformers computes from our export."""
-    hf = rope.to_hf()
+    hf = config_json.write(rope)
     parameters = (hf["rope_scaling"] or {"rope_type": "default"}) | {"rope_theta": hf["rope_theta"]}
     config = LlamaConfig(
         head_dim=head_dim, rope_parameters=parameters, max_position_embeddings=hf["max_position_embeddings"]
@@ -112,7 +113,7 @@ def test_frequencies_are_those_of_megatron_cores_yarn(beta, truncate):
             angles, attention = theirs.get_emb(1, offset=1)  # position 1, whose angles are the frequencies
             scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": length}
             scaling |= {"beta_fast": beta, "truncate": truncate, "rope_theta": base}
-            rope = RopeScaling.from_hf({"rope_parameters": scaling})
+            rope = config_json.read({"rope_parameters": scaling})
             ours, frequencies = rope.inverse_frequencies(dim), angles[0, 0, 0, : dim // 2].double().numpy()
             assert np.all(np.abs(ours - frequencies) <= 1e-6 * ours + ramp_rounding(rope, dim)), rope
             assert rope.attention_factor == pytest.approx(attention, rel=1e-6)
@@ -125,7 +126,7 @@ def test_yarn_without_an_attention_factor_gets_transformers_own(factor, truncate
     entry = {"rope_type": "yarn", "rope_theta": 5e5, "factor": factor, "original_max_position_embeddings": 8192}
     entry |= {"truncate": truncate} | ({} if attention is None else {"attention_factor": attention})
     config = {"rope_parameters": entry, "max_position_embeddings": round(8192 * factor)}
-    rope = RopeScaling.from_hf(config)
+    rope = config_json.read(config)
     frequencies, scaling = ROPE_INIT_FUNCTIONS["yarn"](LlamaConfig(head_dim=128, **config))
     assert rope.attention_factor == pytest.approx(scaling, rel=1e-15)
     np.testing.assert_allclose(rope.inverse_frequencies(128), frequencies.double().numpy(), rtol=1e-6)

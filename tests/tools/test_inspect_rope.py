@@ -13,8 +13,8 @@ from _rope_report import angle_error, ratios, treatment, variants
 from megatron_ultralong.checkpoint.description import Description
 from megatron_ultralong.config.sections import RopeConfig
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.rope import config_json
 from megatron_ultralong.rope.recipes import ultralong
-from megatron_ultralong.rope.scaling import RopeScaling
 from tests.rope.real_configs import REAL
 
 
@@ -110,7 +110,7 @@ def test_a_config_json_without_sizes_is_named(tool: Any, tmp_path: Path) -> None
 
 
 def test_the_papers_form_and_llama3_are_one_column_twice() -> None:
-    own = RopeScaling.from_hf(REAL["Llama-3.1-8B"])
+    own = config_json.read(REAL["Llama-3.1-8B"])
     ropes = variants(own, ultralong(2097152))
     paper, llama3 = ropes["YaRN paper\n1..4"], ropes["llama3\n1..4"]
     assert (ratios(paper, 128) == ratios(llama3, 128)).all()

@@ -19,7 +19,7 @@ import pytest
 
 from megatron_ultralong.data.reading.dataset import PackedDataset
 from megatron_ultralong.planning.flops import ModelShape, causal_pairs, step_flops
-from megatron_ultralong.training import metrics
+from megatron_ultralong.training import metrics, recorder
 from tests.training.conftest import SEQUENCE_LENGTH, Train
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
@@ -115,7 +115,7 @@ def test_a_run_that_fails_gives_the_terminal_back(workspace: Path) -> None:
 
 
 def test_a_full_disk_does_not_end_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    sink = metrics._JsonLines(tmp_path / "metrics.jsonl", 1)
+    sink = recorder._JsonLines(tmp_path / "metrics.jsonl", 1)
     fields = dict.fromkeys((field.name for field in dataclasses.fields(metrics.StepMetrics)), 1)
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     for _ in range(2):

@@ -23,10 +23,10 @@ def test_resumed_run_repeats_the_uninterrupted_one(
 ) -> None:
     words = ["--train.precision", precision, "--optimizer.warmup_steps", "1", "--optimizer.decay", "cosine"]
     words += ["--parallel.distributed_optimizer", distributed]
-    whole = train(2, *words, "--parallel.context", "2", "--train.steps", "4", "--checkpoints.save", str(tmp_path / "a"))
+    whole = train(2, *words, "--parallel.context", "2", "--train.steps", "4", "--checkpoint.save", str(tmp_path / "a"))
     saved = tmp_path / "b"
-    halves = ["--parallel.context", "2", "--train.steps", "4", "--checkpoints.save", str(saved)]
-    train(2, *words, *halves, "--checkpoints.interval", "2")
+    halves = ["--parallel.context", "2", "--train.steps", "4", "--checkpoint.save", str(saved)]
+    train(2, *words, *halves, "--checkpoint.interval", "2")
     (saved / "step_000004").rename(tmp_path / "gone")
     resumed = train(2, *words, *halves)
     assert [row["step"] for row in resumed] == [3, 4]
@@ -40,9 +40,9 @@ def test_resumed_run_repeats_the_uninterrupted_one(
 
 @pytest.mark.gloo
 def test_resumes_under_another_layout(train: Train, tmp_path: Path) -> None:
-    words = ["--train.steps", "3", "--checkpoints.save", str(tmp_path / "run")]
+    words = ["--train.steps", "3", "--checkpoint.save", str(tmp_path / "run")]
     whole = train(1, "--train.steps", "3")
-    train(1, *words, "--checkpoints.interval", "2")
+    train(1, *words, "--checkpoint.interval", "2")
     (tmp_path / "run" / "step_000003").rename(tmp_path / "gone")
     (resumed,) = train(2, *words, "--parallel.tensor", "2")
     assert resumed["loss"] == pytest.approx(whole[2]["loss"], rel=1e-5)
@@ -57,11 +57,11 @@ def test_a_padded_vocabulary_resumes_at_another_tensor_parallel_size(
     hf = shutil.copytree(workspace / "hf", tmp_path / "hf", ignore=shutil.ignore_patterns("model*"))
     build_model(hf, "llama", vocab_size=401, num_hidden_layers=4, max_position_embeddings=64)  # 402 rows by twos
     convert_hf_to_megatron(hf=hf, output=tmp_path / "megatron")
-    model = ["--model.hf", str(hf), "--checkpoints.load", str(tmp_path / "megatron"), "--train.steps", "3"]
+    model = ["--model.hf", str(hf), "--checkpoint.load", str(tmp_path / "megatron"), "--train.steps", "3"]
     whole = train(1, *model)
     for first, then in ((1, 2), (2, 1)):
         saved = tmp_path / f"run{first}"
-        words = [*model, "--checkpoints.save", str(saved), "--checkpoints.interval", "2"]
+        words = [*model, "--checkpoint.save", str(saved), "--checkpoint.interval", "2"]
         train(first, *words, "--parallel.tensor", str(first))
         shutil.rmtree(saved / "step_000003")
         (resumed,) = train(then, *words, "--parallel.tensor", str(then))
@@ -71,7 +71,7 @@ def test_a_padded_vocabulary_resumes_at_another_tensor_parallel_size(
 
 @pytest.mark.gloo
 def test_a_finished_run_can_be_given_more_steps(train: Train, tmp_path: Path) -> None:
-    saved = ["--checkpoints.save", str(tmp_path / "run")]
+    saved = ["--checkpoint.save", str(tmp_path / "run")]
     train(1, "--train.steps", "1", *saved)
     rows = train(1, "--train.steps", "2", "--optimizer.learning_rate", "5e-4", *saved)
     assert [(row["step"], row["learning_rate"]) for row in rows] == [(2, 5e-4)]
@@ -81,7 +81,7 @@ def test_a_finished_run_can_be_given_more_steps(train: Train, tmp_path: Path) ->
 def test_weights_and_batch_may_change_on_resume(train: Train, workspace: Path, tmp_path: Path) -> None:
     """Each source goes on where it was: nothing is read twice or left out."""
     saved = tmp_path / "run"
-    words = ["--checkpoints.save", str(saved), "--data.loss_on_first_tokens", "false"]
+    words = ["--checkpoint.save", str(saved), "--data.loss_on_first_tokens", "false"]
     words += ["--data.sources.1.index", str(workspace / "packed_chats"), "--data.sources.1.weight"]
     train(1, *words, "1", "--train.steps", "2")
     train(1, *words, "3", "--train.steps", "4", "--train.global_batch_size", "8")

@@ -27,8 +27,8 @@ def steps(save: Path) -> list[int]:
 def saved(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two ranks with steps 1, 2 and 3. Not to be changed."""
     folder = tmp_path_factory.mktemp("saved")
-    words = ["--config", str(workspace / "run.toml"), "--checkpoints.save", str(folder / "run")]
-    job = Job(folder / "job", 2, [*words, "--parallel.context", "2", "--checkpoints.interval", "1"])
+    words = ["--config", str(workspace / "run.toml"), "--checkpoint.save", str(folder / "run")]
+    job = Job(folder / "job", 2, [*words, "--parallel.context", "2", "--checkpoint.interval", "1"])
     assert job.statuses() == [0, 0], job.log()
     assert steps(folder / "run") == [1, 2, 3]
     return folder / "run"
@@ -37,8 +37,8 @@ def saved(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.gloo
 def test_background_saves_hold_the_same_and_only_the_wanted_stay(begin: Begin, saved: Path, tmp_path: Path) -> None:
     save = tmp_path / "run"
-    words = ["--parallel.context", "2", "--checkpoints.save", str(save), "--checkpoints.interval", "1"]
-    keep = ["--checkpoints.keep_last", "2", "--checkpoints.keep_every", "4", "--checkpoints.async_save", "true"]
+    words = ["--parallel.context", "2", "--checkpoint.save", str(save), "--checkpoint.interval", "1"]
+    keep = ["--checkpoint.keep_last", "2", "--checkpoint.keep_every", "4", "--checkpoint.async_save", "true"]
     job = begin(2, *words, *keep, "--train.steps", "7")
     assert job.statuses() == [0, 0], job.log()
     assert steps(save) == [4, 6, 7]
@@ -102,7 +102,7 @@ def test_a_damaged_newest_is_named_and_the_one_before_is_used(
     begin: Begin, saved: Path, tmp_path: Path, kind: str
 ) -> None:
     save, said = damaged(saved, tmp_path, kind)
-    job = begin(2, "--parallel.context", "2", "--checkpoints.save", str(save))
+    job = begin(2, "--parallel.context", "2", "--checkpoint.save", str(save))
     assert job.statuses() == [0, 0], job.log()
     assert f"{save / 'step_000003'} is damaged and passed over: " in job.log() and said in job.log()
     assert f"resuming from {save / 'step_000002'}" in job.log()
@@ -115,7 +115,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(begin: Begi
     save, _ = damaged(saved, tmp_path, "missing")
     for step in (1, 2):
         (save / f"step_{step:06d}" / "common.pt").write_bytes(b"")
-    job = begin(1, "--checkpoints.save", str(save))
+    job = begin(1, "--checkpoint.save", str(save))
     assert job.statuses() == [2]
     assert f"error: {save}: no checkpoint there can be loaded (the newest is step_000003); put a good one" in job.log()
     assert job.log().count("is damaged and passed over") == 3
@@ -125,8 +125,8 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(begin: Begi
 @pytest.mark.gloo
 def test_a_background_writer_that_is_killed_costs_that_checkpoint_only(begin: Begin, tmp_path: Path) -> None:
     save = tmp_path / "run"
-    words = ["--checkpoints.save", str(save), "--checkpoints.interval", "1", "--checkpoints.keep_last", "2"]
-    job = begin(1, *words, "--checkpoints.async_save", "true", "--train.steps", "100000")
+    words = ["--checkpoint.save", str(save), "--checkpoint.interval", "1", "--checkpoint.keep_last", "2"]
+    job = begin(1, *words, "--checkpoint.async_save", "true", "--train.steps", "100000")
     rank = psutil.Process(job.ranks[0].pid)
     end = time.monotonic() + 100
     while "could not be saved" not in job.log():
@@ -156,7 +156,7 @@ def test_a_full_disk_is_said_and_leaves_the_checkpoints_before(
     begin: Begin, small_disk: Path, tmp_path: Path, background: str
 ) -> None:
     save = small_disk / "run"
-    words = ["--checkpoints.save", str(save), "--checkpoints.interval", "1", "--checkpoints.async_save", background]
+    words = ["--checkpoint.save", str(save), "--checkpoint.interval", "1", "--checkpoint.async_save", background]
     job = begin(
         2, *words, "--parallel.context", "2", "--train.steps", "6", "--log.metrics", str(tmp_path / "metrics.jsonl")
     )

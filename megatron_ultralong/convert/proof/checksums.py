@@ -12,9 +12,9 @@ import math
 from megatron_ultralong.convert.formats.hf_folder import RUN, HfFolder, runs
 from megatron_ultralong.convert.formats.row_stream import Tally, cut, unfuse
 from megatron_ultralong.convert.formats.torch_dist import Reader
-from megatron_ultralong.convert.parameter_mapping import Table, listing
+from megatron_ultralong.convert.parameter_mapping import Table
 from megatron_ultralong.convert.workers import share
-from megatron_ultralong.errors import UserError
+from megatron_ultralong.errors import UserError, listing
 from megatron_ultralong.families.rules import Rule
 from megatron_ultralong.progress import Progress
 

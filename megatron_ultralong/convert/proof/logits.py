@@ -194,11 +194,11 @@ def _megatron(
     what: Verification, tokens_1S: torch.Tensor, table: Table, trace: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Final hidden states [S, D] and output weights [V, D] of megatron-core's model."""
+    from megatron_ultralong.checkpoint.loading import load_weights
     from megatron_ultralong.config.sections import ParallelConfig
     from megatron_ultralong.context_parallel.core_attention import SequenceLayout
     from megatron_ultralong.convert.proof.trace import follow_megatron
     from megatron_ultralong.model.build import build_model
-    from megatron_ultralong.training.checkpoints import load_weights
 
     description = Description.read(what.load)
     model = build_model(description.hf_config, description.rope, ParallelConfig(), "fp32").to(tokens_1S.device).eval()

@@ -2,8 +2,8 @@
 
 megatron.core's own module imports the whole of megatron.core, which preprocessing has no use for. The format, little-
 endian, .idx: magic, u64 version 1, u8 dtype code, u64 sequences, u64 documents + 1, i32 lengths, i64 byte offsets,
-i64 document bounds; .bin: the tokens. Here every sequence is one document. tests/data/corpus/test_indexed_dataset.py reads our
-files with their reader and their files with ours.
+i64 document bounds; .bin: the tokens. Here every sequence is one document. A test reads our files with their reader and
+theirs with ours.
 
 Cost: `IndexedWriter` keeps 4 bytes a document in memory, `write_index` nothing; reading maps both files and copies
 nothing.

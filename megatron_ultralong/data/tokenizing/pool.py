@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import shutil
 import threading
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
 
 from megatron_ultralong.data.tokenizing import worker
 from megatron_ultralong.data.tokenizing.parts import commit
 from megatron_ultralong.data.tokenizing.shards import Shard
-from megatron_ultralong.errors import UserError
+from megatron_ultralong.processes import CONTEXT, killed_worker_named, start_pool
 from megatron_ultralong.progress import Progress
 
 Task = tuple[Shard, Path]
 """A shard, and the folder of its part."""
+
+_KILLED = (
+    "a worker process died, most likely killed because memory ran out; run again with fewer --workers, finished "
+    "shards are kept."
+)
 
 
 class Pool:
@@ -31,11 +34,11 @@ class Pool:
     """
 
     def __init__(self, job: worker.Job, tasks: Sequence[Task]) -> None:
-        context = multiprocessing.get_context("spawn")  # after a fork the tokenizers' threads would be missing
-        self._counter, self._stop = context.Value("q", 0), context.Event()
-        shared = job, self._counter, context.Value("q", len(tasks)), self._stop
+        self._counter, self._stop = CONTEXT.Value("q", 0), CONTEXT.Event()
         self._tasks = tasks
-        self._executor = ProcessPoolExecutor(job.processes, context, initializer=worker.start, initargs=shared)
+        self._executor = start_pool(
+            job.processes, worker.start, job, self._counter, CONTEXT.Value("q", len(tasks)), self._stop
+        )
         self._futures: dict[Future[Path], Path] = {}
         self._progress = Progress("tokenizing", _megabytes(tasks), "MB")
 
@@ -54,13 +57,8 @@ class Pool:
             while self._futures:
                 done, _ = wait(self._futures, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in [future for future in self._futures if future in done]:
-                    try:
+                    with killed_worker_named(_KILLED):
                         commit(future.result(), self._futures.pop(future))
-                    except BrokenProcessPool:
-                        raise UserError(
-                            "a worker process died, most likely killed because memory ran out; run again with fewer "
-                            "--workers, finished shards are kept."
-                        ) from None
                 progress.advance(self._counter.value // 1_000_000 - progress.done)
 
     def __exit__(

@@ -172,7 +172,7 @@ class _Run:
             self.parts.mkdir(parents=True, exist_ok=True)
             lock = (self.parts / "lock").open("a")
         except OSError as error:
-            raise worker.disk_error(error, self.parts) from None
+            raise worker.writing_error(error, self.parts) from None
         with lock:
             try:
                 fcntl.flock(lock, (fcntl.LOCK_SH if self.options.shard else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -284,7 +284,7 @@ class _Run:
         try:
             manifest = merge_parts(self.folders, self.shards, self.prefix, self.reading.kind, dtype, about)
         except OSError as error:
-            raise worker.disk_error(error, self.prefix.parent) from None
+            raise worker.writing_error(error, self.prefix.parent) from None
         shutil.rmtree(self.parts)
         text = f"{manifest['documents']:,} documents, {manifest['tokens']:,} tokens, {len(manifest['sources'])} sources"
         logger.info("%s: %s.", self.prefix, text)

@@ -13,7 +13,6 @@ import errno
 import multiprocessing.connection
 import os
 import queue
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +28,7 @@ from megatron_ultralong.data.tokenizing.readers import DocumentBatch, Reading, r
 from megatron_ultralong.data.tokenizing.shards import FileRange, Shard
 from megatron_ultralong.data.tokenizing.streams import STDIN, LineNumbers
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import fingerprint
+from megatron_ultralong.files import disk_error, fingerprint
 
 T = TypeVar("T")
 
@@ -109,7 +108,7 @@ class Worker:
             if writer is not None:
                 writer.discard()
             if isinstance(error, OSError):
-                raise disk_error(error, folder.parent) from None
+                raise writing_error(error, folder.parent) from None
             raise
 
     def _tokenize(self, number: int, piece: FileRange, writer: PartWriter) -> None:
@@ -173,13 +172,13 @@ def place(piece: FileRange, row: int, numbers: LineNumbers | None = None) -> str
     return f"{name}, line {row + before}"
 
 
-def disk_error(error: OSError, folder: Path) -> Exception:
-    """The sentence for a disk that takes no more; any other error as it is."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"{folder}: the disk is full; free some space and run again, finished shards are kept.")
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
-        return UserError(f"{error.filename or folder}: cannot be written ({error.strerror}); choose another folder.")
-    return error
+def writing_error(error: OSError, folder: Path) -> Exception:
+    """The sentence for a disk that takes no more; any other error, such as an input's, as it is."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if not full and error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+        return error
+    mend = "free some space and run again, finished shards are kept" if full else "choose another folder"
+    return disk_error(error, folder if full else Path(error.filename or folder), mend)
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
@@ -219,16 +218,7 @@ _state: dict[str, Any] = {}
 
 
 def start(job: Job, counter: Any, left: Any, stop: Any) -> None:
-    """Begin a worker process: its parent handles Ctrl-C, and it does not outlive its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    """What a worker process holds from its beginning on."""
     _state.update(job=job, counter=counter, left=left, stop=stop)
 
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron_ultralong.progress import duration
-
-if TYPE_CHECKING:
-    from megatron_ultralong.training.metrics import StepMetrics
+from megatron_ultralong.training.metrics import StepMetrics
 
 logger = logging.getLogger(__name__)
 

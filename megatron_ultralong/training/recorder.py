@@ -1,0 +1,136 @@
+"""What a run records: one JSON line a step, TensorBoard, Weights & Biases by option, and what the terminal shows.
+
+Rank 0 only. metrics.jsonl is appended line by line; a resumed run first drops the lines past its step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any, Protocol
+
+from megatron_ultralong.config.reading import resolved
+from megatron_ultralong.config.sections import RunConfig
+from megatron_ultralong.files import atomic_file
+from megatron_ultralong.training.metrics import StepMetrics
+from megatron_ultralong.training.terminal_view import LiveView, PlainView, is_terminal
+
+logger = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """Somewhere a step's metrics go."""
+
+    def record(self, metrics: StepMetrics) -> None:
+        """Take one step's metrics."""
+
+    def close(self) -> None:
+        """Flush what is buffered."""
+
+
+class Recorder:
+    """Hands each step's metrics to every place that the run's [log] section names.
+
+    Args:
+        config: the run; what is not named goes below `checkpoint.save`, if there is one.
+        first_step: the first step of this process; earlier lines of metrics.jsonl stay, later ones are dropped.
+    """
+
+    def __init__(self, config: RunConfig, first_step: int) -> None:
+        section, save = config.log, config.checkpoint.save
+        lines = section.metrics or (save and save / "metrics.jsonl")
+        events = section.tensorboard or (save and save / "tensorboard")
+        self.sinks: list[Sink] = []
+        if lines is not None:
+            self.sinks.append(_JsonLines(lines, first_step))
+        if events is not None:
+            self.sinks.append(_TensorBoard(events, first_step))
+        if section.wandb:
+            self.sinks.append(_WeightsAndBiases(section.wandb, config))
+        view = LiveView if is_terminal() else PlainView
+        self.sinks.append(view(first_step, config.train.steps, section.interval))
+
+    def record(self, metrics: StepMetrics) -> None:
+        """Record one step."""
+        for sink in self.sinks:
+            sink.record(metrics)
+
+    def close(self) -> None:
+        """Flush what is buffered and leave the terminal as it was."""
+        for sink in self.sinks:
+            sink.close()
+
+
+class _JsonLines:
+    def __init__(self, path: Path, first_step: int) -> None:
+        self.path, self.failed = path, False
+        _keep_before(path, first_step)
+
+    def record(self, metrics: StepMetrics) -> None:
+        try:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(_plain(metrics)) + "\n")
+        except OSError as error:
+            if not self.failed:
+                logger.warning("%s: cannot be written (%s); training goes on without.", self.path, error.strerror)
+            self.failed = True
+
+    def close(self) -> None:
+        pass
+
+
+def _plain(metrics: StepMetrics) -> dict[str, Any]:
+    """The step as JSON has it: null for a number that is not finite."""
+    row = dataclasses.asdict(metrics)
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }
+
+
+def _keep_before(path: Path, step: int) -> None:
+    """Drop the lines of `step` and later, and a line that a kill cut short."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] < step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+    with atomic_file(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def record(self, metrics: StepMetrics) -> None:
+        for name, value in dataclasses.asdict(metrics).items():
+            if value is not None and name != "step":
+                self.writer.add_scalar(name, value, metrics.step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _WeightsAndBiases:
+    def __init__(self, project: str, config: RunConfig) -> None:
+        import wandb
+
+        save = config.checkpoint.save
+        name = save.resolve().name if save is not None else None
+        self.run: Any = wandb.init(project=project, name=name, id=name, resume="allow", config=resolved(config))
+
+    def record(self, metrics: StepMetrics) -> None:
+        self.run.log(dataclasses.asdict(metrics), step=metrics.step)
+
+    def close(self) -> None:
+        self.run.finish()

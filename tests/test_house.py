@@ -76,12 +76,124 @@ def test_links_in_the_docs_lead_somewhere(page):
         assert (page.parent / link).exists(), link
 
 
+def names_in(path: Path) -> set[str]:
+    """Functions and classes at the top of a file, and methods as Class.method."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{each.name}" for each in node.body if isinstance(each, ast.FunctionDef)}
+    return found
+
+
+def test_every_function_in_the_call_graphs_exists():
+    page = (ROOT / "docs" / "step.md").read_text(encoding="utf-8")
+    named = re.findall(r"([a-z_0-9/]+\.py):([A-Za-z_.]+[A-Za-z_])", page)
+    assert len(named) > 60
+    for file, name in named:
+        assert name in names_in(PACKAGE / file), f"docs/step.md: {file}:{name}"
+    for file in re.findall(r"(?<![\w/])((?:[a-z_]+/)+[a-z_]+\.(?:py|hpp))(?!:)", page):
+        assert (PACKAGE / file).exists() or (ROOT / file).exists(), f"docs/step.md: {file}"
+
+
 def test_files_stay_small():
     too_long = {str(path.relative_to(ROOT)): n for path in SOURCES if (n := len(path.read_text().splitlines())) > 300}
     assert too_long == {}
 
 
-def test_rooms_keep_apart():
+LAYERS = (
+    ("errors",),
+    ("files", "progress", "processes"),
+    ("config.sections", "families"),
+    ("rope", "provenance", "engine"),
+    ("checkpoint", "data.packing._packing", "data.corpus", "data.tokenizer", "context_parallel"),
+    ("data.shuffle", "model"),
+    ("data.tokenizing", "data.resampling", "planning"),
+    ("data.packing", "config.checks"),
+    ("data.reading", "config.reading"),
+    ("cli", "convert.formats"),
+    ("convert.parameter_mapping", "convert.hf_config", "convert.average", "convert.workers", "convert.output"),
+    ("convert.folding",),
+    ("convert.proof",),
+    ("convert", "training", "evaluation.backends", "evaluation.report"),
+    ("evaluation.benchmarks", "train"),
+    ("evaluation",),
+)
+"""The plan of the house, lowest first: a file imports from layers below its own, and from its own folder.
+
+A name stands for a file, or for a folder and all in it; the longest that fits counts.
+"""
+
+
+def module_of(path: Path) -> str:
+    """A file's dotted name inside the package; of an __init__.py its folder's."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in SOURCES}
+
+
+def plan_of(module: str) -> tuple[int, str]:
+    """A module's layer, and the name in the plan that puts it there."""
+    fitting = [(name, i) for i, names in enumerate(LAYERS) for name in names if f"{module}.".startswith(f"{name}.")]
+    assert fitting, f"{module} has no place in the plan: give it one in LAYERS, and in README's map"
+    name, layer = max(fitting, key=lambda found: len(found[0]))
+    return layer, name
+
+
+def imports_of(module: str) -> set[str]:
+    """The package's own modules that a module imports, wherever in it."""
+    found = set()
+    for name in imported(MODULES[module]):
+        name = name.removeprefix("megatron_ultralong.") if name.startswith("megatron_ultralong.") else ""
+        while name and name not in MODULES and name != "data.packing._packing":
+            name = name.rpartition(".")[0]
+        found.add(name)
+    return found - {"", module}
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if MODULES[name].name != "__init__.py"))
+def test_imports_run_one_way(module):
+    layer, own = plan_of(module)
+    for other in imports_of(module):
+        its, theirs = plan_of(other)
+        up = its > layer or (its == layer and theirs != own)
+        assert not up, f"{MODULES[module]} imports {other}, which lies above it or beside it: see LAYERS"
+
+
+def test_no_two_files_import_each_other():
+    """Not in a circle of any length either."""
+    waiting = {module: imports_of(module) & MODULES.keys() for module in MODULES}
+    while ready := [module for module, others in waiting.items() if not others]:
+        for module in ready:
+            del waiting[module]
+        waiting = {module: others.difference(ready) for module, others in waiting.items()}
+    assert waiting == {}
+
+
+def test_every_file_has_a_name_of_its_own():
+    names = [path.name for path in SOURCES if path.name != "__init__.py"]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
+def test_functions_stay_short():
+    too_long = {}
+    for path in [*SOURCES, *(ROOT / "tools").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and (n := (node.end_lineno or 0) - node.lineno + 1) > 50:
+                too_long[f"{path.relative_to(ROOT)}:{node.name}"] = n
+    assert too_long == {}
+
+
+def test_the_map_in_the_readme_is_the_plan():
+    rows = set(re.findall(r"^\| `megatron_ultralong/([a-z_/]+)/?` \|", (ROOT / "README.md").read_text(), re.MULTILINE))
+    folders = {str(path.parent.relative_to(PACKAGE)) for path in SOURCES if path.parent != PACKAGE}
+    assert {row.rstrip("/") for row in rows} == folders
+
+
+def test_two_packages_have_one_door():
     """megatron.core is the engine's, tyro the command line's."""
     for path in SOURCES:
         names = imported(path)

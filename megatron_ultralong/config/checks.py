@@ -2,7 +2,7 @@
 
 Each rule is a line of arithmetic over the configuration, the model's config.json and tokenizer.json, the number of
 processes and the manifests of the packed indexes; nothing else is read and torch is not imported. Costs
-milliseconds. Whether the samples fit the rope is `model.rope_recipes.scaled`'s to say, which knows the checkpoint's.
+milliseconds. Whether the samples fit the rope is `rope.recipes.scaled`'s to say, which knows the checkpoint's.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A typo must cost a second, not a queue slot: a key that the dataclasses of `config` do not know or a value of
 another type is named with its line and its mend, and all of them at once. What fits field by field but
-cannot run together is `config_check`'s, what is written beside a checkpoint `provenance`'s; both are named
+cannot run together is `checks`'s, what is written beside a checkpoint `provenance`'s; both are named
 here too, so that a caller needs one module. Nothing here imports torch, and reading costs milliseconds.
 
 Overrides are `--section.field value` or `--section.field=value`; they win over the file and may supply what

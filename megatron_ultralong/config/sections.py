@@ -1,6 +1,6 @@
 """The run's configuration: frozen sections, one a concern, each field with its docstring.
 
-`config_io` reads them from strict TOML and writes the resolved JSON. A field holds what was given; what
+`reading` reads them from strict TOML and writes the resolved JSON. A field holds what was given; what
 follows from it is a property or a function, never another field. The model's architecture is not here:
 it comes from the Hugging Face config.json in `model.hf`.
 """

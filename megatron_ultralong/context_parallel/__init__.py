@@ -1,1 +1,1 @@
-"""Attention over a sequence that is spread across ranks: the zig-zag layout, kernels, the ring."""
+"""Context parallelism: the zig-zag layout, block attention kernels, the P2P ring, the all-to-all."""

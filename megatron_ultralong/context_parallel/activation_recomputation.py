@@ -1,4 +1,4 @@
-"""Recompute a layer in backward, but not its attention: the ring's output and log-sum-exp are kept.
+"""Selective activation recomputation: all of a layer but its attention, whose output and log-sum-exp are kept.
 
 Attention is nearly all of a long layer's work (at 1M tokens about 95 % in Llama-3.1-8B) and its output is one tensor
 of the layer's size. So what is checkpointed keeps, a token and layer, its input (D values), the attention's output

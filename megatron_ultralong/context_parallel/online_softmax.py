@@ -1,4 +1,4 @@
-"""Folding one block's attention into what has been accumulated, in place.
+"""Online softmax: one block's attention output and log-sum-exp folded into the accumulators, in place.
 
 Given partial outputs over disjoint sets of keys with their log-sum-exps, the output over both sets is
 o + sigmoid(l' - l) (o' - o) with log-sum-exp log(e^l + e^l'). The sigmoid never overflows, whatever the logits.

@@ -1,4 +1,4 @@
-"""What a run asks of its attention that cannot be: found from the configuration alone, before anything is built.
+"""Which attention, context-parallel and Transformer Engine settings go together: checked before anything is built.
 
 Pure arithmetic, no torch. What Transformer Engine refuses is read in the sources of 2.9 to 2.11
 (transformer_engine/pytorch/attention/dot_product_attention), which tests/engine/test_transformer_engine.py reads too.

@@ -1,4 +1,4 @@
-"""Sends and receives between neighbours of the ring, under way while a block is computed.
+"""P2P communication of the ring: batched isend and irecv, under way while a block is computed.
 
 Two buffers take turns: one is at hand and being sent on, the other is being received. Rows travel in place, a message
 for each range of rows, without packing. A lost neighbour ends the wait with an error that names it and the step.

@@ -1,4 +1,4 @@
-"""Attention with heads exchanged for sequence (Ulysses), alone or around a ring: cp = ulysses x ring.
+"""All-to-all attention (DeepSpeed-Ulysses), alone or around a ring: context parallel = ulysses x ring.
 
 The inner group's ranks trade: each gives away most of its heads and receives, for the heads it keeps, the whole
 stretch of sequence that the inner group holds. What it then has is the zig-zag share of the outer ring: rank

@@ -1,4 +1,4 @@
-"""Layer inputs in host memory: what full recompute keeps leaves the GPU until backward wants it.
+"""Activation offload: the layer inputs that full recomputation keeps wait in host memory until backward.
 
 With full recompute the one thing kept a layer is its input, [L, B, D]: at 262,144 positions 2.1 GB a layer of
 Llama-3.1-8B in bf16, 69 GB for its 32. `saved_on_host` catches these as autograd saves them. On a GPU the copies run

@@ -1,4 +1,4 @@
-"""The MLP over tiles of the sequence, each computed again in backward.
+"""The MLP over tiles of the sequence ("chunked MLP"), each recomputed in backward.
 
 A gated MLP holds several times the layer's size for all positions at once: at 262,144 positions and TP 8
 Llama-3.1-8B's takes 1.9 GB for gate and up in bf16, and as much again in backward. It treats every position alone,

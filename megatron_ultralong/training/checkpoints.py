@@ -1,4 +1,4 @@
-"""Checkpoints: megatron-core's distributed format plus one JSON file that says what they hold.
+"""A run's sharded checkpoints: megatron-core's `torch_dist` format plus one JSON file that says what they hold.
 
 A checkpoint is a folder that appears whole (written beside, renamed by rank 0). It loads under any layout of
 TP, PP, CP and DP. `ultralong.json` in it names the model (its config.json), the rope it was trained with, the

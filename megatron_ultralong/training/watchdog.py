@@ -22,13 +22,14 @@ from types import FrameType, TracebackType
 import torch.distributed as dist
 
 import megatron_ultralong
+from megatron_ultralong.context_parallel import ring_exchange
 
 logger = logging.getLogger(__name__)
 
 _BEAT = 2.0
 _FROM_PEERS = re.compile(r"gloo|nccl|socket|connection|timed out|timeout|recvBytes|store", re.IGNORECASE)
 _EXCHANGES = {  # files whose waits have no collective's name on the stack
-    "exchange.py": "the exchange of keys and values",
+    Path(ring_exchange.__file__).name: "the exchange of keys and values",
     "p2p_communication.py": "a send or receive between pipeline stages",
 }
 _LEFT = "left"  # a rank's last word: it finished, or failed on its own, and says why

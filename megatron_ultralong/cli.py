@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.config import reading, sections
-from megatron_ultralong.errors import UserError
+from megatron_ultralong.errors import UserError, report
 
 _PROGRAM = "python -m megatron_ultralong.train"
 _FIELDS = (
@@ -47,12 +47,10 @@ def exit_status() -> Iterator[None]:
         yield
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # one process of a machine speaks for it
-            rank = os.environ.get("RANK", "0")
-            print(f"error: {error}" if rank == "0" else f"error, rank {rank}: {error}", file=sys.stderr)
+            report(error)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        sys.exit(report(error))
 
 
 def parse_command_line(arguments: Sequence[str] | None = None) -> sections.RunConfig:

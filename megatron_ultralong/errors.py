@@ -1,17 +1,35 @@
-"""The one exception that means "the user can mend this".
+"""The one exception that means "the user can mend this", and how any error is said.
 
-Command lines (`megatron_ultralong.cli`) print a `UserError` as one sentence and exit with status 2;
-anything else is a bug of ours and keeps its traceback.
+Command lines print a `UserError` as one sentence and exit with status 2; anything else is a bug of ours, or the
+machine's, and keeps its traceback.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
 class UserError(ValueError):
     """A bad input. The message is one sentence: the file, line or field, its value, and the mend."""
+
+
+def report(error: BaseException) -> int:
+    """Print an error as one text, with its rank where there are several, and return the exit status that it means."""
+    rank = os.environ.get("RANK", "0")
+    if isinstance(error, UserError):
+        said, status = f"error: {error}" if rank == "0" else f"error, rank {rank}: {error}", 2
+    elif isinstance(error, KeyboardInterrupt):
+        said, status = "stopped by Ctrl-C", 130
+    else:
+        where = f"rank {rank} failed:\n" if "RANK" in os.environ else ""
+        said, status = where + "".join(traceback.format_exception(error)).rstrip(), 1
+    sys.stderr.write(said + "\n")
+    sys.stderr.flush()
+    return status
 
 
 def raise_problems(subject: Path | str, problems: Sequence[str]) -> None:

@@ -9,12 +9,12 @@ import torch
 import torch.distributed as dist
 
 from megatron_ultralong.config.sections import RunConfig
-from megatron_ultralong.engine import groups
 from megatron_ultralong.planning.memory import StepMemory
 from megatron_ultralong.progress import duration
 from megatron_ultralong.training.measured_memory import measured, report
 from megatron_ultralong.training.setup import Run, prepare
 from megatron_ultralong.training.step import train_step
+from megatron_ultralong.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +31,8 @@ def dry_run(config: RunConfig) -> StepMemory:
     Raises:
         UserError: whatever would keep the run itself from starting.
     """
-    run = prepare(config)
-    try:
-        return _measure(run)
-    finally:
-        groups.finalize()
+    with Watchdog(config.parallel.timeout) as watchdog:
+        return _measure(prepare(config, watchdog.start))
 
 
 def _measure(run: Run) -> StepMemory:

@@ -2,18 +2,21 @@
 
 The process reads the saved checkpoint as tools/convert_megatron_to_hf.py does, so training neither waits nor holds
 anything twice. One at a time, in order. An export that fails is said and nothing else; a run that ends well waits for
-those that are left, one that is stopped ends them. An export appears whole or not at all.
+those that are left, all its ranks with it (`Watchdog.together`), and one that is stopped ends them. An export appears
+whole or not at all.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -55,14 +58,18 @@ class Exporter:
         if self.running is None and self.waiting:
             self._start(self.waiting.popleft())
 
-    def close(self, wait: bool) -> None:
-        """Wait for every export, or end the one that runs and forget the others."""
-        if wait and self.needed:
+    def finish(self, stopped: Callable[[], bool]) -> None:
+        """Wait for every export, until `stopped`."""
+        if self.needed:
             logger.info("waiting for %d exports to Hugging Face format", len(self.needed))
-        while wait and (self.running is not None or self.waiting):
+        while self.needed and not stopped():
             if self.running is not None:
-                self.running[1].wait()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.running[1].wait(timeout=1.0)
             self.poll()
+
+    def close(self) -> None:
+        """End the export that runs, and forget the others."""
         for checkpoint in sorted(self.needed):
             logger.warning("the export of %s was cut off; tools/convert_megatron_to_hf.py makes it", checkpoint)
         if self.running is not None:

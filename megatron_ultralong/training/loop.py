@@ -11,7 +11,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_ultralong.config.sections import RunConfig
-from megatron_ultralong.engine import device, groups
+from megatron_ultralong.engine import device
 from megatron_ultralong.planning.flops import ModelShape, peak_flops, step_flops
 from megatron_ultralong.training.anomalies import Anomalies
 from megatron_ultralong.training.measured_memory import measured, report
@@ -47,28 +47,23 @@ def train(config: RunConfig) -> Outcome:
         UserError: anything in the configuration, the data or the checkpoint that cannot work, or losses
             that are not finite, too many in a row.
     """
-    with StopRequests(config.train.time_limit) as requests:
-        try:
-            with Watchdog(config.parallel.timeout) as watchdog:
-                return _train(prepare(config, watchdog.start), requests, watchdog)
-        finally:
-            groups.finalize()
+    with StopRequests(config.train.time_limit) as requests, Watchdog(config.parallel.timeout) as watchdog:
+        return _train(prepare(config, watchdog.start), requests, watchdog)
 
 
 def _train(run: Run, requests: StopRequests, watchdog: Watchdog) -> Outcome:
     config = run.config
     recorder = Recorder(config, run.step + 1) if dist.get_rank() == 0 else None
+    if recorder is not None:
+        watchdog.closing.callback(recorder.close)  # of a run that fails too: its last numbers, its terminal as it was
     profiler = Profiler(config.log.profile, (config.checkpoint.save or Path()) / "trace")
     saver = Saver(run, requests)
-    stopped_by, finished = "", False
-    try:
-        stopped_by = _steps(run, requests, watchdog, saver, recorder, profiler)
-        finished = not stopped_by
-    finally:
-        saver.close(finished)
-        if recorder is not None:
-            recorder.close()  # of a run that fails too: its last numbers are written, its terminal is as it was
+    watchdog.closing.callback(saver.close)
+    stopped_by = _steps(run, requests, watchdog, saver, recorder, profiler)
+    if not stopped_by:
+        saver.finish_exports()
     profiler.close()
+    watchdog.together()  # a rank that left before rank 0 has exported would have the launcher end rank 0
     return Outcome(saver.saved, stopped_by)
 
 

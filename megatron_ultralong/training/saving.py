@@ -96,9 +96,13 @@ class Saver:
         if done != self.step:
             self._try(lambda: self._begin(done, background=self.section.async_save and not required), required)
 
-    def close(self, finished: bool) -> None:
-        """Wait for the exports that are left, or end them where the run did not reach its last step."""
-        self._exporter.close(wait=finished)
+    def finish_exports(self) -> None:
+        """Wait for the exports that are left, unless the job's time is over first."""
+        self._exporter.finish(self.requests.due)
+
+    def close(self) -> None:
+        """End the exports that are left."""
+        self._exporter.close()
 
     def _try(self, work: Callable[[], None], required: bool) -> None:
         """Do it; a failure, which every rank meets, is said, and raised if it was required."""

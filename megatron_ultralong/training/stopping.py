@@ -58,10 +58,18 @@ class StopRequests:
         """Note how long a "step" or a "save" took: another of each must fit before the limit."""
         self.longest[what] = max(self.longest[what], seconds)
 
+    def due(self) -> bool:
+        """Whether this process was asked to stop, or has no time left."""
+        return bool(self.noted) or _age() >= self.limit
+
     def agreed(self, device: torch.device) -> str:
         """What ends the run now, on any rank: a signal's name, "train.time_limit", or "". Every rank calls it."""
-        age = time.time() - psutil.Process().create_time()
-        late = age + sum(self.longest.values()) > self.limit
+        late = _age() + sum(self.longest.values()) > self.limit
         number = torch.tensor(max(self.noted, int(late)), dtype=torch.int32, device=device)
         dist.all_reduce(number, dist.ReduceOp.MAX)
         return _REASONS[int(number)]
+
+
+def _age() -> float:
+    """Seconds since this process was started."""
+    return time.time() - float(psutil.Process().create_time())

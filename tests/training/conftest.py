@@ -99,9 +99,9 @@ def begin(workspace: Path, tmp_path: Path) -> Iterator[Callable[..., Job]]:
     """begin(processes, *overrides) -> Job: the tiny model's training, going on while the test does."""
     jobs: list[Job] = []
 
-    def start(processes: int, *overrides: str) -> Job:
+    def start(processes: int, *overrides: str, change: Callable[[int], None] | None = None) -> Job:
         words = ["--config", str(workspace / "run.toml"), *overrides]
-        jobs.append(Job(tmp_path / f"job{len(jobs)}", processes, words))
+        jobs.append(Job(tmp_path / f"job{len(jobs)}", processes, words, change))
         return jobs[-1]
 
     yield start

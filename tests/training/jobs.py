@@ -28,9 +28,12 @@ class Job:
         folder: where each rank's output goes.
         processes: ranks.
         words: the command line.
+        change: called in each rank, with its number, before the command: a module's function, which spoils something.
     """
 
-    def __init__(self, folder: Path, processes: int, words: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, processes: int, words: Sequence[str], change: Callable[[int], None] | None = None
+    ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         with socket.socket() as free:
@@ -41,7 +44,7 @@ class Job:
         self.ranks = []
         for rank in range(processes):
             environment = {**job, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            arguments = (environment, str(folder / f"rank{rank}.log"), list(words))
+            arguments = (environment, str(folder / f"rank{rank}.log"), list(words), change)
             self.ranks.append(_CONTEXT.Process(target=_rank, args=arguments))
             self.ranks[-1].start()
 
@@ -80,7 +83,7 @@ class Job:
             rank.join()
 
 
-def _rank(environment: dict[str, str], log: str, words: list[str]) -> None:
+def _rank(environment: dict[str, str], log: str, words: list[str], change: Callable[[int], None] | None) -> None:
     """One rank: its own process group, output and environment, then the command's own main."""
     os.setpgid(0, 0)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -93,6 +96,8 @@ def _rank(environment: dict[str, str], log: str, words: list[str]) -> None:
     torch.set_num_threads(1)
     from megatron_ultralong.train import main
 
+    if change is not None:
+        change(int(environment["RANK"]))
     main()
 
 

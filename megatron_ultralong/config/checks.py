@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.config.sections import ParallelConfig, RopeConfig, RunConfig
+from megatron_ultralong.checkpoint.checkpoint_checks import checkpoint_problems
+from megatron_ultralong.config.sections import ParallelConfig, RunConfig
 from megatron_ultralong.context_parallel.requirements import attention_problems
 from megatron_ultralong.data.tokenizer.tokenizer import tokenizer_fingerprint
+from megatron_ultralong.engine.optimizer_checks import optimizer_problems
 from megatron_ultralong.errors import UserError, raise_problems
-from megatron_ultralong.files import read_json, writable
+from megatron_ultralong.files import read_json
 from megatron_ultralong.progress import seconds_of
+from megatron_ultralong.rope.rope_checks import rope_problems
 
 _AT_LEAST_ONE = (
     "data.sequence_length train.steps train.global_batch_size train.micro_batch_size "
@@ -47,12 +50,13 @@ def check_config(config: RunConfig, *, hf_config: dict[str, Any], world_size: in
     if not problems:  # the rules divide by sizes and so need them positive
         problems += _layout(config, world_size)
         problems += _sharding(config.parallel, config.padded_length, hf_config)
-        problems += _optimizer(config)
+        problems += optimizer_problems(config)
+        problems += _labels(config, world_size)
         problems += attention_problems(config, hf_config)
-        problems += _rope(config)
+        problems += rope_problems(config)
         if inputs:
             problems += _data(config, hf_config)
-            problems += _checkpoint(config)
+            problems += checkpoint_problems(config)
         problems += _log(config)
         problems += _stopping(config)
     raise_problems("the configuration", problems)
@@ -102,6 +106,18 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
         )
 
 
+def _labels(config: RunConfig, world_size: int) -> Iterator[str]:
+    """megatron-core counts one rank's labels of a step in 32 bits; those of the whole job this project adds in 64."""
+    parallel = config.parallel
+    ranks = max(1, world_size // (parallel.tensor * parallel.pipeline))
+    labels = config.train.global_batch_size * config.padded_length // ranks
+    if labels >= 2**31:
+        yield (
+            f"train.global_batch_size {config.train.global_batch_size} is {labels} labels a step on one rank, which "
+            f"megatron-core counts in 32 bits; give at most {(2**31 - 1) * ranks // config.padded_length}."
+        )
+
+
 def _sharding(parallel: ParallelConfig, length: int, hf_config: dict[str, Any]) -> Iterator[str]:
     """What tensor and pipeline parallelism must divide."""
     heads = hf_config["num_attention_heads"]
@@ -140,43 +156,6 @@ def _sharding(parallel: ParallelConfig, length: int, hf_config: dict[str, Any]) 
             f"data.sequence_length / parallel.context is {length // parallel.context} tokens, not divisible by "
             f"parallel.tensor {parallel.tensor} as parallel.sequence_parallel needs; change one of them, or set "
             "data.pad_to_divisible to true."
-        )
-
-
-def _optimizer(config: RunConfig) -> Iterator[str]:
-    """Where gradients are added up, and where Adam's state lies."""
-    half, share = config.train.precision == "bf16", config.optimizer.offload_fraction
-    if not config.train.grad_reduce_in_fp32 and not half:
-        yield (
-            'train.grad_reduce_in_fp32 is false with train.precision "fp32", whose gradients are fp32; remove it, or '
-            'set train.precision to "bf16".'
-        )
-    if share > 1:
-        yield f"optimizer.offload_fraction is {share}; give a share from 0 to 1."
-    elif share and not (half and config.parallel.distributed_optimizer and config.parallel.device != "cpu"):
-        yield (
-            f"optimizer.offload_fraction is {share}, which megatron-core does on GPUs alone and with its distributed "
-            'optimizer; set train.precision to "bf16" and parallel.distributed_optimizer to true, leave '
-            'parallel.device at "auto", or remove optimizer.offload_fraction.'
-        )
-
-
-def _rope(config: RunConfig) -> Iterator[str]:
-    """Fields that the kind does not read, or a scaling that does not reach the data's length."""
-    rope, length = config.rope, config.data.sequence_length
-    if rope.kind == "keep":
-        return
-    ignored = "original_length form alpha beta temperature".split() if rope.kind == "ultralong" else []
-    for name in ignored:
-        if getattr(rope, name) != getattr(RopeConfig(), name):
-            yield (
-                f'rope.{name} is {getattr(rope, name)}, but rope.kind "ultralong" follows the model\'s own; remove it, '
-                'or set rope.kind to "yarn".'
-            )
-    if 0 < rope.target_length < length:
-        yield (
-            f"rope.target_length is {rope.target_length}, below data.sequence_length {length}; "
-            "raise it, or set it to 0 for data.sequence_length."
         )
 
 
@@ -256,42 +235,3 @@ def _stopping(config: RunConfig) -> Iterator[str]:
     if config.checkpoint.save is None and (train.time_limit or train.requeue_code):
         given = "train.time_limit" if train.time_limit else "train.requeue_code"
         yield f"{given} is given, but checkpoint.save is not, so the steps done would be lost; give a folder."
-
-
-def _checkpoint(config: RunConfig) -> Iterator[str]:
-    """Weights from nowhere, or from two places; checkpoints that no option can mean."""
-    load, save = config.checkpoint.load, config.checkpoint.save
-    every, interval = config.checkpoint.keep_every, config.checkpoint.interval
-    if every and not config.checkpoint.keep_last:
-        yield f"checkpoint.keep_every is {every}, but checkpoint.keep_last is 0, which keeps all; give both or neither."
-    if every and interval and every % interval:
-        yield (
-            f"checkpoint.keep_every is {every}, no multiple of checkpoint.interval {interval}, so hardly a checkpoint "
-            f"would be kept by it; give a multiple of {interval}."
-        )
-    lines, events = config.log.metrics, config.log.tensorboard
-    places = {"checkpoint.save": save, "log.metrics": lines and lines.parent, "log.tensorboard": events}
-    for name, folder in places.items():
-        if folder is not None and not writable(folder):
-            yield f"{name} needs the folder {folder}, but nothing can be written there; give another place."
-    export = config.checkpoint.export_interval
-    if export and save is None:
-        yield f"checkpoint.export_interval is {export}, but nothing is saved; give checkpoint.save, or set it to 0."
-    elif export and not (interval and export % interval == 0) and export != config.train.steps:
-        yield (
-            f"checkpoint.export_interval is {export}, but only a saved checkpoint can be exported; "
-            f"give a multiple of checkpoint.interval {interval}, or train.steps {config.train.steps}."
-        )
-    resumable = save is not None and any(save.glob("step_*"))
-    if config.model.init == "random" and load is not None:
-        yield (
-            f'model.init is "random" and checkpoint.load is {load}; '
-            'remove checkpoint.load, or set model.init to "checkpoint".'
-        )
-    elif config.model.init == "checkpoint" and load is None and not resumable:
-        yield (
-            'model.init is "checkpoint", but checkpoint.load is not given and checkpoint.save holds no step_N to '
-            "resume from; give checkpoint.load a folder written by tools/convert_hf_to_megatron.py."
-        )
-    elif config.model.init == "checkpoint" and load is not None and not resumable and not load.is_dir():
-        yield f"checkpoint.load is {load}, which is no folder; convert the model with tools/convert_hf_to_megatron.py."

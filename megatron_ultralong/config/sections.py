@@ -100,7 +100,7 @@ class ParallelConfig:
     """Keep every activation; or each layer's input and attention's output, so that backward computes all but
     attention again; or each layer's input alone."""
     recompute_layers: int = 0
-    """With recompute, the first so many layers of each pipeline stage; 0: all of them."""
+    """With recompute, the first so many layers of each pipeline stage; 0: all. With attention "te", of "full" alone."""
     mlp_chunk: int = 0
     """Positions that go through an MLP at once, which backward computes again; 0: all, kept as recompute says."""
     offload: bool = False
@@ -133,6 +133,10 @@ class TrainConfig:
     """Weight of the squared log of the softmax's denominator, which keeps logits from drifting; 0: none."""
     seed: int = 1234
     """Of initial weights and of the order of samples."""
+    deterministic: bool = False
+    """On GPUs: the same bytes on every run and after every resume, as on a CPU anyway. Attention's backward then orders
+    its additions (about a fifth slower, with more memory), cuDNN's is not used, and an operator that has no such form
+    is an error."""
     max_skipped: int = 3
     """Steps in a row whose loss or gradient is not finite that are skipped; one more ends the run, with a checkpoint
     of the state before them."""

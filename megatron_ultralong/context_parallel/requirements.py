@@ -77,6 +77,11 @@ def _transformer_engine(config: RunConfig) -> Iterator[str]:
             f'train.precision is "{config.train.precision}", in which Transformer Engine has no flash attention; '
             'set it to "bf16", or parallel.attention to "torch".'
         )
+    if parallel.recompute == "selective" and parallel.recompute_layers:
+        yield (
+            f'parallel.recompute_layers is {parallel.recompute_layers} with parallel.recompute "selective", which '
+            'under parallel.attention "te" is of every layer\'s MLP; remove it, or set recompute to "full".'
+        )
     if kind == "a2a+p2p" and not 1 < parallel.ulysses < parallel.context:
         yield (
             f'parallel.cp_comm_type is "a2a+p2p" with parallel.ulysses {parallel.ulysses} of parallel.context '

@@ -42,7 +42,8 @@ def initialize(parallel: ParallelConfig, seed: int = 1234) -> torch.device:
         hierarchical_context_parallel_sizes=hierarchy(parallel),
         distributed_timeout_minutes=max(1, parallel.timeout // 60),
     )
-    mcore.model_parallel_cuda_manual_seed(seed)
+    # Each pipeline stage draws its own weights; megatron-core tells tensor-parallel ranks apart itself.
+    mcore.model_parallel_cuda_manual_seed(seed + 100 * mcore.parallel_state.get_pipeline_model_parallel_rank())
     if device.type == "cpu":
         _share_cores()
     return device

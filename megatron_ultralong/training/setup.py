@@ -23,8 +23,8 @@ from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.data.reading.blend import BlendedDataset
 from megatron_ultralong.data.reading.dataset import PackedDataset
 from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
+from megatron_ultralong.engine import determinism, distributed_adam, groups, label_count, mcore
 from megatron_ultralong.engine import device as engine_device
-from megatron_ultralong.engine import distributed_adam, groups, mcore
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import read_json
 from megatron_ultralong.model import build
@@ -88,6 +88,8 @@ def prepare(config: RunConfig, joined: Callable[[], None] = lambda: None) -> Run
     description = _describe(config, hf_config, resume_from or config.checkpoint.load)
     data = _blend(config, resume_from)
     _say_what_is_read(data)
+    if config.train.deterministic:
+        determinism.require()
     device = groups.initialize(config.parallel, config.train.seed)
     joined()
     loss = LossOptions(config.train.loss_chunk, config.train.z_loss)
@@ -214,7 +216,7 @@ def _optimize(weights: torch.nn.Module, config: RunConfig) -> tuple[torch.nn.Mod
     )
     optimizer = mcore.get_megatron_optimizer(optimizer_config(config), [model])
     distributed_adam.make_resumable(optimizer)
-    transformer_config.finalize_model_grads_func = mcore.finalize_model_grads
+    transformer_config.finalize_model_grads_func = label_count.finalize_model_grads
     transformer_config.grad_scale_func = optimizer.scale_loss
     transformer_config.no_sync_func = model.no_sync
     return model, optimizer

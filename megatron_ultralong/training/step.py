@@ -111,7 +111,7 @@ def _forward(batches: Iterator[Microbatch], model: Any) -> tuple[Tensor, Any]:
 
 def _count(batch: Microbatch, total: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
     """The sum of the losses, the number of labels, and for the report both again and the pairs attention saw."""
-    count = batch.loss_mask.sum()
+    count = batch.loss_mask.sum(dtype=torch.float64)
     return total, count.int(), (total.detach().double(), count.double(), total.new_tensor(batch.pairs).double())
 
 

@@ -5,6 +5,8 @@ Training resumes and begins through it, and conversion's comparison of logits lo
 
 from __future__ import annotations
 
+import errno
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,16 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
 
+from megatron_ultralong.checkpoint import shares
+from megatron_ultralong.checkpoint.shares import Copy
 from megatron_ultralong.engine import mcore
 from megatron_ultralong.errors import UserError
+
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+
+
+class DamagedError(UserError):
+    """A checkpoint that cannot be loaded because of what it holds."""
 
 
 def model_state(model: torch.nn.Module) -> dict[str, Any]:
@@ -26,33 +36,54 @@ def load_weights(model: torch.nn.Module, folder: Path) -> None:
     """Load a checkpoint's weights into `model` (this rank's part), whatever layout wrote them.
 
     Raises:
-        UserError: a file of the checkpoint is missing or damaged, or a tensor is missing or of another shape.
+        DamagedError: a file of the checkpoint is missing or damaged, or a tensor is missing or of another shape.
     """
-    load_model_state(model, load_sharded({"model": model_state(model)}, folder)["model"])
+    weights = weight_copies(model)
+    group = mcore.parallel_state.get_data_parallel_group(with_context_parallel=True)
+    load_sharded({"weights": shares.own_boxes(weights, group.rank(), group.size())}, folder)
+    shares.exchange(weights, group)
 
 
-def load_model_state(model: torch.nn.Module, state: dict[str, Any]) -> None:
-    """Put what `load_sharded` gave for `model_state` into the model; every parameter must be there."""
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    missing = [name for name in missing if not name.endswith("_extra_state")]
-    assert not missing and not unexpected, (missing, unexpected)
+def weight_copies(model: torch.nn.Module) -> list[Copy]:
+    """The model's weights, which every rank of a data- and context-parallel group holds."""
+    found: list[Copy] = []
+    for sharded in model_state(model).values():
+        found += shares.copies_of(shares.pieces(sharded), sharded.key, sharded.data.detach().view(-1))
+    return found
 
 
 def load_sharded(state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """dist_checkpointing.load; if it fails on one rank, every rank raises, and says it in one sentence."""
+    """dist_checkpointing.load; if the checkpoint is at fault on one rank, every rank says it in one sentence.
+
+    Raises:
+        DamagedError: on every rank.
+        OSError, MemoryError, RuntimeError: on the rank that could not read a disk or had no memory left, which says
+            nothing of the checkpoint. The others wait until they are ended (training/watchdog.py).
+    """
     loaded: dict[str, Any] = {}
     reason = ""
     try:
-        loaded = mcore.dist_checkpointing.load(state, str(folder))
+        loaded = mcore.dist_checkpointing.load(state, str(folder), validate_access_integrity=False)
     except (Exception, CheckpointException) as error:  # the latter is a BaseException: each rank's failure
-        failures = error.failures if isinstance(error, CheckpointException) else {}
-        cause = next((failure for failure, _ in failures.values()), error)
+        failures = error.failures if isinstance(error, CheckpointException) else {dist.get_rank(): (error, None)}
+        own, _ = failures.get(dist.get_rank(), (None, None))
+        if own is not None and _is_the_machines(own):
+            raise own from None
+        cause = next(failure for failure, _ in failures.values())
         reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
     reasons = [""] * dist.get_world_size()
     dist.all_gather_object(reasons, reason)
     if any(reasons):
-        raise UserError(
+        raise DamagedError(
             f"{folder}: the checkpoint cannot be loaded ({next(filter(None, reasons))}); "
             "convert or copy it again, or give another."
         )
     return loaded
+
+
+def _is_the_machines(error: BaseException) -> bool:
+    """Whether a failure is a disk's or the memory's, and not that of the files."""
+    if isinstance(error, OSError):
+        return error.errno is not None and error.errno not in _MISSING
+    no_memory = re.search("out of memory|not enough memory|allocate memory", str(error))
+    return isinstance(error, MemoryError) or bool(isinstance(error, RuntimeError) and no_memory)

@@ -65,7 +65,10 @@ class CheckpointWriter:
             What `write` and `start` take, and rank 0's failure.
         """
         self._common.error = None
-        request: Any = mcore.dist_checkpointing.save(state, folder, async_sharded_save=True)
+        # Its own check of the shards would gather what every rank writes on all of them.
+        request: Any = mcore.dist_checkpointing.save(
+            state, folder, validate_access_integrity=False, async_sharded_save=True
+        )
         if request.async_fn is not None:
             (transforms, *_) = request.async_fn.args
             request = request._replace(async_fn=partial(_write, transforms))

@@ -16,17 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
+from megatron_ultralong.checkpoint import loading, shares
 from megatron_ultralong.checkpoint.description import DESCRIPTION, Description
-from megatron_ultralong.checkpoint.loading import load_model_state, load_sharded, model_state
+from megatron_ultralong.checkpoint.loading import DamagedError
+from megatron_ultralong.checkpoint.metadata import read_metadata
+from megatron_ultralong.checkpoint.shares import Copy, Piece
 from megatron_ultralong.data.reading.blend import Position
-from megatron_ultralong.engine import random_state
+from megatron_ultralong.engine import adam_state, mcore, random_state
 from megatron_ultralong.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# The one optimizer-state form of megatron-core 0.16.1 that reshards and saves on the CPU.
-_OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
+_STATE = "optimizer.state"  # keys are those of megatron-core's "fully_reshardable" form
 
 
 def step_folder(save: Path, step: int) -> Path:
@@ -86,24 +89,45 @@ def data_position(folder: Path) -> Position:
         ) from None
 
 
-def run_state(model: torch.nn.Module, optimizer: Any, scheduler: Any, step: int, loading: bool) -> dict[str, Any]:
-    """What a run's checkpoint holds, as megatron-core's sharded tensors and plain values.
+def run_state(model: torch.nn.Module, optimizer: Any, scheduler: Any, step: int) -> dict[str, Any]:
+    """What this rank writes of a run's checkpoint, as megatron-core's sharded tensors and plain values.
 
     Args:
         model: the GPTModel.
         optimizer: megatron-core's.
         scheduler: megatron-core's.
         step: optimizer steps done.
-        loading: the state is to be filled, not written.
     """
-    weights = model_state(model)
+    parts = _parts(model)
+    copies, alone = loading.weight_copies(model), list[Any]()
+    for held in adam_state.held(optimizer):
+        key, pieces = parts[held.parameter]
+        for name, values in (("param", held.main), *held.moments.items()):
+            if values is None:
+                continue
+            if not held.alone:
+                copies += shares.copies_of(pieces, f"{_STATE}.{name}.{key}", values)
+            elif pieces[0].is_main:
+                alone += shares.boxes_of(pieces, f"{_STATE}.{name}.{key}", held.start, values)
+    group = _group()
+    written = shares.own_boxes([copy for copy in copies if copy.piece.is_main], group.rank(), group.size())
     return {
-        "model": weights,
-        "optimizer": optimizer.sharded_state_dict(dict(weights), is_loading=loading, metadata=_OPTIMIZER_METADATA),
+        "tensors": written + alone,
         "scheduler": scheduler.state_dict(),
         "step": step,
         "random": random_state.sharded(),
     }
+
+
+def _group() -> dist.ProcessGroup:
+    """The ranks that hold the same weights."""
+    group: dist.ProcessGroup = mcore.parallel_state.get_data_parallel_group(with_context_parallel=True)
+    return group
+
+
+def _parts(model: torch.nn.Module) -> dict[torch.Tensor, tuple[str, list[Piece]]]:
+    """Each parameter's key and its pieces in the checkpoint."""
+    return {sharded.data: (sharded.key, shares.pieces(sharded)) for sharded in loading.model_state(model).values()}
 
 
 def _layout(run: dict[str, Any]) -> tuple[int, ...]:
@@ -113,6 +137,9 @@ def _layout(run: dict[str, Any]) -> tuple[int, ...]:
 
 def load_run(folder: Path, model: torch.nn.Module, optimizer: Any, scheduler: Any, run: dict[str, Any]) -> int:
     """Resume from a run's checkpoint: weights, optimizer, scheduler and, under the same layout, random states.
+
+    Another precision, and the distributed optimizer where there was none, take what they need: fp32 weights are read
+    from the main weights of a bf16 run, main weights from the weights of an fp32 run. All is read in place.
 
     Args:
         folder: the checkpoint.
@@ -125,19 +152,65 @@ def load_run(folder: Path, model: torch.nn.Module, optimizer: Any, scheduler: An
         Optimizer steps done.
 
     Raises:
-        UserError: on every rank, if any of them cannot load its part.
+        DamagedError: on every rank, if any of them cannot load its part.
+        UserError: there is no state of an optimizer in it.
     """
-    state = run_state(model, optimizer, scheduler, 0, loading=True)
+    copies, alone = _places(model, optimizer, _main_weights(folder))
+    group = _group()
+    state: dict[str, Any] = {"tensors": shares.own_boxes(copies, group.rank(), group.size()) + alone}
     written = Description.read(folder).run
     same_layout = "processes" in written and _layout(written) == _layout(run)
-    if not same_layout:
-        del state["random"]
-    loaded = load_sharded(state, folder)
-    load_model_state(model, loaded["model"])
-    optimizer.load_state_dict(loaded["optimizer"])
-    for group in optimizer.param_groups:  # the checkpoint's rates came with the groups; the configuration's win
-        group.update(max_lr=scheduler.max_lr, min_lr=scheduler.min_lr)
+    if same_layout:
+        state["random"] = random_state.sharded()
+    loaded = loading.load_sharded(state, folder)
+    shares.exchange(copies, group)
     scheduler.load_state_dict(loaded["scheduler"])
+    adam_state.set_steps(optimizer, scheduler.num_steps)  # skipped steps are steps of neither
     if same_layout:
         random_state.restore(loaded["random"])
     return int(loaded["step"])
+
+
+def _places(model: torch.nn.Module, optimizer: Any, main: str) -> tuple[list[Copy], list[Any]]:
+    """Where a checkpoint's tensors go: those that the group reads by shares, and boxes that are this rank's alone.
+
+    Args:
+        main: what the keys of its main weights begin with; "": it has none.
+    """
+    parts, copies, alone = _parts(model), list[Copy](), list[Any]()
+    for held in adam_state.held(optimizer):
+        key, pieces = parts[held.parameter]
+        named = {f"{_STATE}.{name}.{key}": values for name, values in held.moments.items()}
+        if held.main is not None:
+            named[f"{main}{key}"] = held.main
+        for name, values in named.items():
+            if held.alone:
+                alone += shares.boxes_of(pieces, name, held.start, values)
+            else:
+                copies += shares.copies_of(pieces, name, values)
+    for parameter, (key, pieces) in parts.items():
+        whole = parameter.dtype == torch.float32
+        copies += shares.copies_of(pieces, f"{main}{key}" if whole else key, parameter.detach().view(-1))
+    return copies, alone
+
+
+def _main_weights(folder: Path) -> str:
+    """What the keys of a checkpoint's main weights begin with, as rank 0 reads it; "" for those of an fp32 run."""
+    found: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            keys = read_metadata(folder / ".metadata").state_dict_metadata
+            beginnings = [f"{_STATE}.{name}." for name in ("exp_avg", "param", "fp32_param")]
+            found = [[any(key.startswith(beginning) for key in keys) for beginning in beginnings]]
+        except UserError as error:
+            found = [str(error)]
+    dist.broadcast_object_list(found)
+    if isinstance(found[0], str):
+        raise DamagedError(f"{folder}: the checkpoint cannot be loaded ({found[0]})")
+    moments, *mains = found[0]
+    if not moments:
+        raise UserError(
+            f"{folder}: holds no state of an optimizer to resume from; give it as checkpoint.load, and another folder "
+            "as checkpoint.save."
+        )
+    return next((f"{_STATE}.{name}." for name, there in zip(("param", "fp32_param"), mains, strict=True) if there), "")

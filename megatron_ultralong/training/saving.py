@@ -138,7 +138,7 @@ class Saver:
         description = dataclasses.replace(run.description, step=done, data=position.to_json())
         self._pending = pending = _Pending(description, folder, target, time.monotonic())
         _on_rank_0(lambda: folder.mkdir(parents=True))
-        state = checkpoints.run_state(run.weights, run.optimizer, run.scheduler, done, loading=False)
+        state = checkpoints.run_state(run.weights, run.optimizer, run.scheduler, done)
         request, failure = self._writer.plan(state, str(folder))
         _on_rank_0(lambda: _raise(failure))
         if background:

@@ -17,13 +17,13 @@ import torch
 import torch.distributed as dist
 
 from megatron_ultralong.checkpoint.description import Description
-from megatron_ultralong.checkpoint.loading import load_weights
+from megatron_ultralong.checkpoint.loading import DamagedError, load_weights
 from megatron_ultralong.config import reading
 from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.data.reading.blend import BlendedDataset
 from megatron_ultralong.data.reading.dataset import PackedDataset
 from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
-from megatron_ultralong.engine import determinism, distributed_adam, groups, label_count, mcore
+from megatron_ultralong.engine import determinism, groups, label_count, mcore
 from megatron_ultralong.engine import device as engine_device
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import read_json
@@ -127,7 +127,7 @@ def _resume(run: Run, first: list[Path], others: Iterator[Path]) -> None:
         dist.broadcast_object_list(choice)
         try:
             run.step = checkpoints.load_run(choice[0], run.weights, run.optimizer, run.scheduler, run.description.run)
-        except UserError as error:
+        except DamagedError as error:  # nothing else: a disk that cannot be read says nothing of the checkpoint
             logger.warning("%s is damaged and passed over: %s", choice[0], error)
             continue
         if choice != first:  # which the data was opened for
@@ -215,7 +215,6 @@ def _optimize(weights: torch.nn.Module, config: RunConfig) -> tuple[torch.nn.Mod
         module=mcore.Float16Module(transformer_config, weights) if config.train.precision == "bf16" else weights,
     )
     optimizer = mcore.get_megatron_optimizer(optimizer_config(config), [model])
-    distributed_adam.make_resumable(optimizer)
     transformer_config.finalize_model_grads_func = label_count.finalize_model_grads
     transformer_config.grad_scale_func = optimizer.scale_loss
     transformer_config.no_sync_func = model.no_sync

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
 from megatron_ultralong.data.reading.blend import BlendedDataset, Position
@@ -14,6 +17,7 @@ from megatron_ultralong.data.reading.dataset import PackedDataset
 from megatron_ultralong.training import checkpoints
 from tests.convert.tiny_models import build_model
 from tests.training.conftest import Train
+from tests.training.jobs import Job
 
 
 @pytest.mark.gloo
@@ -47,6 +51,85 @@ def test_resumes_under_another_layout(train: Train, tmp_path: Path) -> None:
     (resumed,) = train(2, *words, "--parallel.tensor", "2")
     assert resumed["loss"] == pytest.approx(whole[2]["loss"], rel=1e-5)
     assert resumed["grad_norm"] == pytest.approx(whole[2]["grad_norm"], rel=1e-5)
+
+
+FP32, BF16 = ["--train.precision", "fp32"], ["--train.precision", "bf16"]
+SPREAD = ["--parallel.distributed_optimizer", "true"]
+TP2, CP2, PP2 = (["--parallel." + axis, "2"] for axis in ("tensor", "context", "pipeline"))
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([*FP32, *SPREAD], [*FP32, *TP2]),
+        ([*FP32, *PP2], [*FP32, *SPREAD, *CP2]),
+        pytest.param([*FP32, *TP2], [*FP32, *SPREAD], marks=pytest.mark.slow),
+        pytest.param([*FP32, *SPREAD, *CP2], [*FP32, *PP2], marks=pytest.mark.slow),
+        pytest.param([*FP32, *SPREAD, *TP2], [*FP32, *SPREAD, *PP2], marks=pytest.mark.slow),
+    ],
+)
+def test_the_distributed_optimizer_may_be_toggled_with_the_layout(
+    train: Train, tmp_path: Path, before: list[str], after: list[str]
+) -> None:
+    words = ["--train.steps", "4", "--checkpoint.save", str(tmp_path / "run")]
+    whole = train(2, "--train.steps", "4")
+    train(2, *words, *before, "--checkpoint.interval", "2")
+    shutil.rmtree(tmp_path / "run/step_000004")
+    resumed = train(2, *words, *after)
+    assert [row["step"] for row in resumed] == [3, 4]
+    for row, wanted in zip(resumed, whole[2:], strict=True):
+        assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
+        assert row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-5)
+
+
+def tensors(step: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint, whole, as PyTorch's own converter joins them."""
+    joined = step.with_suffix(".pt")
+    dcp_to_torch_save(step, joined)
+    found = torch.load(joined, weights_only=True)
+    return {key: value for key, value in found.items() if isinstance(value, torch.Tensor)}
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([*BF16, *SPREAD], [*FP32, *TP2]),
+        ([*FP32, *TP2], [*BF16, *SPREAD]),
+        pytest.param([*BF16, *CP2], [*FP32, *SPREAD], marks=pytest.mark.slow),
+        pytest.param([*FP32, *SPREAD], [*BF16, *TP2], marks=pytest.mark.slow),
+    ],
+)
+def test_the_precision_may_change_and_main_weights_stay_the_same_bits(
+    train: Train, tmp_path: Path, before: list[str], after: list[str]
+) -> None:
+    words = ["--checkpoint.save", str(tmp_path / "run")]
+    train(2, *words, *before, "--train.steps", "2")
+    (resumed,) = train(2, *words, *after, "--train.steps", "3", "--optimizer.learning_rate", "0")
+    first, then = (tensors(tmp_path / f"run/step_00000{step}") for step in (2, 3))
+    kept = [key for key in first if key.endswith("weight") and not key.startswith("optimizer.")]
+    assert len(kept) >= 9
+    for key in kept:
+        main = "optimizer.state.param." + key
+        assert torch.equal(first.get(main, first[key]), then.get(main, then[key])), key
+        assert torch.equal(then[key], then.get(main, then[key]).to(then[key].dtype)), key
+        for moment in ("exp_avg", "exp_avg_sq"):
+            assert first[f"optimizer.state.{moment}.{key}"].dtype == torch.float32
+    assert resumed["step"] == 3 and resumed["loss"] > 0
+
+
+@pytest.mark.gloo
+def test_a_checkpoint_without_an_optimizer_is_no_run_and_not_damaged(
+    begin: Callable[..., Job], workspace: Path, tmp_path: Path
+) -> None:
+    step = shutil.copytree(workspace / "megatron", tmp_path / "run/step_000001")
+    description = json.loads((step / "ultralong.json").read_text())
+    train_data = {"samples": 0, "sources": []}
+    (step / "ultralong.json").write_text(json.dumps(description | {"data": train_data}))
+    job = begin(1, "--checkpoint.save", str(tmp_path / "run"))
+    assert job.statuses() == [2], job.log()
+    assert "damaged" not in job.log()
 
 
 @pytest.mark.slow

@@ -32,17 +32,40 @@ logger = logging.getLogger(__name__)
 _STATE = "optimizer.state"  # keys are those of megatron-core's "fully_reshardable" form
 
 
+_REPLACED = r"\.step_(\d+)\..+\.old"  # as files.replace_directory names it; what _prune moves has no host in its name
+
+
 def step_folder(save: Path, step: int) -> Path:
     """Where the checkpoint of `step` lies."""
     return save / f"step_{step:06d}"
 
 
 def step_folders(save: Path | None) -> list[Path]:
-    """Every step_N below `save`, whole or not, the highest step first."""
+    """Every checkpoint below `save`, whole or not, the highest step first.
+
+    Each is a step_N; or what stood there while another was put in its place by a process that was killed in between.
+    """
     if save is None or not save.is_dir():
         return []
-    found = [entry for entry in save.iterdir() if re.fullmatch(r"step_\d+", entry.name) and entry.is_dir()]
-    return sorted(found, key=lambda entry: int(entry.name[5:]), reverse=True)
+    named = {entry.name: entry for entry in save.iterdir() if entry.is_dir()}
+    found = {step_of(entry): entry for name, entry in named.items() if re.fullmatch(r"step_\d+", name)}
+    for name, entry in sorted(named.items()):
+        if replaced := re.fullmatch(_REPLACED, name):
+            found.setdefault(int(replaced[1]), entry)
+    return [found[step] for step in sorted(found, reverse=True)]
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(folder.name[5:])
+
+
+def restore_replaced(save: Path) -> None:
+    """Give their names back to checkpoints that were moved aside for others, which then did not come."""
+    for entry in sorted(save.glob(".step_*.old")):
+        replaced = re.fullmatch(_REPLACED, entry.name)
+        if replaced and not (target := step_folder(save, int(replaced[1]))).exists():
+            entry.rename(target)
 
 
 def damage(folder: Path) -> str:

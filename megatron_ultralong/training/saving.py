@@ -62,6 +62,8 @@ class Saver:
         if (save := self.section.save) is not None:
             try:
                 _on_rank_0(lambda: _remove_leftovers(save))
+                if self.saved is not None:  # it may have its name back
+                    self.saved = checkpoints.step_folder(save, self.step)
             except OSError as error:
                 raise UserError(f"checkpoint.save is {save}, where nothing can be written ({error}).") from error
 
@@ -207,7 +209,7 @@ def _prune(save: Path, keep_last: int, keep_every: int, needed: set[Path]) -> No
     if keep_last == 0:
         return
     for folder in checkpoints.step_folders(save)[keep_last:]:
-        if folder not in needed and (not keep_every or int(folder.name[5:]) % keep_every):
+        if folder not in needed and (not keep_every or checkpoints.step_of(folder) % keep_every):
             aside = folder.with_name(f".{folder.name}.old")  # it stops being a checkpoint before its files go
             shutil.rmtree(aside, ignore_errors=True)
             with contextlib.suppress(OSError):
@@ -216,8 +218,9 @@ def _prune(save: Path, keep_last: int, keep_every: int, needed: set[Path]) -> No
 
 
 def _remove_leftovers(save: Path) -> None:
-    """Delete what a killed run was writing or deleting."""
+    """Delete what a killed run was writing or deleting, but for the only copy of a step that it was replacing."""
     save.mkdir(parents=True, exist_ok=True)
+    checkpoints.restore_replaced(save)
     for pattern in (".step_*.tmp", ".step_*.old"):
         for folder in save.glob(pattern):
             shutil.rmtree(folder, ignore_errors=True)

@@ -123,6 +123,27 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(begin: Begi
 
 
 @pytest.mark.gloo
+@pytest.mark.parametrize("lost", ["second rename", "nothing"])
+def test_a_kill_between_the_renames_of_a_step_saved_again_costs_nothing(
+    begin: Begin, saved: Path, tmp_path: Path, lost: str
+) -> None:
+    """files.replace_directory moves the old step_3 aside, then gives the new one its name."""
+    save = shutil.copytree(saved, tmp_path / "run")
+    (save / "step_000003").rename(save / ".step_000003.node1.4711.old")
+    shutil.copytree(save / "step_000002", save / ".step_000003.0a1b2c3d.tmp")
+    shutil.copytree(save / "step_000001", save / ".step_000001.old")  # this one was to be deleted
+    if lost == "nothing":
+        shutil.copytree(save / ".step_000003.node1.4711.old", save / "step_000003")
+    assert checkpoints.step_folders(save)[0].name.strip(".").startswith("step_000003")
+    job = begin(2, "--parallel.context", "2", "--checkpoint.save", str(save), "--train.steps", "4")
+    assert job.statuses() == [0, 0], job.log()
+    assert "resuming from " in job.log() and "damaged" not in job.log()
+    assert steps(save) == [1, 2, 3, 4] and list(save.glob(".step_*")) == []
+    assert checkpoints.damage(save / "step_000003") == ""
+    assert [row["step"] for row in rows_of(save / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+@pytest.mark.gloo
 def test_a_background_writer_that_is_killed_costs_that_checkpoint_only(begin: Begin, tmp_path: Path) -> None:
     save = tmp_path / "run"
     words = ["--checkpoint.save", str(save), "--checkpoint.interval", "1", "--checkpoint.keep_last", "2"]

@@ -52,7 +52,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_names_its_sample(
     load, victim, place = poisoned
     save, bad = tmp_path / "run", victim // BATCH  # steps before the bad one
     words = ["--checkpoint.load", str(load), "--checkpoint.save", str(save), "--checkpoint.interval", "1"]
-    words += ["--optimizer.warmup_steps", "10"] + ([] if layout == "data" else [f"--parallel.{layout}", "2"])
+    words += ["--optimizer.warmup_steps", str(bad + 1)] + ([] if layout == "data" else [f"--parallel.{layout}", "2"])
     job = begin(2, *words, "--train.steps", str(bad + 1))  # a last step is saved also where it was skipped
     assert job.statuses() == [0, 0], job.log()
     again = begin(2, *words, "--train.steps", "4")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 from megatron_ultralong.convert.megatron_to_hf import convert_megatron_to_hf
 from tests.convert.test_round_trip import assert_same, weights
 from tests.training.conftest import Train
+from tests.training.jobs import Job
 
 
 @pytest.mark.gloo
@@ -50,3 +53,43 @@ def test_training_that_changes_nothing_returns_the_source(train: Train, workspac
     train(4, *words, "--train.steps", "1", "--checkpoint.save", str(save), "--checkpoint.export_interval", "1")
     assert_same(weights(workspace / "hf"), weights(save / "hf" / "step_000001"))
     shutil.rmtree(save)
+
+
+def slow_last_export(rank: int) -> None:
+    """Have the wait for the last exports take 25 seconds on rank 0, longer than a rank may be silent or waited for."""
+    from megatron_ultralong.training.exporting import Exporter
+
+    finish = Exporter.finish
+
+    def slow(self: Exporter, stopped: Callable[[], bool]) -> None:
+        end = time.monotonic() + 25 * (rank == 0)
+        while time.monotonic() < end and not stopped():
+            time.sleep(0.1)
+        finish(self, stopped)
+
+    Exporter.finish = slow
+
+
+EXPORTED = ["--checkpoint.export_interval", "2", "--train.steps", "2", "--parallel.timeout", "20"]
+
+
+@pytest.mark.gloo
+def test_no_rank_leaves_before_the_last_export_is_there(begin: Callable[..., Job], tmp_path: Path) -> None:
+    """srun ends those that run on a minute after the first has left."""
+    save = tmp_path / "run"
+    job = begin(2, *EXPORTED, "--checkpoint.save", str(save), change=slow_last_export)
+    job.until(lambda: (save / "hf/step_000002").exists())  # fails if a rank ends first
+    assert job.statuses() == [0, 0], job.log()
+    assert f"exported {save / 'hf/step_000002'}" in job.log() and "error" not in job.log() + job.log(1)
+
+
+@pytest.mark.gloo
+def test_a_warning_ends_the_wait_for_exports(begin: Callable[..., Job], tmp_path: Path) -> None:
+    save = tmp_path / "run"
+    job = begin(2, *EXPORTED, "--checkpoint.save", str(save), change=slow_last_export)
+    job.until(lambda: (save / "step_000002").exists())
+    for rank in (0, 1):
+        job.signal(rank, signal.SIGUSR1)
+    started = time.monotonic()
+    assert job.statuses() == [0, 0], job.log()
+    assert time.monotonic() - started < 20

@@ -135,8 +135,7 @@ class TrainConfig:
     """Of initial weights and of the order of samples."""
     deterministic: bool = False
     """On GPUs: the same bytes on every run and after every resume, as on a CPU anyway. Attention's backward then orders
-    its additions (about a fifth slower, with more memory), cuDNN's is not used, and an operator that has no such form
-    is an error."""
+    its additions, which takes time and memory (docs/training.md); an operator without such a form is an error."""
     max_skipped: int = 3
     """Steps in a row whose loss or gradient is not finite that are skipped; one more ends the run, with a checkpoint
     of the state before them."""

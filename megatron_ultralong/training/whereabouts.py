@@ -26,12 +26,13 @@ _WATCHERS = ("cpu.py", "watchdog.py", "roll_call.py", "whereabouts.py")
 
 def of_process() -> str:
     """What this process is at: in the main thread, or in a thread of autograd's that computes for it."""
-    frames, main = sys._current_frames(), threading.main_thread().ident or 0
     started = {thread.ident for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)}
-    for thread, frame in frames.items():
-        if thread not in started and (place := of_frame(frame)) != NOWHERE:
-            return f"{place} (backward)"
-    return of_frame(frames.get(main))
+    frames, main = sys._current_frames(), threading.main_thread().ident or 0
+    frames.pop(threading.get_ident(), None)  # this very frame, whose locals would hold themselves, and all tensors
+    places = {thread: of_frame(frame) for thread, frame in frames.items() if thread == main or thread not in started}
+    frames.clear()
+    backward = [place for thread, place in places.items() if thread != main and place != NOWHERE]
+    return f"{backward[0]} (backward)" if backward else places.get(main, NOWHERE)
 
 
 def of_frame(frame: FrameType | None) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -198,3 +200,28 @@ def test_the_place_of_a_backward_is_read_in_autograds_thread(monkeypatch: pytest
     assert threads[-1] != threading.main_thread().ident, "autograd stayed in the main thread"
     assert re.fullmatch(r"zigzag\.py:\d+ \w+ \(backward\)", found[-1]), found
     assert whereabouts.of_process() == whereabouts.NOWHERE or "backward" not in whereabouts.of_process()
+
+
+def test_reading_the_place_holds_no_tensor() -> None:
+    """A frame that is kept keeps its locals: a thread's tensors would live until Python next collects cycles."""
+    entered, leave, gone = threading.Event(), threading.Event(), []
+
+    def compute() -> None:
+        tensor = torch.ones(1)
+        gone.append(weakref.ref(tensor))
+        entered.set()
+        leave.wait()
+
+    worker = threading.Thread(target=compute)
+    worker.start()
+    entered.wait()
+    gc.disable()
+    try:
+        other = threading.Thread(target=whereabouts.of_process)
+        other.start()
+        other.join()
+        leave.set()
+        worker.join()
+        assert gone[0]() is None
+    finally:
+        gc.enable()

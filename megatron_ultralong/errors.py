@@ -6,6 +6,7 @@ anything else is a bug of ours and keeps its traceback.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -27,3 +28,11 @@ def listing(names: Iterable[str], most: int = 4) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def shown(path: Path | str) -> str:
+    """A path as one line of text: bytes that are no UTF-8, newlines and the like are escaped."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

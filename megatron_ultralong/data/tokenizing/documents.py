@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
-from megatron_ultralong.data.tokenizing.streams import StreamError, byte_blocks, line_blocks
-from megatron_ultralong.errors import UserError
+from megatron_ultralong.data.tokenizing.streams import LONGEST_LINE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,58 +33,14 @@ class MalformedError(Exception):
     """One document cannot be used; the message says why and how to mend it, and begins after its place."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """One document and where it stood."""
-
-    text: str
-    """The text; empty for a chat."""
-    messages: tuple[Mapping[str, str], ...] | None
-    """The chat, or None for text."""
-    source: str
-    """Where it comes from."""
-    place: str
-    """"FILE, line N"."""
-
-    @property
-    def characters(self) -> int:
-        """Characters of text or of the messages' contents."""
-        return len(self.text) + sum(len(message["content"]) for message in self.messages or ())
-
-
-def read_documents(path: Path, fields: Fields) -> Iterator[Document]:
-    """Yield the documents of one file of JSON Lines, plain, .gz or .zst; blank lines are skipped.
-
-    Raises:
-        UserError: the file is missing or cannot be decompressed; a line is not a JSON object or lacks a field.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: the input is missing; name a file of JSON Lines.")
-    number, source = 0, file_source(path)
-    try:
-        for lines in line_blocks(byte_blocks(str(path))):
-            for line in lines:
-                number += 1
-                if line and not line.isspace():
-                    text, messages, named = parse(line, fields)
-                    yield Document(text, messages, named or source, f"{path}, line {number}")
-    except MalformedError as error:
-        raise UserError(f"{path}, line {number}: {error}") from None
-    except StreamError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def file_source(path: Path) -> str:
-    """Name of a file without its endings: the source of its documents, where nothing else says it."""
-    return path.name.removesuffix(".gz").removesuffix(".zst").rsplit(".", 1)[0]
-
-
 def parse(line: bytes, fields: Fields) -> tuple[str, tuple[Mapping[str, str], ...] | None, str]:
     """Text, chat (None for text) and source ("" if it has none) of one JSON object.
 
     Raises:
-        MalformedError: it is none, lacks the field, or a field has another type.
+        MalformedError: it is none or too long, lacks the field, or a field has another type.
     """
+    if len(line) > LONGEST_LINE:
+        raise MalformedError(f"is longer than {LONGEST_LINE >> 20} MiB; put its text into a file of its own.")
     try:
         value = orjson.loads(line)
     except ValueError:

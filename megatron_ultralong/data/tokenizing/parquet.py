@@ -6,11 +6,14 @@ Memory: the pages of one row group's columns, and rows of about 4 MB of text at 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 from collections.abc import Iterator
 from typing import Any
 
 from megatron_ultralong.data.tokenizing.documents import Fields
-from megatron_ultralong.errors import UserError
+from megatron_ultralong.data.tokenizing.streams import unreadable
+from megatron_ultralong.errors import UserError, shown
 
 _BATCH_BYTES = 1 << 22
 
@@ -23,11 +26,13 @@ def _opened(path: str) -> Iterator[Any]:
     except ImportError:
         raise UserError(f"{path}: needs pyarrow to be read; pip install pyarrow.") from None
     try:
-        with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
+        with pyarrow.OSFile(os.fsencode(path)) as bytes_, pyarrow.parquet.ParquetFile(bytes_, pre_buffer=False) as file:
             yield file
+    except PermissionError:
+        raise unreadable(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES))) from None  # its own is longer
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise UserError(f"{path}: cannot be read as Parquet ({reason}); write or fetch it again.") from None
+        raise UserError(f"{shown(path)}: cannot be read as Parquet ({reason}); write or fetch it again.") from None
 
 
 def row_group_bytes(path: str) -> list[int]:
@@ -58,7 +63,7 @@ def read_rows(path: str, begin: int, end: int | None, fields: Fields) -> Iterato
         names = file.schema_arrow.names
         if fields.text not in names and fields.messages not in names:
             raise UserError(
-                f"{path}: has no column '{fields.text}' (its columns: {', '.join(names)}); "
+                f"{shown(path)}: has no column '{fields.text}' (its columns: {', '.join(names)}); "
                 "name the right one with --json-keys."
             )
         content = fields.messages if fields.messages in names else fields.text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
@@ -47,8 +47,8 @@ class Pool:
             self._futures[self._executor.submit(worker.run, shard, folder)] = folder
         return self
 
-    def collect(self) -> None:
-        """Wait for all tasks, show progress, and give finished parts their names.
+    def collect(self, each: Callable[[Path], None]) -> None:
+        """Wait for all tasks, show progress, give finished parts their names, and call `each` with them.
 
         Raises:
             UserError: the first that a task raised, or a worker died.
@@ -58,7 +58,9 @@ class Pool:
                 done, _ = wait(self._futures, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in [future for future in self._futures if future in done]:
                     with killed_worker_named(_KILLED):
-                        commit(future.result(), self._futures.pop(future))
+                        folder = self._futures.pop(future)
+                        commit(future.result(), folder)
+                    each(folder)
                 progress.advance(self._counter.value // 1_000_000 - progress.done)
 
     def __exit__(
@@ -71,14 +73,15 @@ class Pool:
                 shutil.rmtree(future.result(), ignore_errors=True)
 
 
-def run_alone(job: worker.Job, tasks: Sequence[Task]) -> None:
-    """Do the tasks in this process."""
+def run_alone(job: worker.Job, tasks: Sequence[Task], each: Callable[[Path], None]) -> None:
+    """Do the tasks in this process, and call `each` with the folder of every part."""
     counter, left = (SimpleNamespace(value=n, get_lock=contextlib.nullcontext) for n in (0, len(tasks)))
     work = worker.Worker(job, counter, left, threading.Event())
     with Progress("tokenizing", _megabytes(tasks), "MB") as progress:
         work.each_batch = lambda: progress.advance(counter.value // 1_000_000 - progress.done)
         for shard, folder in tasks:
             commit(work.run(shard, folder), folder)
+            each(folder)
 
 
 def _megabytes(tasks: Sequence[Task]) -> int | None:

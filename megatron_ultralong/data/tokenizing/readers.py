@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from megatron_ultralong.data.tokenizer.cutting import PIECE, last_cut, pieces
+from megatron_ultralong.data.tokenizing.compression import StreamError
 from megatron_ultralong.data.tokenizing.documents import Fields, MalformedError, parse, take
+from megatron_ultralong.data.tokenizing.json_file import is_lines, read_value
 from megatron_ultralong.data.tokenizing.shards import FileRange
-from megatron_ultralong.data.tokenizing.streams import StreamError, byte_blocks, line_blocks, range_lines
+from megatron_ultralong.data.tokenizing.streams import byte_blocks, line_blocks, range_lines
 
 Complain = Callable[[int, str], None]
 """Called with the number of a line or row within the piece, from 1, and what is wrong with it; may raise."""
@@ -91,6 +93,8 @@ def _blocks(
         from megatron_ultralong.data.tokenizing.parquet import read_rows
 
         return _counted_rows(read_rows(piece.path, piece.begin, piece.end, fields), piece, count)
+    if not is_lines(piece):
+        return read_value(piece.path, count)
     if piece.end is not None:
         return range_lines(piece.path, piece.begin, piece.end, count)
     return line_blocks(byte_blocks(piece.path, peek=peek, count=count))

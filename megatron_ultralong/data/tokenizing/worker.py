@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import errno
 import multiprocessing.connection
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -23,12 +22,13 @@ import numpy as np
 from megatron_ultralong.data.corpus.indexed_dataset import token_dtype
 from megatron_ultralong.data.tokenizer.encoders import Encoder, GigatokenEncoder, Recipe, reference_encoder
 from megatron_ultralong.data.tokenizing.documents import MalformedError
+from megatron_ultralong.data.tokenizing.json_file import is_lines
 from megatron_ultralong.data.tokenizing.parts import PartWriter
 from megatron_ultralong.data.tokenizing.readers import DocumentBatch, Reading, read_range
 from megatron_ultralong.data.tokenizing.shards import FileRange, Shard
 from megatron_ultralong.data.tokenizing.streams import STDIN, LineNumbers
-from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import disk_error, fingerprint
+from megatron_ultralong.errors import UserError, shown
+from megatron_ultralong.files import disk_error
 
 T = TypeVar("T")
 
@@ -98,9 +98,11 @@ class Worker:
         try:
             writer = PartWriter(folder, self._dtype, self._chats is not None, self.job.end)
             for number, piece in enumerate(shard.ranges):
+                piece.check_unchanged()
                 self._tokenize(number, piece, writer)
-                if piece.begin == 0 and os.path.isfile(piece.path):
-                    writer.part.fingerprints[piece.path] = fingerprint(Path(piece.path))
+                piece.check_unchanged()
+                if piece.begin == 0:
+                    writer.add_input(piece.path, piece.stamp[0])
             with self.left.get_lock():
                 self.left.value -= 1
             return writer.finish()
@@ -161,13 +163,15 @@ class Worker:
 
 def place(piece: FileRange, row: int, numbers: LineNumbers | None = None) -> str:
     """Where a line of a piece is, "FILE, line N", counted from the file's beginning."""
-    name = "standard input" if piece.path == STDIN else piece.path
+    name = "standard input" if piece.path == STDIN else shown(piece.path)
     if piece.format == "text":
         return name
     if piece.format == "parquet":
         from megatron_ultralong.data.tokenizing.parquet import rows_before
 
-        return f"{name}, row {row + (rows_before(name, piece.begin) if piece.begin else 0)}"
+        return f"{name}, row {row + (rows_before(piece.path, piece.begin) if piece.begin else 0)}"
+    if not is_lines(piece):
+        return f"{name}, element {row}"
     before = (numbers or LineNumbers()).before(name, piece.begin) if piece.begin else 0
     return f"{name}, line {row + before}"
 

@@ -143,9 +143,9 @@ def test_a_corpus_without_manifest_is_incomplete(text_file, tmp_path, tokenizer)
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
-    [(lambda manifest: {**manifest, "version": 0}, "has version 0, not 1"), (lambda manifest: [1], "has version None")]
+    [(lambda manifest: {**manifest, "version": 0}, "has version 0, not 2"), (lambda manifest: [1], "has version None")]
     + [
-        (lambda manifest: {"version": 1}, "lacks 'kind', as no manifest does that a tool wrote; write the tokens again")
+        (lambda manifest: {"version": 2}, "lacks 'kind', as no manifest does that a tool wrote; write the tokens again")
     ],
 )
 def test_a_manifest_edited_by_hand_is_refused(text_file, tmp_path, tokenizer, change, complaint):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import bz2
 import lzma
-import os
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Protocol
@@ -32,7 +31,7 @@ class StreamError(Exception):
 
 def compression(path: str) -> str:
     """The ending that says how a file is compressed, in small letters; "" for a plain file."""
-    ending = os.path.splitext(path)[1].lower()
+    ending = path[path.rfind(".") :].lower()
     return ending if ending in ENDINGS else ""
 
 
@@ -83,7 +82,7 @@ class _Gzip:
 _DECODERS: dict[str, Callable[[], _Decoder]] = {
     ".gz": _Gzip,
     ".bz2": bz2.BZ2Decompressor,
-    ".xz": lambda: lzma.LZMADecompressor(memlimit=_XZ_MEMORY),
+    ".xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY),
 }
 
 

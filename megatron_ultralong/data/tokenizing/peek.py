@@ -46,7 +46,8 @@ def _kind_of_json(piece: FileRange, fields: Fields, skip: bool) -> str | None:
     try:
         lines = is_lines(piece)
         for block in line_blocks(byte_blocks(piece.path, peek=True)) if lines else read_value(piece.path):
-            for number, each in enumerate(block, start=number + 1):
+            for each in block:
+                number += 1
                 try:
                     if type(each) is dict:
                         return "text" if take(each, fields)[1] is None else "chat"

@@ -81,12 +81,7 @@ class _Walk:
     def take(self, name: str, in_glob: bool = False) -> None:
         """Take what one input names, or one match of a glob, where a folder may be empty."""
         if name == STDIN:
-            if self.format == "parquet":
-                raise UserError("--input -: Parquet cannot be read from standard input; name its files.")
-            self.files.append(
-                FileRange(STDIN, "jsonl" if self.format == "auto" else self.format, "stdin", 0, None, 0, (0, 0))
-            )
-            return
+            return self._take_stream()
         try:
             status = os.stat(name)
         except OSError as error:
@@ -98,10 +93,21 @@ class _Walk:
                 raise unreadable(name, error) from None
             return
         path = str(Path(name))
-        if not stat.S_ISDIR(status.st_mode):
-            self._take_file(path, file_source(path), status)
-        else:
-            self._take_folder(path, in_glob, status)
+        if stat.S_ISDIR(status.st_mode):
+            return self._take_folder(path, in_glob, status)
+        known = _format(path) if self.format == "auto" else self.format
+        if known is None:
+            raise UserError(
+                f"{shown(path)}: its ending does not say what is in it (known: {', '.join(_ENDINGS)}, and "
+                f"{', '.join(ENDINGS)} of text and JSON); rename it, or say --input-format."
+            )
+        self._take_file(path, known, file_source(path), status)
+
+    def _take_stream(self) -> None:
+        known = "jsonl" if self.format == "auto" else self.format
+        if known == "parquet":
+            raise UserError("--input -: Parquet cannot be read from standard input; name its files.")
+        self.files.append(FileRange(STDIN, known, "stdin", 0, None, 0, (0, 0)))
 
     def _take_glob(self, pattern: str) -> None:
         matches = sorted(glob.glob(pattern, recursive=True))
@@ -134,8 +140,8 @@ class _Walk:
                 continue
             try:
                 if not entry.is_dir():
-                    if self._is_wanted(entry):
-                        self._take_file(entry.path, source, entry.stat())
+                    if known := self._format_of(entry):
+                        self._take_file(entry.path, known, source, entry.stat())
                     continue
                 status = entry.stat()
             except OSError as error:
@@ -168,7 +174,7 @@ class _Walk:
             if manifest.name in names and corpus.is_manifest(manifest):
                 self._named.append(f"{shown(manifest)} and its tokens (a corpus)")
                 written |= {path.name for path in corpus.all_files(Path(index.removesuffix(".idx")))}
-        return _identity(status), source, iter([entry for entry in visible if entry.name not in written])
+        return _identity(status), shown(source), iter([entry for entry in visible if entry.name not in written])
 
     def _is_parts(self, folder: str) -> bool:
         """Whether it is some corpus's PREFIX.parts, which is named in the log."""
@@ -177,20 +183,15 @@ class _Walk:
         self._named.append(f"{shown(folder)} (the parts of a corpus)")
         return True
 
-    def _is_wanted(self, entry: os.DirEntry[str]) -> bool:
-        if self.format != "auto" or _format(entry.name):
-            return True
-        self._first = self._first or entry.path
-        self._endings[os.path.splitext(entry.name)[1] or "no ending"] += 1
-        return False
-
-    def _take_file(self, path: str, source: str, status: os.stat_result) -> None:
-        known = _format(path) if self.format == "auto" else self.format
+    def _format_of(self, entry: os.DirEntry[str]) -> Format | None:
+        """What is in a file of a folder, or None, counted, if that is not known."""
+        known = _format(entry.name) if self.format == "auto" else self.format
         if known is None:
-            raise UserError(
-                f"{shown(path)}: its ending does not say what is in it (known: {', '.join(_ENDINGS)}, and "
-                f"{', '.join(ENDINGS)} of text and JSON); rename it, or say --input-format."
-            )
+            self._first = self._first or entry.path
+            self._endings[os.path.splitext(entry.name)[1] or "no ending"] += 1
+        return known
+
+    def _take_file(self, path: str, known: Format, source: str, status: os.stat_result) -> None:
         if not stat.S_ISREG(status.st_mode):
             raise UserError(f"{shown(path)}: is neither a file nor a folder; name one, or - for standard input.")
         if known == "parquet" and compression(path):
@@ -202,7 +203,7 @@ class _Walk:
             raise _named_twice(path, before)
         self.seen[_identity(status)] = path
         size = status.st_size
-        self.files.append(FileRange(path, known, _printable(source), 0, None, size, (size, status.st_mtime_ns)))
+        self.files.append(FileRange(path, known, source, 0, None, size, (size, status.st_mtime_ns)))
 
     def log(self) -> None:
         """Say what was left out."""
@@ -222,17 +223,12 @@ class _Walk:
 def file_source(path: str) -> str:
     """Name of a file without its endings: the source of its documents, where nothing else says it."""
     name = os.path.basename(path)
-    return name[: len(name) - len(compression(name))].rsplit(".", 1)[0]
+    return shown(name[: len(name) - len(compression(name))].rsplit(".", 1)[0])
 
 
-def _printable(source: str) -> str:
-    """A name that can be written as UTF-8."""
-    return os.fsencode(source).decode(errors="backslashreplace")
-
-
-def _format(path: str) -> Format | None:
-    name = os.path.basename(path)
-    return _ENDINGS.get(os.path.splitext(name[: len(name) - len(compression(name))])[1].lower())
+def _format(name: str) -> Format | None:
+    name = name[: len(name) - len(compression(name))]
+    return _ENDINGS.get(name[name.rfind(".") :].lower())
 
 
 def _identity(status: os.stat_result) -> Identity:

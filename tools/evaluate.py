@@ -44,8 +44,8 @@ def main(
     """Evaluate two or more models on the same prompts and write results.json, report.html and heatmap.png.
 
     Args:
-        haystack: JSON Lines with a `text` field: real text that needles are hidden in.
-        documents: JSON Lines with a `text` field: held-out documents of at least the target length, for perplexity.
+        haystack: real text that needles are hidden in: a file, folder or glob of any format that is tokenized.
+        documents: the same of held-out documents of at least the target length, for perplexity.
         output: folder for the results.
         base: the reference model's folder; it is also asked past its own context.
         extended: the extended model's folder.

@@ -18,6 +18,7 @@ ENDINGS = (".gz", ".bz2", ".xz", ".zst")
 
 _READ = 1 << 16
 _MOST = 1 << 22
+_ZSTD_MOST = 1 << 18  # which is allocated for every step, however little comes
 _XZ_MEMORY = 1 << 28
 _ZSTD_WINDOW = 1 << 31
 
@@ -136,7 +137,7 @@ def _unpack_zstd(stream: BinaryIO, count: Count) -> Iterator[bytes]:
     held = b""  # as much as the sentinel, which may turn out to be it
     while True:
         try:
-            block = reader.read1(_MOST)  # which does not wait for more input, and so loses little to an error
+            block = reader.read1(_ZSTD_MOST)  # which does not wait for more input, and so loses little to an error
         except zstandard.ZstdError as error:
             raise (_truncated() if source.ended else _damaged(error)) from None
         if not block:

@@ -10,29 +10,24 @@ import codecs
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from megatron_ultralong.data.tokenizing.compression import StreamError
 from megatron_ultralong.data.tokenizing.streams import LONGEST_LINE, byte_blocks
 
-if TYPE_CHECKING:
-    from megatron_ultralong.data.tokenizing.shards import FileRange
-
 _BATCH_BYTES = 1 << 22
 
 
-def is_lines(piece: FileRange) -> bool:
-    """Whether a file of JSON is JSON Lines, as far as its beginning says.
+def begins_as_lines(path: str) -> bool:
+    """Whether the beginning of a .json file is that of JSON Lines.
 
     Raises:
         UserError: it cannot be read.
     """
-    if piece.format != "json":
-        return piece.format == "jsonl"
     with contextlib.suppress(StreamError):  # which is found again, and reported, when the file is read
-        for block in byte_blocks(piece.path):
+        for block in byte_blocks(path):
             head = block.removeprefix(codecs.BOM_UTF8).lstrip()
             if head:
                 return not (head.startswith(b"[") or head.split(b"\n", 1)[0].rstrip() == b"{")

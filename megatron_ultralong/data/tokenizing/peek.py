@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from megatron_ultralong.data.tokenizer.encoders import as_strings
 from megatron_ultralong.data.tokenizing.compression import StreamError
 from megatron_ultralong.data.tokenizing.documents import Fields, MalformedError, parse, take
-from megatron_ultralong.data.tokenizing.json_file import is_lines, read_value
+from megatron_ultralong.data.tokenizing.json_file import read_value
 from megatron_ultralong.data.tokenizing.readers import Reading, read_range
 from megatron_ultralong.data.tokenizing.shards import FileRange, Shard
 from megatron_ultralong.data.tokenizing.streams import byte_blocks, line_blocks, line_start
@@ -44,7 +44,7 @@ def _kind_of_json(piece: FileRange, fields: Fields, skip: bool) -> str | None:
     """`kind_of` one file; None: there is no document in it."""
     number = 0
     try:
-        lines = is_lines(piece)
+        lines = piece.is_lines
         for block in line_blocks(byte_blocks(piece.path, peek=True)) if lines else read_value(piece.path):
             for each in block:
                 number += 1
@@ -78,7 +78,7 @@ def sample_texts(shards: Sequence[Shard], reading: Reading) -> list[str]:
 
 def _texts(shard: Shard, reading: Reading) -> Iterator[str]:
     for piece in shard.ranges:
-        if piece.format in ("json", "jsonl") and is_lines(piece):
+        if piece.is_lines:
             begin = line_start(piece.path, piece.begin) if piece.begin else 0
             end = None if piece.end is None else begin + _RANGE  # a compressed file has no places
             block = next(byte_blocks(piece.path, begin, end, peek=True), b"")

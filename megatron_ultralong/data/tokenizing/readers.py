@@ -15,7 +15,7 @@ from typing import Any
 from megatron_ultralong.data.tokenizer.cutting import PIECE, last_cut, pieces
 from megatron_ultralong.data.tokenizing.compression import StreamError
 from megatron_ultralong.data.tokenizing.documents import Fields, MalformedError, parse, take
-from megatron_ultralong.data.tokenizing.json_file import is_lines, read_value
+from megatron_ultralong.data.tokenizing.json_file import read_value
 from megatron_ultralong.data.tokenizing.shards import FileRange
 from megatron_ultralong.data.tokenizing.streams import byte_blocks, line_blocks, range_lines
 
@@ -93,7 +93,7 @@ def _blocks(
         from megatron_ultralong.data.tokenizing.parquet import read_rows
 
         return _counted_rows(read_rows(piece.path, piece.begin, piece.end, fields), piece, count)
-    if not is_lines(piece):
+    if not piece.is_lines:
         return read_value(piece.path, count)
     if piece.end is not None:
         return range_lines(piece.path, piece.begin, piece.end, count)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from megatron_ultralong.data.tokenizing.compression import compression
-from megatron_ultralong.data.tokenizing.json_file import is_lines
+from megatron_ultralong.data.tokenizing.json_file import begins_as_lines
 from megatron_ultralong.data.tokenizing.streams import STDIN, unreadable
 from megatron_ultralong.errors import UserError, shown
 
@@ -49,6 +49,11 @@ class FileRange:
     """Size on disk, for the progress."""
     stamp: tuple[int, int]
     """Size and time of the whole file, which tell that it changed."""
+
+    @property
+    def is_lines(self) -> bool:
+        """Whether it holds a document a line; of a .json file its beginning says that, which is read."""
+        return self.format == "jsonl" or (self.format == "json" and begins_as_lines(self.path))
 
     def check_unchanged(self) -> None:
         """Refuse a file that is not as it was when the run was planned.
@@ -134,7 +139,7 @@ def _cut(file: FileRange, size: int, row_groups: RowGroups) -> Iterator[FileRang
                 begin, total = i + 1, 0
         if not groups:
             yield dataclasses.replace(file, end=0)
-    elif file.bytes > size and file.format in ("json", "jsonl") and not compression(file.path) and is_lines(file):
+    elif file.bytes > size and not compression(file.path) and file.is_lines:
         for begin in range(0, file.bytes, size):
             end = min(begin + size, file.bytes)
             yield dataclasses.replace(file, format="jsonl", begin=begin, end=end, bytes=end - begin)

@@ -22,7 +22,6 @@ import numpy as np
 from megatron_ultralong.data.corpus.indexed_dataset import token_dtype
 from megatron_ultralong.data.tokenizer.encoders import Encoder, GigatokenEncoder, Recipe, reference_encoder
 from megatron_ultralong.data.tokenizing.documents import MalformedError
-from megatron_ultralong.data.tokenizing.json_file import is_lines
 from megatron_ultralong.data.tokenizing.parts import PartWriter
 from megatron_ultralong.data.tokenizing.readers import DocumentBatch, Reading, read_range
 from megatron_ultralong.data.tokenizing.shards import FileRange, Shard
@@ -170,7 +169,7 @@ def place(piece: FileRange, row: int, numbers: LineNumbers | None = None) -> str
         from megatron_ultralong.data.tokenizing.parquet import rows_before
 
         return f"{name}, row {row + (rows_before(piece.path, piece.begin) if piece.begin else 0)}"
-    if not is_lines(piece):
+    if not piece.is_lines:
         return f"{name}, element {row}"
     before = (numbers or LineNumbers()).before(name, piece.begin) if piece.begin else 0
     return f"{name}, line {row + before}"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import json
 import logging
 import os
 import shutil
@@ -22,19 +21,21 @@ from typing import Any, Literal
 
 from megatron_ultralong.data.corpus import corpus
 from megatron_ultralong.data.corpus.indexed_dataset import token_dtype
-from megatron_ultralong.data.tokenizer.encoders import Recipe
+from megatron_ultralong.data.tokenizer.encoders import Encoder
+from megatron_ultralong.data.tokenizer.identity import BYTES
 from megatron_ultralong.data.tokenizer.tokenizer import Tokenizer
 from megatron_ultralong.data.tokenizing import worker
 from megatron_ultralong.data.tokenizing.documents import Fields
+from megatron_ultralong.data.tokenizing.existing import check_same, existing, how_made, recorded
 from megatron_ultralong.data.tokenizing.merge import merge_parts
 from megatron_ultralong.data.tokenizing.parts import finished, read_part
 from megatron_ultralong.data.tokenizing.peek import kind_of, sample_texts
 from megatron_ultralong.data.tokenizing.pool import Pool, Task, run_alone
 from megatron_ultralong.data.tokenizing.readers import Reading
+from megatron_ultralong.data.tokenizing.recheck import DifferenceError
 from megatron_ultralong.data.tokenizing.shards import FileRange, Format, Shard, find_files, plan_shards
 from megatron_ultralong.data.tokenizing.streams import STDIN
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -55,17 +56,12 @@ class TokenizeOptions:
     """Whether a malformed document stops the run, or is left out and listed in PREFIX.skipped.tsv."""
     append_eod: bool = False
     """End each document with the tokenizer's end-of-sequence token."""
+    encoder: Literal["auto", "reference"] = "auto"
+    """"auto": gigatoken, where it gives the tokenizer's ids; "reference": the tokenizer's own library."""
     shard: tuple[int, int] | None = None
     """(i, n): tokenize only every n-th shard, from the i-th on, and do not merge."""
     overwrite: bool = False
     """Replace another corpus of this prefix."""
-
-
-def _differ(one: Recipe, other: Recipe) -> bool:
-    """Whether two recipes of gigatoken's may give other ids; the layout of tokenizer.json does not matter."""
-    if one.kind == "sentencepiece":
-        return one != other
-    return bool(json.loads(one.content()) != json.loads(other.content()))
 
 
 def parse_shard(text: str) -> tuple[int, int] | None:
@@ -107,17 +103,14 @@ def tokenize_corpus(
     kind = kind_of(files, fields, options.malformed == "skip")
     shards = plan_shards(files)
     reading = Reading(fields, kind, options.source)
-    made_by = {
-        "version": corpus.VERSION,
-        "tokenizer": tokenizer.fingerprint,
-        "reading": dataclasses.asdict(reading),
-        "append_eod": options.append_eod,
-    }
-    keys = [shard.key(made_by) for shard in shards]
-    done = _existing(files, prefix, kind, keys, options)
-    if done is not None:
-        return done
-    run = _Run(prefix, tokenizer, reading, shards, keys, options)
+    made_by = how_made(tokenizer, reading, options.append_eod)
+    manifest = existing(files, prefix, kind)
+    if manifest is not None and not options.overwrite:
+        check_same(prefix, manifest, tokenizer, shards, made_by, options.malformed == "skip")
+        corpus.open_corpus(prefix)
+        logger.info("%s: is already there, made from the same inputs in the same way.", prefix)
+        return manifest
+    run = _Run(prefix, tokenizer, reading, shards, made_by, options)
     with run.locked():
         run.tokenize()
         if options.shard:
@@ -126,26 +119,6 @@ def tokenize_corpus(
             logger.info("%s: %s; the same command without --shard finishes the corpus.", prefix, what)
             return None
         return run.merge(files)
-
-
-def _existing(
-    files: Sequence[FileRange], prefix: Path, kind: str, keys: list[str], options: TokenizeOptions
-) -> dict[str, Any] | None:
-    """The manifest of a corpus that is already what is asked for; refuses to overwrite anything else."""
-    outputs = [*corpus.token_files(prefix, kind), corpus.sources_path(prefix), corpus.manifest_path(prefix)]
-    for file in files:
-        if os.path.realpath(file.path) in {os.path.realpath(output) for output in outputs}:
-            raise UserError(f"{file.path}: the output would overwrite this input; choose another --output-prefix.")
-    path = corpus.manifest_path(prefix)
-    if options.overwrite or not path.exists():
-        return None
-    manifest: dict[str, Any] = read_json(path, "the corpus manifest", "remove it, or add --overwrite")
-    wanted = options.malformed == "skip" or not manifest.get("skipped_documents")
-    if manifest.get("shards") == keys and wanted and not any(file.path == STDIN for file in files):
-        corpus.open_corpus(prefix)
-        logger.info("%s: is already there, made from the same inputs in the same way.", prefix)
-        return manifest
-    raise UserError(f"{path}: exists already; choose another --output-prefix, or add --overwrite.")
 
 
 class _Run:
@@ -157,13 +130,14 @@ class _Run:
         tokenizer: Tokenizer,
         reading: Reading,
         shards: list[Shard],
-        keys: list[str],
+        made_by: dict[str, Any],
         options: TokenizeOptions,
     ) -> None:
         self.prefix, self.tokenizer, self.reading, self.options = prefix, tokenizer, reading, options
-        self.shards, self.keys = shards, keys
+        self.shards, self.made_by = shards, made_by
+        self.keys = [shard.key(made_by) for shard in shards]
         self.parts = Path(f"{prefix}.parts")
-        self.folders = [self.parts / key for key in keys]
+        self.folders = [self.parts / key for key in self.keys]
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -210,15 +184,24 @@ class _Run:
         processes = 1 if small else min(self.options.workers, len(tasks))
         os.environ["RAYON_NUM_THREADS"] = str(self.options.workers)  # both tokenizers read it at their first batch
         job = self._job(processes)
-        if small:
-            run_alone(self._settled(job, tasks), tasks)
-            return
-        with Pool(job, tasks) as pool:
-            settled = self._settled(job, tasks)  # while they work
-            if settled == job:
-                return pool.collect()
-        with Pool(settled, tasks) as pool:
-            pool.collect()
+        try:
+            if small:
+                settled = self._settled(job, tasks)
+                return run_alone(settled, tasks, self._reference(settled))
+            with Pool(job, tasks) as pool:
+                settled = self._settled(job, tasks)  # while they work
+                if settled == job:
+                    return pool.collect(self._reference(settled))
+            with Pool(settled, tasks) as pool:
+                pool.collect(self._reference(settled))
+        except DifferenceError:
+            for folder in self.folders:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _reference(self, job: worker.Job) -> Encoder | None:
+        """What a share of the parts is compared with."""
+        return self.tokenizer.reference if job.fast else None
 
     def _is_done(self, shard: Shard, folder: Path) -> bool:
         if shard.ranges[0].path == STDIN:  # whose contents no key tells
@@ -230,13 +213,14 @@ class _Run:
         is_chat = self.reading.kind == "chat"
         if is_chat:
             _ = self.tokenizer.chat_template  # or say that there is none
-        recipe = self.tokenizer.likely_recipe
+        fast = not is_chat and self.options.encoder == "auto" and str(self.tokenizer.path) != BYTES
+        recipe = self.tokenizer.likely_recipe if fast or is_chat else self.tokenizer.recipe
         return worker.Job(
             reading=self.reading,
             skip=self.options.malformed == "skip",
             end=self.tokenizer.end_of_document if self.options.append_eod else None,
             recipe=recipe,
-            fast=not is_chat and recipe.kind != "bytes",
+            fast=fast,
             chat_folder=self.tokenizer.path if is_chat else None,
             processes=processes,
             workers=self.options.workers,
@@ -244,15 +228,14 @@ class _Run:
 
     def _settled(self, job: worker.Job, tasks: list[Task]) -> worker.Job:
         """The job with an encoder that is known to be right: the same job, if its own is."""
-        recipe = self.tokenizer.recipe
         if not job.fast:
             return job
+        if not self.tokenizer.is_effective(job.recipe):
+            job = dataclasses.replace(job, recipe=self.tokenizer.recipe)
         sample = sample_texts([shard for shard, _ in tasks], self.reading)
         if self.tokenizer.check_fast(job.recipe, sample):
             return job
-        if _differ(recipe, job.recipe) and self.tokenizer.check_fast(recipe, sample):
-            return dataclasses.replace(job, recipe=recipe)
-        return dataclasses.replace(job, recipe=recipe, fast=False)
+        return dataclasses.replace(job, recipe=self.tokenizer.recipe, fast=False)
 
     def merge(self, files: Sequence[FileRange]) -> dict[str, Any]:
         """Join the parts, and remove them."""
@@ -266,10 +249,7 @@ class _Run:
             raise UserError(f"--input: every document is empty{skipped}; name files with text.")
         fingerprints = {path: value for part in parts for path, value in part.fingerprints.items()}
         about = {
-            "tokenizer": str(self.tokenizer.path),
-            "tokenizer_fingerprint": self.tokenizer.fingerprint,
-            "vocab_size": self.tokenizer.vocab_size,
-            "append_eod": self.options.append_eod,
+            **recorded(self.tokenizer, self.made_by),
             "inputs": [
                 {
                     "path": file.path,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -221,7 +220,7 @@ def deciding_versions(path: Path, versions: dict[str, str]) -> dict[str, str]:
 def _object(file: Path) -> dict[str, Any]:
     """The JSON object in a file; {} if it is missing or something else, which loading it will complain of."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = orjson.loads(file.read_bytes())
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

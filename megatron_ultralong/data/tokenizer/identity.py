@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import re
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from megatron_ultralong.data.tokenizer.tiktoken_file import is_tiktoken
 from megatron_ultralong.errors import UserError
 
 BYTES = "bytes"
@@ -69,12 +69,6 @@ def hugging_face_folder(path: Path) -> Path | None:
         (file.parent / name).is_file() for name in ("tokenizer_config.json", "config.json")
     )
     return file.parent if beside or file.name == "tokenizer.json" else None
-
-
-def is_tiktoken(file: Path) -> bool:
-    """Whether a file's first line is a token in base64 and its rank; sentencepiece models are binary."""
-    with file.open("rb") as stream:
-        return re.fullmatch(rb"[A-Za-z0-9+/]+=* \d+\r?\n?", stream.readline(1000)) is not None
 
 
 def tokenizer_fingerprint(path: Path) -> str:

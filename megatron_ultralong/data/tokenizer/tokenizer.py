@@ -2,9 +2,8 @@
 
 Ids are those of the format's own library without special tokens added: of transformers' AutoTokenizer for a folder
 (text that spells a special token, "<|im_end|>", becomes that token, unless its split_special_tokens is set), of
-sentencepiece for a model that lies alone, and for a tiktoken file those that transformers' converter gives with Llama
-3's split. A tiktoken file holds no special tokens, so none is recognised. `gigatoken` makes the same ids 20 to 100
-times faster; `check_fast` says whether it does for a tokenizer.
+sentencepiece for a model that lies alone, and of tiktoken for its file (see `tiktoken_file` for the split). `gigatoken`
+makes the same ids 20 to 100 times faster; `check_fast` says whether it does for a tokenizer.
 
 Cost: importing transformers takes two seconds, one without torch (`torch_hidden`), and happens when the first ids are
 asked for.
@@ -34,12 +33,12 @@ from megatron_ultralong.data.tokenizer.encoders import (
 from megatron_ultralong.data.tokenizer.identity import (
     BYTES,
     hugging_face_folder,
-    is_tiktoken,
     pipeline_fingerprint,
     tokenizer_file,
     tokenizer_fingerprint,
 )
 from megatron_ultralong.data.tokenizer.probes import probes
+from megatron_ultralong.data.tokenizer.tiktoken_file import convert_tiktoken, is_tiktoken
 from megatron_ultralong.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -126,7 +125,12 @@ class Tokenizer:
             backend = self.hf.backend_tokenizer
             return Recipe("huggingface", backend.to_str().encode(), bool(backend.encode_special_tokens))
         if is_tiktoken(self._file):
-            return Recipe("huggingface", self._convert_tiktoken())
+            try:
+                return Recipe("huggingface", convert_tiktoken(self._file))
+            except UserError:
+                raise
+            except Exception as error:  # a broken line or rank raises several types
+                raise self._unloadable(error) from None
         return Recipe("sentencepiece", self._file)
 
     @property
@@ -170,19 +174,6 @@ class Tokenizer:
     def _unloadable(self, error: Exception) -> UserError:
         reason = " ".join(str(error).split())
         return UserError(f"{self.path}: the tokenizer cannot be loaded ({reason}); mend its files.")
-
-    def _convert_tiktoken(self) -> bytes:
-        from transformers.convert_slow_tokenizer import TikTokenConverter
-
-        try:
-            import tiktoken  # noqa: F401  # the converter reads the file with it
-        except ImportError:
-            raise UserError(f"{self._file}: needs tiktoken to be read; pip install tiktoken.") from None
-        try:
-            converted: str = TikTokenConverter(vocab_file=str(self._file)).converted().to_str()
-        except Exception as error:  # a broken line or rank raises several types
-            raise self._unloadable(error) from None
-        return converted.encode()
 
     @property
     def vocab_size(self) -> int:

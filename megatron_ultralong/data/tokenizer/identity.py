@@ -169,13 +169,20 @@ def hash_of_templates(templates: Any) -> str | None:
 
 
 def pipeline_fingerprint(model: bytes, split_special: bool) -> str:
-    """SHA-256 (hex) of a loaded tokenizer, from `tokenizers`' own serialization, by what decides ids."""
+    """SHA-256 (hex) of the contents of a tokenizer.json by what decides ids, in whichever version's spelling.
+
+    Raises:
+        ValueError: it is no such object.
+    """
     whole = orjson.loads(model)
+    if not isinstance(whole, dict) or not isinstance(whole.get("model"), dict):
+        raise ValueError("no tokenizer.json")
     for name in (*_NOT_IN_IDS["tokenizer.json"], "decoder"):
         whole.pop(name, None)
-    for name in ("continuing_subword_prefix", "end_of_word_suffix"):  # nothing, in two spellings
-        if whole["model"].get(name) == "":
-            whole["model"][name] = None
+    entries = {"type": "BPE", **whole["model"]} if "merges" in whole["model"] else whole["model"]
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in entries.get("merges", [])]
+    off = (None, False, "")  # what a flag is where it is not written
+    whole["model"] = {name: value for name, value in entries.items() if value not in off} | {"merges": merges}
     whole["pre_tokenizer"] = _without_offsets(whole.get("pre_tokenizer"))
     return _hash([whole, split_special])
 

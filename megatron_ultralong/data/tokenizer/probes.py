@@ -50,41 +50,52 @@ _AROUND = [
     "\u0e01",
     "\u00e9",
 ]
-_GROUP = 64
+_FULL = 64
+"""Added tokens of one kind that get every neighbour; the others get a few, and each other."""
 
 
 def probes(recipe: Recipe) -> Iterator[str]:
     """Texts to compare two encoders of `recipe` on."""
     yield from _BASE
-    tokens = added_tokens(recipe)
-    for token in tokens:
-        yield token
-        yield "".join(f"{before}{token}" for before in _AROUND)
-        yield "".join(f"{token}{after}" for after in _AROUND)
-        yield f"{token}{token} {token}  {token}{token[:-1]}{token[1:]}{token.upper()}{token.lower()}{token.strip()}"
-        yield f"a{token}b 7{token}7 _{token}_ \u6771{token}\u6771 \n{token}\n x{token} y {token}z"
-        for form in ("NFD", "NFKC"):
-            if unicodedata.normalize(form, token) != token:
-                yield f"a {unicodedata.normalize(form, token)} b"
-    for start in range(0, len(tokens), _GROUP):
-        some = tokens[start : start + _GROUP]
+    kinds: dict[Any, list[str]] = {}
+    for entry in _added(recipe):
+        content = entry["content"]
+        kind = tuple(entry.get(flag) for flag in ("single_word", "lstrip", "rstrip", "normalized", "special"))
+        ends = tuple((end.isalnum(), end.isspace()) for end in (content[:1], content[-1:]))
+        kinds.setdefault((kind, ends), []).append(content)
+    for tokens in kinds.values():
+        for i, token in enumerate(tokens):
+            yield from (
+                _full(token) if i < _FULL else [f"a{token}b {token} 7{token}7\n{token}{token}.\u6771{token}\u0301"]
+            )
+    tokens = [token for some in kinds.values() for token in some]
+    for start in range(0, len(tokens), _FULL):
+        some = tokens[start : start + _FULL]
         yield from ("".join(some), "".join(reversed(some)), " ".join(some), "x".join(some))
-    yield from ("".join(pair) for pair in itertools.islice(itertools.permutations(tokens, 2), 1 << 12))
+    yield from ("".join(pair) for pair in itertools.islice(itertools.permutations(tokens, 2), 1 << 10))
 
 
-def added_tokens(recipe: Recipe) -> list[str]:
+def _full(token: str) -> Iterator[str]:
+    yield token
+    yield "".join(f"{before}{token}" for before in _AROUND)
+    yield "".join(f"{token}{after}" for after in _AROUND)
+    yield f"{token}{token} {token}  {token}{token[:-1]}{token[1:]}{token.upper()}{token.lower()}{token.strip()}"
+    yield f"a{token}b 7{token}7 _{token}_ \u6771{token}\u6771 \n{token}\n x{token} y {token}z"
+    for form in ("NFD", "NFKC"):
+        if unicodedata.normalize(form, token) != token:
+            yield f"a {unicodedata.normalize(form, token)} b"
+
+
+def _added(recipe: Recipe) -> list[dict[str, Any]]:
     """What is cut out of a text before the model sees it; of sentencepiece all that may be of this kind."""
     if recipe.kind == "huggingface":
         entries: list[dict[str, Any]] = json.loads(recipe.content()).get("added_tokens") or []
-        return [entry["content"] for entry in entries]
+        return entries
     if recipe.kind == "bytes":
         return []
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_proto=recipe.content())
     pieces = (processor.id_to_piece(i) for i in range(processor.vocab_size()) if not processor.is_byte(i))
-    return [
-        piece
-        for piece in pieces
-        if len(piece) > 2 and not any(c.isalnum() or c == "\u2581" for c in (piece[0], piece[-1]))
-    ]
+    ends = ((piece, (piece[0], piece[-1])) for piece in pieces if len(piece) > 2)
+    return [{"content": piece} for piece, ends in ends if not any(end.isalnum() or end == "\u2581" for end in ends)]

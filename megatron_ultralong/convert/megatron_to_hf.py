@@ -57,6 +57,7 @@ from megatron_ultralong.progress import Progress
 
 logger = logging.getLogger(__name__)
 
+_CUTS_AND_PADS = ("max_length", "stride", "truncation", "truncation_strategy", "padding", "pad_to_multiple_of")
 COMPANIONS = (*TOKENIZER_FILES, "generation_config.json")
 
 
@@ -243,11 +244,21 @@ def _companions(hf: Path | None, description: Description) -> Path:
 
 
 def _write_companions(folder: Path, source: Path, length: int) -> None:
-    """Tokenizer, chat templates and generation_config.json, with the new length where they state an older one."""
+    """Tokenizer, chat templates and generation_config.json, with the new length where they state an older one.
+
+    Truncation and padding that somebody left in the tokenizer stay behind: they would cut, or fill, every text.
+    """
     copy_files(source, folder, COMPANIONS)
     path = folder / "tokenizer_config.json"
     if path.exists():
-        write_json(path, _object(source / path.name, "the tokenizer's configuration") | {"model_max_length": length})
+        said = _object(source / path.name, "the tokenizer's configuration")
+        said = {name: value for name, value in said.items() if name not in _CUTS_AND_PADS}
+        write_json(path, said | {"model_max_length": length})
+    path = folder / "tokenizer.json"
+    if path.exists():
+        said = _object(source / path.name, "the tokenizer")
+        if said.get("truncation") or said.get("padding"):
+            write_json(path, said | {"truncation": None, "padding": None})
     path = folder / "generation_config.json"
     if path.exists():
         content = _object(source / path.name, "the generation configuration")

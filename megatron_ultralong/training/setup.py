@@ -22,7 +22,7 @@ from megatron_ultralong.config import reading
 from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.data.reading.blend import BlendedDataset
 from megatron_ultralong.data.reading.dataset import PackedDataset
-from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
+from megatron_ultralong.data.tokenizer.identity import tokenizer_fingerprint
 from megatron_ultralong.engine import device as engine_device
 from megatron_ultralong.engine import distributed_adam, groups, mcore
 from megatron_ultralong.errors import UserError
@@ -194,7 +194,7 @@ def _describe(config: RunConfig, hf_config: dict[str, Any], start: Path | None) 
     return Description(
         hf_config=hf_config,
         rope=recipes.scaled(own, config.rope, config.data.sequence_length),
-        tokenizer_fingerprint=load_tokenizer(config.model.hf).fingerprint,
+        tokenizer_fingerprint=tokenizer_fingerprint(config.model.hf),
         step=0,
         run=reading.resolved(config, processes=groups.world_size_from_environment()),
     )

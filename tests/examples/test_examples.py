@@ -18,7 +18,7 @@ import pytest
 
 from megatron_ultralong.config.reading import check_config, load_config
 from megatron_ultralong.config.sections import RunConfig
-from megatron_ultralong.data.tokenizer.tokenizer import tokenizer_fingerprint
+from megatron_ultralong.data.tokenizer.identity import tokenizer_fingerprint
 from megatron_ultralong.rope import config_json
 from megatron_ultralong.rope.recipes import scaled
 

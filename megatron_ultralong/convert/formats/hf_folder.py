@@ -18,7 +18,7 @@ import torch
 from megatron_ultralong.convert.formats import pickles
 from megatron_ultralong.convert.formats.row_stream import Files
 from megatron_ultralong.convert.formats.safetensors_file import read_header
-from megatron_ultralong.data.tokenizer.tokenizer import tokenizer_fingerprint
+from megatron_ultralong.data.tokenizer.identity import tokenizer_fingerprint
 from megatron_ultralong.errors import UserError, listing
 from megatron_ultralong.families.rules import Shape
 from megatron_ultralong.files import read_json

@@ -178,7 +178,11 @@ def _transformers(
     transformers_logging.disable_progress_bar()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            what.hf, local_files_only=True, dtype=torch.float32, attn_implementation="sdpa"
+            what.hf,
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
         )
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -92,6 +92,8 @@ class Corpus:
     """Of the token files."""
     tokenizer_fingerprint: str
     """Of the tokenizer that made them."""
+    template_fingerprint: str | None
+    """Of the chat templates that rendered them; None for texts."""
     vocab_size: int
     """Ids of that tokenizer, added tokens included."""
     sources: tuple[str, ...]
@@ -137,6 +139,7 @@ def open_corpus(prefix: Path) -> Corpus:
         loss_mask=loss_mask,
         tokens_fingerprint=actual,
         tokenizer_fingerprint=manifest["tokenizer_fingerprint"],
+        template_fingerprint=manifest.get("template_fingerprint"),
         vocab_size=manifest["vocab_size"],
         sources=tuple(manifest["sources"]),
     )

@@ -113,6 +113,7 @@ def write_packed_index(
             "tokens": os.path.relpath(Path(corpus.prefix).resolve(), Path(folder).resolve()),
             "tokens_fingerprint": corpus.tokens_fingerprint,
             "tokenizer_fingerprint": corpus.tokenizer_fingerprint,
+            "template_fingerprint": corpus.template_fingerprint,
             "vocab_size": corpus.vocab_size,
             "resampled": None if documents is None else documents.made_by,
             "fingerprints": {name: fingerprint(temporary / f"{name}.npy") for name in _ARRAYS},

@@ -45,6 +45,8 @@ class Recipe:
     model: bytes | Path
     """The contents of a tokenizer.json or of a sentencepiece model, or the file that has them (a new process reads it
     sooner than a long message); nothing for bytes."""
+    split_special: bool = False
+    """Whether text that spells a special token is text like any other; tokenizer.json has no place for it."""
 
     def content(self) -> bytes:
         """The contents."""
@@ -71,19 +73,20 @@ class Encoder(Protocol):
 def reference_encoder(recipe: Recipe) -> Encoder:
     """The encoder whose ids are the definition."""
     if recipe.kind == "huggingface":
-        return HuggingFaceEncoder(recipe.content())
+        return HuggingFaceEncoder(recipe.content(), recipe.split_special)
     return SentencePieceEncoder(recipe.content()) if recipe.kind == "sentencepiece" else BytesEncoder()
 
 
 class HuggingFaceEncoder:
     """`tokenizers`, from the contents of a tokenizer.json."""
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, model: bytes, split_special: bool = False) -> None:
         import tokenizers
 
         self._rust = tokenizers.Tokenizer.from_buffer(model)
         self._rust.no_truncation()
         self._rust.no_padding()
+        self._rust.encode_special_tokens = split_special
         self.vocab_size = 1 + max(self._rust.get_vocab(with_added_tokens=True).values())
         self.cuttable = is_cuttable(json.loads(model))
 
@@ -145,6 +148,8 @@ class GigatokenEncoder:
     def __init__(self, recipe: Recipe) -> None:
         if recipe.kind == "bytes":
             raise ValueError("bytes need no tokenizer")
+        if recipe.split_special:
+            raise ValueError("it cannot split special tokens, as split_special_tokens asks")
         self._recipe = recipe
         self.cuttable = recipe.kind == "huggingface" and is_cuttable(json.loads(recipe.content()))
         self._fast: list[Any] = []

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from megatron_ultralong.data.corpus import corpus
 from megatron_ultralong.data.tokenizing.documents import Fields
 from megatron_ultralong.data.tokenizing.parts import check_sources
 from megatron_ultralong.data.tokenizing.parts_folder import RowGroups
@@ -21,9 +19,6 @@ from megatron_ultralong.data.tokenizing.shards import FileRange, Format, Shard, 
 from megatron_ultralong.data.tokenizing.streams import STDIN
 from megatron_ultralong.data.tokenizing.walk import find_files
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import read_json
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,26 +75,3 @@ def make_plan(
 def digest(keys: Sequence[str]) -> str:
     """One name for all that a corpus was made from, from its shards' keys."""
     return hashlib.sha256(" ".join(keys).encode()).hexdigest()
-
-
-def existing(prefix: Path, made_from: str | None, skip: bool) -> dict[str, Any] | None:
-    """The manifest of a corpus that is already what is asked for, or None if there is none of this prefix.
-
-    Args:
-        prefix: PREFIX.
-        made_from: the `digest` that is asked for; None: there is no telling.
-        skip: whether malformed documents may have been left out.
-
-    Raises:
-        UserError: there is another corpus.
-    """
-    path = corpus.manifest_path(prefix)
-    if not path.exists():
-        return None
-    manifest: dict[str, Any] = read_json(path, "the corpus manifest", "remove it, or add --overwrite")
-    same = isinstance(manifest, dict) and made_from is not None and manifest.get("made_from") == made_from
-    if not (same and (skip or not manifest["skipped_documents"])):
-        raise UserError(f"{path}: exists already; choose another --output-prefix, or add --overwrite.")
-    corpus.open_corpus(prefix)
-    logger.info("%s: is already there, made from the same inputs in the same way.", prefix)
-    return manifest

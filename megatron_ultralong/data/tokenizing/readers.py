@@ -39,7 +39,7 @@ class DocumentBatch:
     chats: list[Chat] = dataclasses.field(default_factory=list)
     """Chats, each whole."""
     numbers: list[int] = dataclasses.field(default_factory=list)
-    """Line or row of each chat."""
+    """Line or row of each text or chat; none for text files and for the pieces of a long text."""
     ends: list[bool] | None = None
     """Whether each text ends its document; None: all do."""
     abandoned: bool = False
@@ -131,7 +131,7 @@ def _batch(block: Sequence[Any], before: int, piece: FileRange, reading: Reading
             batch.texts.append(text)
         else:
             batch.chats.append(chat)
-            batch.numbers.append(before + i + 1)
+        batch.numbers.append(before + i + 1)
         batch.sources.append(fixed or source or default)
     return batch
 
@@ -142,17 +142,17 @@ def _bounded(batch: DocumentBatch, cuttable: bool) -> Iterator[DocumentBatch]:
         yield batch
         return
     start = 0
-    texts, sources, batch.texts, batch.sources = batch.texts, batch.sources, [], []
+    texts, sources, numbers, batch.texts, batch.sources = batch.texts, batch.sources, batch.numbers, [], []
     for i in range(len(texts)):
         if len(texts[i]) > _LONG:
             if i > start:
-                yield DocumentBatch(texts[start:i], sources[start:i])
+                yield DocumentBatch(texts[start:i], sources[start:i], numbers=numbers[start:i])
             text, texts[i] = texts[i], ""
             yield from _in_pieces(str(text), sources[i])
             del text
             start = i + 1
     if start < len(texts):
-        yield DocumentBatch(texts[start:], sources[start:])
+        yield DocumentBatch(texts[start:], sources[start:], numbers=numbers[start:])
 
 
 def _in_pieces(text: str, source: str) -> Iterator[DocumentBatch]:

@@ -10,7 +10,6 @@ begin anew with the slower one.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import shutil
@@ -20,17 +19,20 @@ from typing import Any, Literal
 
 from megatron_ultralong.data.corpus import corpus
 from megatron_ultralong.data.corpus.indexed_dataset import token_dtype
-from megatron_ultralong.data.tokenizer.encoders import Recipe
+from megatron_ultralong.data.tokenizer.encoders import Encoder
+from megatron_ultralong.data.tokenizer.identity import BYTES
 from megatron_ultralong.data.tokenizer.tokenizer import Tokenizer
 from megatron_ultralong.data.tokenizing import worker
 from megatron_ultralong.data.tokenizing.documents import Fields
+from megatron_ultralong.data.tokenizing.existing import existing, how_made, recorded
 from megatron_ultralong.data.tokenizing.merge import merge_parts
 from megatron_ultralong.data.tokenizing.parts import Part, check_sources, finished, read_part
 from megatron_ultralong.data.tokenizing.parts_folder import held
 from megatron_ultralong.data.tokenizing.peek import sample_texts
-from megatron_ultralong.data.tokenizing.plan import Plan, digest, existing, make_plan
+from megatron_ultralong.data.tokenizing.plan import Plan, digest, make_plan
 from megatron_ultralong.data.tokenizing.pool import Pool, Task, run_alone
 from megatron_ultralong.data.tokenizing.readers import Reading
+from megatron_ultralong.data.tokenizing.recheck import DifferenceError
 from megatron_ultralong.data.tokenizing.shards import Format
 from megatron_ultralong.errors import UserError
 
@@ -53,17 +55,12 @@ class TokenizeOptions:
     """Whether a malformed document stops the run, or is left out and listed in PREFIX.skipped.tsv."""
     append_eod: bool = False
     """End each document with the tokenizer's end-of-sequence token."""
+    encoder: Literal["auto", "reference"] = "auto"
+    """"auto": gigatoken, where it gives the tokenizer's ids; "reference": the tokenizer's own library."""
     shard: tuple[int, int] | None = None
     """(i, n): tokenize only every n-th shard, from the i-th on, and do not merge."""
     overwrite: bool = False
     """Replace another corpus of this prefix."""
-
-
-def _differ(one: Recipe, other: Recipe) -> bool:
-    """Whether two recipes of gigatoken's may give other ids; the layout of tokenizer.json does not matter."""
-    if one.kind == "sentencepiece":
-        return one != other
-    return bool(json.loads(one.content()) != json.loads(other.content()))
 
 
 def parse_shard(text: str) -> tuple[int, int] | None:
@@ -104,17 +101,12 @@ def tokenize_corpus(
     if plan.is_stream and options.shard:
         raise UserError("--input -: standard input cannot be shared out with --shard; name files.")
     reading = Reading(fields, plan.kind, options.source)
-    made_by = {
-        "version": corpus.VERSION,
-        "tokenizer": tokenizer.fingerprint,
-        "reading": dataclasses.asdict(reading),
-        "append_eod": options.append_eod,
-    }
-    run = _Run(prefix, tokenizer, reading, plan, [shard.key(made_by) for shard in plan.shards], options)
+    made_by = how_made(tokenizer, reading, options.append_eod)
     if not options.overwrite:
-        done = existing(prefix, None if plan.is_stream else digest(run.keys), skip)
+        done = existing(prefix, tokenizer, plan.shards, made_by, skip)
         if done is not None:
             return done
+    run = _Run(prefix, tokenizer, reading, plan, made_by, options)
     with held(run.parts, shared=options.shard is not None):
         try:
             run.tokenize()
@@ -139,13 +131,14 @@ class _Run:
         tokenizer: Tokenizer,
         reading: Reading,
         plan: Plan,
-        keys: list[str],
+        made_by: dict[str, Any],
         options: TokenizeOptions,
     ) -> None:
         self.prefix, self.tokenizer, self.reading, self.options = prefix, tokenizer, reading, options
-        self.plan, self.keys = plan, keys
+        self.plan, self.made_by = plan, made_by
+        self.keys = [shard.key(made_by) for shard in plan.shards]
         self.parts = Path(f"{prefix}.parts")
-        self.folders = [self.parts / key for key in keys]
+        self.folders = [self.parts / key for key in self.keys]
         self._sources: set[str] = set()
 
     def finished(self) -> int:
@@ -167,15 +160,24 @@ class _Run:
         processes = 1 if small else min(self.options.workers, len(tasks))
         os.environ["RAYON_NUM_THREADS"] = str(self.options.workers)  # both tokenizers read it at their first batch
         job = self._job(processes)
-        if small:
-            run_alone(self._settled(job, tasks), tasks, self._look_at)
-            return
-        with Pool(job, tasks) as pool:
-            settled = self._settled(job, tasks)  # while they work
-            if settled == job:
-                return pool.collect(self._look_at)
-        with Pool(settled, tasks) as pool:
-            pool.collect(self._look_at)
+        try:
+            if small:
+                settled = self._settled(job, tasks)
+                return run_alone(settled, tasks, self._reference(settled), self._look_at)
+            with Pool(job, tasks) as pool:
+                settled = self._settled(job, tasks)  # while they work
+                if settled == job:
+                    return pool.collect(self._reference(settled), self._look_at)
+            with Pool(settled, tasks) as pool:
+                pool.collect(self._reference(settled), self._look_at)
+        except DifferenceError:
+            for folder in self.folders:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _reference(self, job: worker.Job) -> Encoder | None:
+        """What a share of the parts is compared with."""
+        return self.tokenizer.reference if job.fast else None
 
     def _keep_row_groups(self) -> None:
         try:
@@ -205,13 +207,14 @@ class _Run:
         is_chat = self.reading.kind == "chat"
         if is_chat:
             _ = self.tokenizer.chat_template  # or say that there is none
-        recipe = self.tokenizer.likely_recipe
+        fast = not is_chat and self.options.encoder == "auto" and str(self.tokenizer.path) != BYTES
+        recipe = self.tokenizer.likely_recipe if fast or is_chat else self.tokenizer.recipe
         return worker.Job(
             reading=self.reading,
             skip=self.options.malformed == "skip",
             end=self.tokenizer.end_of_document if self.options.append_eod else None,
             recipe=recipe,
-            fast=not is_chat and recipe.kind != "bytes",
+            fast=fast,
             chat_folder=self.tokenizer.path if is_chat else None,
             processes=processes,
             workers=self.options.workers,
@@ -219,15 +222,14 @@ class _Run:
 
     def _settled(self, job: worker.Job, tasks: list[Task]) -> worker.Job:
         """The job with an encoder that is known to be right: the same job, if its own is."""
-        recipe = self.tokenizer.recipe
         if not job.fast:
             return job
+        if not self.tokenizer.is_effective(job.recipe):
+            job = dataclasses.replace(job, recipe=self.tokenizer.recipe)
         sample = sample_texts([shard for shard, _ in tasks], self.reading)
         if self.tokenizer.check_fast(job.recipe, sample):
             return job
-        if _differ(recipe, job.recipe) and self.tokenizer.check_fast(recipe, sample):
-            return dataclasses.replace(job, recipe=recipe)
-        return dataclasses.replace(job, recipe=recipe, fast=False)
+        return dataclasses.replace(job, recipe=self.tokenizer.recipe, fast=False)
 
     def merge(self) -> dict[str, Any]:
         """Join the parts, and remove them."""
@@ -239,10 +241,7 @@ class _Run:
             skipped = " or malformed" if any(part.skipped for part in parts) else ""
             raise UserError(f"--input: every document is empty{skipped}; name files with text.")
         about = {
-            "tokenizer": str(self.tokenizer.path),
-            "tokenizer_fingerprint": self.tokenizer.fingerprint,
-            "vocab_size": self.tokenizer.vocab_size,
-            "append_eod": self.options.append_eod,
+            **recorded(self.tokenizer, self.made_by),
             "shards": len(self.keys),
             "made_from": digest(self.keys),
         }

@@ -24,6 +24,7 @@ from megatron_ultralong.data.tokenizer.encoders import Encoder, GigatokenEncoder
 from megatron_ultralong.data.tokenizing.documents import MalformedError
 from megatron_ultralong.data.tokenizing.parts import PartWriter
 from megatron_ultralong.data.tokenizing.readers import DocumentBatch, Reading, read_range
+from megatron_ultralong.data.tokenizing.recheck import Samples
 from megatron_ultralong.data.tokenizing.shards import FileRange, Shard
 from megatron_ultralong.data.tokenizing.streams import STDIN, LineNumbers
 from megatron_ultralong.errors import UserError, shown
@@ -94,16 +95,18 @@ class Worker:
             StoppedError: the run was told to stop.
         """
         writer: PartWriter | None = None
+        samples = Samples()
         try:
             writer = PartWriter(folder, self._dtype, self._chats is not None, self.job.end)
             for number, piece in enumerate(shard.ranges):
                 piece.check_unchanged()
-                self._tokenize(number, piece, writer)
+                self._tokenize(number, piece, writer, samples)
                 piece.check_unchanged()
                 if piece.begin == 0:
                     writer.add_input(piece.path, piece.stamp[0])
             with self.left.get_lock():
                 self.left.value -= 1
+            samples.write(writer.folder)
             return writer.finish()
         except BaseException as error:
             if writer is not None:
@@ -112,7 +115,7 @@ class Worker:
                 raise writing_error(error, folder.parent) from None
             raise
 
-    def _tokenize(self, number: int, piece: FileRange, writer: PartWriter) -> None:
+    def _tokenize(self, number: int, piece: FileRange, writer: PartWriter, samples: Samples) -> None:
         def complain(row: int, reason: str) -> None:
             if not self.job.skip:
                 raise UserError(f"{place(piece, row)}: {reason}")
@@ -137,6 +140,8 @@ class Worker:
                 long = batch.ends is not None or max(map(len, batch.texts)) > 1 << 22
                 threads = self._cores() if long or self.job.processes == 1 else 1
                 ids, lengths = self._encoder.encode_batch(batch.texts, threads)
+                if self.job.fast:
+                    samples.add(self._encoder, batch.texts, (ids, lengths), (number, batch.numbers))
                 writer.add(ids, lengths, batch.sources, batch.ends)
 
     def _cores(self) -> int:
@@ -160,10 +165,10 @@ class Worker:
             writer.add(ids, lengths, sources, mask=masks)
 
 
-def place(piece: FileRange, row: int, numbers: LineNumbers | None = None) -> str:
-    """Where a line of a piece is, "FILE, line N", counted from the file's beginning."""
+def place(piece: FileRange, row: int | None, numbers: LineNumbers | None = None) -> str:
+    """Where a line of a piece is, "FILE, line N", counted from the file's beginning; the file if `row` is not known."""
     name = "standard input" if piece.path == STDIN else shown(piece.path)
-    if piece.format == "text":
+    if piece.format == "text" or row is None:
         return name
     if piece.format == "parquet":
         from megatron_ultralong.data.tokenizing.parquet import rows_before

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from megatron_ultralong.data.tokenizer.encoders import GigatokenEncoder, Recipe
-from megatron_ultralong.data.tokenizer.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
+from megatron_ultralong.data.tokenizer.identity import check_tokenizer, tokenizer_fingerprint
+from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
 from megatron_ultralong.errors import UserError
 
 LLAMA3_SPLIT = (

@@ -54,7 +54,7 @@ def test_losses_in_chunks_are_those_of_one_go(
 ) -> None:
     monkeypatch.setattr(perplexity, "CHUNK", chunk)
     window = torch.randint(512, (100,), generator=torch.Generator().manual_seed(0))
-    reference = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    reference = AutoModelForCausalLM.from_pretrained(model_folder, trust_remote_code=False, dtype=torch.float32)
     with torch.no_grad():
         logits = reference(window[None]).logits[0, :-1]
         loss = reference(window[None], labels=window[None]).loss

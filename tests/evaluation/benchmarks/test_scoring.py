@@ -19,7 +19,7 @@ from tests.evaluation.conftest import save_model
 
 def generate(folder: Path, ids: list[int], count: int) -> list[int]:
     """The slow twin: transformers' own greedy generation."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
     tokens = torch.tensor([ids])
     mask = torch.ones_like(tokens)
     output = model.generate(

@@ -202,10 +202,10 @@ def test_two_packages_have_one_door():
         assert room == "cli.py" or not any(name.split(".")[0] == "tyro" for name in names), path
 
 
-def test_the_configuration_the_rope_and_the_data_need_no_torch():
+def test_the_configuration_the_rope_the_data_and_the_planning_need_no_torch():
     blocked = ("torch", "megatron", "transformers", *OPTIONAL)
     rooms = ["cli", "files", "progress"]
-    for room in ("config", "rope", "families", "data"):
+    for room in ("config", "rope", "families", "data", "planning"):
         found = pkgutil.walk_packages([str(PACKAGE / room)], f"{room}.")
         rooms += [module.name for module in found]
     in_python(blocking(*blocked) + "\n".join(f"import megatron_ultralong.{room}" for room in rooms))

@@ -28,7 +28,7 @@ from megatron_ultralong.engine import distributed_adam, groups, mcore
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import read_json
 from megatron_ultralong.model import build
-from megatron_ultralong.model.loss import LossOptions
+from megatron_ultralong.model.loss_options import LossOptions
 from megatron_ultralong.rope import config_json, recipes
 from megatron_ultralong.training import checkpoints
 

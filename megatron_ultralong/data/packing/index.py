@@ -85,7 +85,7 @@ def write_packed_index(
         corpus: the tokens.
         folder: where the index goes; an existing one is replaced.
         options: how to pack.
-        documents: the documents to pack, repeats allowed (see `resampled.read_documents`); None for all of the
+        documents: the documents to pack, repeats allowed (see `listing.read_documents`); None for all of the
             corpus.
 
     Returns:

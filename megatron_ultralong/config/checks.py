@@ -181,12 +181,8 @@ def _rope(config: RunConfig) -> Iterator[str]:
 
 
 def _data(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
-    """Indexes packed for another length, or of another vocabulary or tokenizer than the model's."""
-    length, tokenizer = config.data.sequence_length, None
-    try:
-        tokenizer = tokenizer_fingerprint(config.model.hf)
-    except UserError as error:
-        yield str(error)
+    """Indexes packed for another length, or of another vocabulary than the model's."""
+    length = config.data.sequence_length
     manifests = []
     for source in config.data.sources:
         try:
@@ -206,13 +202,24 @@ def _data(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
                 f"{where}: tokens of a vocabulary of {manifest['vocab_size']}, but the model has "
                 f"{hf_config['vocab_size']}; tokenize with the model's own tokenizer."
             )
-        if tokenizer is not None and manifest["tokenizer_fingerprint"] != tokenizer:
-            yield (
-                f"{where}: tokens of another tokenizer than {config.model.hf / 'tokenizer.json'}; "
-                "tokenize with the model's own, or set model.hf to the model that the data was made for."
-            )
     if not config.data.loss_on_separators and manifests and not any(m.get("separator") for m in manifests):
         yield "data.loss_on_separators is false, but no source has separators; remove data.loss_on_separators."
+
+
+def tokenizer_problems(config: RunConfig) -> Iterator[str]:
+    """Indexes of another tokenizer than the model's, which is read whole for it: apart, since one rank is enough."""
+    try:
+        tokenizer = tokenizer_fingerprint(config.model.hf)
+    except UserError as error:
+        yield str(error)
+        return
+    for source in config.data.sources:
+        if read_manifest(source.index)["tokenizer_fingerprint"] != tokenizer:
+            yield (
+                f"{source.index / 'manifest.json'}: tokens of another tokenizer than "
+                f"{config.model.hf / 'tokenizer.json'}; tokenize with the model's own, or set model.hf to the model "
+                "that the data was made for."
+            )
 
 
 def read_manifest(index: Path) -> dict[str, Any]:

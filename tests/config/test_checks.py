@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ultralong.config.checks import tokenizer_problems
 from megatron_ultralong.config.reading import check_config, load_config
 from megatron_ultralong.config.sections import DataConfig, ModelConfig, ParallelConfig, RunConfig, TrainConfig
 from megatron_ultralong.errors import UserError
@@ -234,20 +235,21 @@ def test_without_kv_heads_in_config_json_the_heads_count(run):
     assert run("--parallel.tensor 8", 8, hf) == []
 
 
-def test_data_of_another_length_vocabulary_or_tokenizer(run):
+def test_data_of_another_length_or_vocabulary(run):
     pack("short", sequence_length=1024)
     pack("wide", vocab_size=2000)
-    pack("other", tokenizer_fingerprint="t2")
-    flags = "--data.sources.1.index short --data.sources.2.index wide --data.sources.3.index other"
-    short, wide, other = run(flags)
+    short, wide = run("--data.sources.1.index short --data.sources.2.index wide")
     assert short.startswith("short/manifest.json: packed for sequence_length 1024, but data.sequence_length is 2048; ")
     assert wide.startswith("wide/manifest.json: tokens of a vocabulary of 2000, but the model has 1024; ")
-    assert other.startswith("other/manifest.json: tokens of another tokenizer than m/tokenizer.json; tokenize with ")
 
 
-def test_a_model_without_a_tokenizer(run):
+def test_data_of_another_tokenizer(run):
+    pack("other", tokenizer_fingerprint="t2")
+    config = load_config(Path("run.toml"), ["--data.sources.1.index", "other"])
+    (problem,) = tokenizer_problems(config)
+    assert problem.startswith("other/manifest.json: tokens of another tokenizer than m/tokenizer.json; tokenize with ")
     Path("m/tokenizer.json").unlink()
-    (problem,) = run()
+    (problem,) = tokenizer_problems(config)
     assert problem.startswith("m/tokenizer.json: the tokenizer is missing; ")
 
 

@@ -28,6 +28,7 @@ import numpy.typing as npt
 from megatron_ultralong.data.corpus.corpus import Corpus, manifest_path, open_corpus
 from megatron_ultralong.data.packing import _packing
 from megatron_ultralong.data.packing.specification import UNLIMITED
+from megatron_ultralong.data.resampling.listing import Documents
 from megatron_ultralong.data.shuffle import key, shuffled
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import (
@@ -46,16 +47,6 @@ VERSION = 2
 _ARRAYS = ("document_ids", "sample_index")
 _AGAIN = "pack again with tools/pack_corpus.py"
 _LONGEST = np.iinfo(np.int32).max - 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Documents:
-    """Which documents are packed."""
-
-    ids: Ints
-    """int64 [M]: ids in the corpus, repeats allowed."""
-    made_by: dict[str, Any]
-    """For the manifest: how the list was made (policy, seed, fingerprint)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

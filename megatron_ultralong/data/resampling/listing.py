@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data.corpus.corpus import Corpus
-from megatron_ultralong.data.packing.index import Documents
 from megatron_ultralong.data.resampling.policy import LengthPolicy
 from megatron_ultralong.data.resampling.selection import Selection, select
 from megatron_ultralong.data.resampling.summary import summarize
@@ -36,6 +35,16 @@ logger = logging.getLogger(__name__)
 VERSION = 2
 _IDS = "document_ids.npy"
 Ints = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents:
+    """Which documents are packed, and how often."""
+
+    ids: Ints
+    """int64 [M]: ids in the corpus, repeats allowed."""
+    made_by: dict[str, Any]
+    """For the manifest: how the list was made (policy, seed, fingerprint)."""
 
 
 def parse_weights(words: Sequence[str]) -> dict[str, float] | None:

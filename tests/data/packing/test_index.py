@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from megatron_ultralong.data.packing.index import Documents, PackOptions, open_packed_index, write_packed_index
+from megatron_ultralong.data.packing.index import PackOptions, open_packed_index, write_packed_index
+from megatron_ultralong.data.resampling.listing import Documents
 from megatron_ultralong.errors import UserError
 
 DOCUMENTS = [[10, 11, 12, 13, 14], [20, 21, 22], [30, 31, 32, 33]]

@@ -14,7 +14,6 @@ from typing import Any
 
 from megatron_ultralong.config.sections import ParallelConfig, RopeConfig, RunConfig
 from megatron_ultralong.context_parallel.requirements import attention_problems
-from megatron_ultralong.data.tokenizer.tokenizer import tokenizer_fingerprint
 from megatron_ultralong.errors import UserError, raise_problems
 from megatron_ultralong.files import read_json, writable
 from megatron_ultralong.progress import seconds_of
@@ -204,22 +203,6 @@ def _data(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
             )
     if not config.data.loss_on_separators and manifests and not any(m.get("separator") for m in manifests):
         yield "data.loss_on_separators is false, but no source has separators; remove data.loss_on_separators."
-
-
-def tokenizer_problems(config: RunConfig) -> Iterator[str]:
-    """Indexes of another tokenizer than the model's, which is read whole for it: apart, since one rank is enough."""
-    try:
-        tokenizer = tokenizer_fingerprint(config.model.hf)
-    except UserError as error:
-        yield str(error)
-        return
-    for source in config.data.sources:
-        if read_manifest(source.index)["tokenizer_fingerprint"] != tokenizer:
-            yield (
-                f"{source.index / 'manifest.json'}: tokens of another tokenizer than "
-                f"{config.model.hf / 'tokenizer.json'}; tokenize with the model's own, or set model.hf to the model "
-                "that the data was made for."
-            )
 
 
 def read_manifest(index: Path) -> dict[str, Any]:

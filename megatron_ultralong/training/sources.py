@@ -8,16 +8,17 @@ cannot open its sources stops every rank, with one sentence.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import torch.distributed as dist
 
-from megatron_ultralong.config.checks import tokenizer_problems
+from megatron_ultralong.config.checks import read_manifest
 from megatron_ultralong.config.sections import DataConfig, RunConfig
 from megatron_ultralong.data.reading.blend import BlendedDataset
 from megatron_ultralong.data.reading.dataset import PackedDataset
+from megatron_ultralong.data.tokenizer.tokenizer import tokenizer_fingerprint
 from megatron_ultralong.errors import UserError, raise_problems
 from megatron_ultralong.training import checkpoints
 
@@ -66,6 +67,22 @@ def say_what_is_read(data: BlendedDataset) -> None:
         )
     for sentence in data.changes:
         logger.warning("%s", sentence)
+
+
+def tokenizer_problems(config: RunConfig) -> Iterator[str]:
+    """Indexes of another tokenizer than the model's, which is read whole for it."""
+    try:
+        tokenizer = tokenizer_fingerprint(config.model.hf)
+    except UserError as error:
+        yield str(error)
+        return
+    for source in config.data.sources:
+        if read_manifest(source.index)["tokenizer_fingerprint"] != tokenizer:
+            yield (
+                f"{source.index / 'manifest.json'}: tokens of another tokenizer than "
+                f"{config.model.hf / 'tokenizer.json'}; tokenize with the model's own, or set model.hf to the model "
+                "that the data was made for."
+            )
 
 
 def _open_first(config: RunConfig) -> list[PackedDataset]:

@@ -101,6 +101,18 @@ def test_what_rank_0_refuses_stops_every_rank(begin: Callable[..., Job], workspa
     assert "Traceback" not in job.log(0) + job.log(1)
 
 
+def test_data_of_another_tokenizer_than_the_models(workspace: Path, tmp_path: Path) -> None:
+    run = load_config(workspace / "run.toml")
+    assert list(sources.tokenizer_problems(run)) == []
+    other = load_config(workspace / "run.toml", ["--model.hf", str(tmp_path)])
+    (problem,) = sources.tokenizer_problems(other)
+    assert problem.startswith(f"{tmp_path}/tokenizer.json: the tokenizer is missing; ")
+    for file in (workspace / "hf").glob("tokenizer*"):
+        (tmp_path / file.name).write_text(file.read_text().replace("endoftext", "end"))
+    (problem,) = sources.tokenizer_problems(other)
+    assert f"packed/manifest.json: tokens of another tokenizer than {tmp_path}/tokenizer.json; tokenize" in problem
+
+
 @pytest.mark.gloo
 def test_resuming_onto_an_index_packed_anew_needs_its_word(
     begin: Callable[..., Job], train: Train, workspace: Path, tmp_path: Path

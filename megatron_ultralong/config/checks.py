@@ -14,7 +14,6 @@ from typing import Any
 
 from megatron_ultralong.config.sections import ParallelConfig, RopeConfig, RunConfig
 from megatron_ultralong.context_parallel.requirements import attention_problems
-from megatron_ultralong.data.tokenizer.identity import foreign, tokenizer_file
 from megatron_ultralong.errors import UserError, raise_problems
 from megatron_ultralong.files import read_json, writable
 from megatron_ultralong.progress import seconds_of
@@ -181,13 +180,8 @@ def _rope(config: RunConfig) -> Iterator[str]:
 
 
 def _data(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
-    """Indexes packed for another length, or of another vocabulary or tokenizer than the model's."""
-    length, known = config.data.sequence_length, True
-    try:
-        tokenizer_file(config.model.hf)
-    except UserError as error:
-        known = False
-        yield str(error)
+    """Indexes packed for another length, or of another vocabulary than the model's."""
+    length = config.data.sequence_length
     manifests = []
     for source in config.data.sources:
         try:
@@ -206,11 +200,6 @@ def _data(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
             yield (
                 f"{where}: tokens of a vocabulary of {manifest['vocab_size']}, but the model has "
                 f"{hf_config['vocab_size']}; tokenize with the model's own tokenizer."
-            )
-        if known and (other := foreign(config.model.hf, manifest)):
-            yield (
-                f"{where}: {other}; "
-                "tokenize with the model's own, or set model.hf to the model that the data was made for."
             )
     if not config.data.loss_on_separators and manifests and not any(m.get("separator") for m in manifests):
         yield "data.loss_on_separators is false, but no source has separators; remove data.loss_on_separators."

@@ -69,6 +69,9 @@ class DataConfig:
     """Whether the model learns to write separators: the loss counts where the next token is part of one."""
     loss_on_first_tokens: bool = True
     """Whether the loss counts where the next token is a document's first; with document_mask it never does."""
+    repacked: Literal["refuse", "restart"] = "refuse"
+    """When a run resumes and a source's folder holds another index than the run has read there: refuse it, or read the
+    new one from its beginning, whatever was read of the old."""
     pad_to_divisible: bool = False
     """True: a sequence_length that the layout does not divide is padded where samples are read, without loss on the
     padding; False: it is an error."""

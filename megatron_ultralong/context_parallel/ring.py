@@ -242,12 +242,8 @@ def ring_attention(
     bounds = None if cu_seqlens is None else _whole_numbers(cu_seqlens)
     if neighbours is not None:
         neighbours.connect(q_BLNH.device)
-    call = _Call(
-        rectangles.plan(q_BLNH.shape[1] * size, rank, size, bounds, causal),
-        neighbours,
-        causal,
-        scale,
-    )
+    plan = rectangles.plan(q_BLNH.shape[1] * size, rank, size, bounds, causal)
+    call = _Call(plan, neighbours, causal, scale)
     return _RingAttention.apply(*(_for_kernels(x) for x in (q_BLNH, k_BLKH, v_BLKH)), call)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.context_parallel.ring_memory import RingMemory, ring_memory
-from megatron_ultralong.model.loss import LossOptions, chunk_rows
+from megatron_ultralong.model.loss_options import LossOptions, chunk_rows
 from megatron_ultralong.planning.flops import ModelShape
 
 

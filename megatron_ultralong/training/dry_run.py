@@ -31,9 +31,8 @@ def dry_run(config: RunConfig) -> StepMemory:
     Raises:
         UserError: whatever would keep the run itself from starting.
     """
-    run = prepare(config)
     try:
-        return _measure(run)
+        return _measure(prepare(config))
     finally:
         groups.finalize()
 

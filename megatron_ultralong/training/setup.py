@@ -21,16 +21,14 @@ from megatron_ultralong.checkpoint.loading import load_weights
 from megatron_ultralong.config import reading
 from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.data.reading.blend import BlendedDataset
-from megatron_ultralong.data.reading.dataset import PackedDataset
-from megatron_ultralong.data.tokenizer.identity import tokenizer_fingerprint
 from megatron_ultralong.engine import device as engine_device
 from megatron_ultralong.engine import distributed_adam, groups, mcore
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import read_json
 from megatron_ultralong.model import build
-from megatron_ultralong.model.loss import LossOptions
+from megatron_ultralong.model.loss_options import LossOptions
 from megatron_ultralong.rope import config_json, recipes
-from megatron_ultralong.training import checkpoints
+from megatron_ultralong.training import checkpoints, sources
 
 logger = logging.getLogger(__name__)
 
@@ -85,11 +83,12 @@ def prepare(config: RunConfig, joined: Callable[[], None] = lambda: None) -> Run
     _check_offload(config.optimizer.offload_fraction)
     candidates = checkpoints.sound(config.checkpoint.save)
     resume_from = next(candidates, None)
-    description = _describe(config, hf_config, resume_from or config.checkpoint.load)
-    data = _blend(config, resume_from)
-    _say_what_is_read(data)
     device = groups.initialize(config.parallel, config.train.seed)
     joined()
+    data = sources.blend(config, sources.open_sources(config), resume_from)
+    sources.say_what_is_read(data)
+    tokenizer = data.datasets[0].tokenizer_fingerprint  # of every source and, as rank 0 saw, of model.hf
+    description = _describe(config, hf_config, resume_from or config.checkpoint.load, tokenizer)
     loss = LossOptions(config.train.loss_chunk, config.train.z_loss)
     weights = build.build_model(
         hf_config, description.rope, config.parallel, config.train.precision, config.rope.angles, loss
@@ -129,45 +128,10 @@ def _resume(run: Run, first: list[Path], others: Iterator[Path]) -> None:
             logger.warning("%s is damaged and passed over: %s", choice[0], error)
             continue
         if choice != first:  # which the data was opened for
-            run.data = _blend(run.config, choice[0])
+            run.data = sources.blend(run.config, run.data.datasets, choice[0])
         run.samples, run.resumed_from = run.data.first, choice[0]
         logger.info("resuming from %s", choice[0])
         return
-
-
-def _blend(config: RunConfig, resume_from: Path | None) -> BlendedDataset:
-    """The blend, from where the checkpoint's run had read it."""
-    section = config.data
-    datasets = [
-        PackedDataset(
-            source.index,
-            document_mask=section.document_mask,
-            loss_on_separators=section.loss_on_separators,
-            loss_on_first_tokens=section.loss_on_first_tokens,
-            padded_length=config.padded_length,
-        )
-        for source in section.sources
-    ]
-    weights = [source.weight for source in section.sources]
-    start = None if resume_from is None else checkpoints.data_position(resume_from)
-    return BlendedDataset(datasets, weights, config.train.seed, start)
-
-
-def _say_what_is_read(data: BlendedDataset) -> None:
-    """A line a source: what packing made of it."""
-    for dataset in data.datasets:
-        manifest = dataset.index.manifest
-        padding = manifest["padding_tokens"] / (len(dataset) * (dataset.sequence_length + 1))
-        overlong = manifest.get("overlong_documents", 0)
-        verb = {"cut": "cut", "drop": "dropped"}[manifest["overlong"]]
-        logger.info(
-            "%s: %s samples of %s tokens, %.1f %% of them padding%s",
-            dataset.index.folder,
-            f"{len(dataset):,}",
-            f"{dataset.sequence_length:,}",
-            100 * padding,
-            f"; {overlong:,} documents were longer and {verb}" if overlong else "",
-        )
 
 
 def read_hf_config(config: RunConfig) -> dict[str, Any]:
@@ -179,7 +143,7 @@ def read_hf_config(config: RunConfig) -> dict[str, Any]:
     return value
 
 
-def _describe(config: RunConfig, hf_config: dict[str, Any], start: Path | None) -> Description:
+def _describe(config: RunConfig, hf_config: dict[str, Any], start: Path | None, tokenizer: str) -> Description:
     """The model of this run: the rope continues from that of the checkpoint it starts from, where there is one."""
     own = config_json.read(hf_config)
     if start is not None:
@@ -194,7 +158,7 @@ def _describe(config: RunConfig, hf_config: dict[str, Any], start: Path | None) 
     return Description(
         hf_config=hf_config,
         rope=recipes.scaled(own, config.rope, config.data.sequence_length),
-        tokenizer_fingerprint=tokenizer_fingerprint(config.model.hf),
+        tokenizer_fingerprint=tokenizer,
         step=0,
         run=reading.resolved(config, processes=groups.world_size_from_environment()),
     )

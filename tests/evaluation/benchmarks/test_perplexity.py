@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,17 @@ def test_windows_do_not_overlap_and_drop_the_rest() -> None:
 def test_windows_are_spread_when_there_are_too_many() -> None:
     windows = cut_windows(["aabbccddeeffgg"], Bytes(), 2, 3)
     assert [bytes(row.tolist()).decode() for row in windows] == ["aa", "cc", "ee"]
+
+
+def test_held_out_text_takes_four_bytes_a_token() -> None:
+    documents = ["x" * 100_000] * 30
+    cut_windows(documents[:1], Bytes(), 1000, 3)  # what is imported for it
+    tracemalloc.start()
+    windows = cut_windows(documents, Bytes(), 1000, 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert windows.dtype == torch.int32
+    assert peak < 6 * 30 * 100_000  # with one document of Python's ints; all as lists are 8 a token and more
 
 
 def test_documents_that_are_too_short() -> None:

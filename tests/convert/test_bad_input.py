@@ -136,7 +136,7 @@ def test_config_that_disagrees(hf: Path) -> None:
 
 def test_sliding_window(hf: Path) -> None:
     edit_json(hf / "config.json", sliding_window=16)
-    refuse_hf(hf, "sliding_window 16 is not supported; set it to null")
+    refuse_hf(hf, "sliding_window 16 (stated, or what llama takes where nothing is)", "set it to null for a model that")
     edit_json(hf / "config.json", use_sliding_window=False)
     convert_hf_to_megatron(hf=hf, output=hf.parent / "out")
 

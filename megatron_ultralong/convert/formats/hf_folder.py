@@ -20,6 +20,7 @@ from megatron_ultralong.convert.formats.row_stream import Files
 from megatron_ultralong.convert.formats.safetensors_file import read_header
 from megatron_ultralong.data.tokenizer.identity import tokenizer_fingerprint
 from megatron_ultralong.errors import UserError, listing
+from megatron_ultralong.families.defaults import completed
 from megatron_ultralong.families.rules import Shape
 from megatron_ultralong.files import read_json
 
@@ -48,7 +49,7 @@ class HfFolder:
 
     Attributes:
         path: the folder.
-        config: its config.json.
+        config: its config.json, with its loader's defaults.
         files: tensor name -> the file that holds it.
         shapes: tensor name -> shape.
         dtypes: tensor name -> dtype.
@@ -80,6 +81,7 @@ class HfFolder:
         config = read_json(path / "config.json", "the model's configuration", "give a folder in Hugging Face format")
         if not isinstance(config, dict):
             raise UserError(f"{path / 'config.json'}: no JSON object; give a folder in Hugging Face format.")
+        config = completed(config)
         pickled = allow_pickle and not any((path / name).exists() for name in (SINGLE, INDEX))
         single, index_name = (pickles.SINGLE, pickles.INDEX) if pickled else (SINGLE, INDEX)
         index = _read_index(path, single, index_name)
@@ -134,8 +136,9 @@ def _read_index(path: Path, single: str, index_name: str) -> dict[str, str] | No
             )
     if (path / single).exists() and set(weight_map.values()) != {single}:
         raise UserError(
-            f"{path} holds {single} and {index_name}, whose files are others ({listing(sorted(set(weight_map.values())))}"
-            "); loaders disagree which of the two models it is, so remove one."
+            f"{path} holds {single} and {index_name}, whose files are others "
+            f"({listing(sorted(set(weight_map.values())))}); loaders disagree which of the two models it is, so remove "
+            "one."
         )
     return weight_map
 

@@ -1,9 +1,9 @@
 """config.json of an exported model: the one it started from, with the rope and the dtype it has now.
 
-An entry is either stated whole or not at all, so that no loader completes it in its own way: what a loader would take by
-default is written out, which layers attend to how much is said anew, and what names code files that an export lacks is
-left out. transformers 4 spells rope as rope_theta + rope_scaling, transformers 5 as rope_parameters. An export uses the
-first, which both read, and drops the second, so that no stale entry contradicts. What config.json has no place for
+An entry is either stated whole or not at all, so that no loader completes it in its own way: what a loader would take
+by default is written out, which layers attend to how much is said anew, and what names code files that an export lacks
+is left out. transformers 4 spells rope as rope_theta + rope_scaling, transformers 5 as rope_parameters. An export uses
+the first, which both read, and drops the second, so that no stale entry contradicts. What config.json has no place for
 is folded into the weights, exactly, or refused: see `served`.
 """
 

@@ -8,7 +8,6 @@ nobody here knows is an error, because ignoring it would compute another model.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -106,7 +105,8 @@ def _read_entry(config: dict[str, Any], entry: Any, where: str, known: int) -> R
     stated = _either(config, entry, "original_max_position_embeddings", 0)
     if kind == "linear":
         original = linear_original(config, factor, maximum, int(stated), known)
-        return declared(RopeScaling(**given | {"kind": "linear", "factor": factor, "original_length": original}), maximum)
+        given |= {"kind": "linear", "factor": factor, "original_length": original}
+        return declared(RopeScaling(**given), maximum)
     phi = 4096 if config.get("model_type") == "phi3" else maximum  # Phi3Config's own default
     original = int(stated or phi)
     given |= {"original_length": original, "factor": maximum / original if factor is None else factor}

@@ -1,4 +1,4 @@
-"""The oldest transformers that pyproject.toml allows, beside the installed one, for tests to run in a process of its own.
+"""The oldest transformers that pyproject.toml allows, beside the installed one: tests run it in a process of its own.
 
 A folder that `pip install --target` made: ULTRALONG_OLDEST_TRANSFORMERS names one; else it is made once below build/,
 where pip can.

@@ -123,7 +123,7 @@ def test_a_window_is_compared_with_the_context_that_the_rope_has() -> None:
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
     config = {"model_type": "qwen2", "sliding_window": 32768, "use_sliding_window": True, "rope_scaling": yarn}
     rules_of({**config, "rope_scaling": None, "max_window_layers": 8})
-    with pytest.raises(UserError, match="sliding_window 32768 .* is less than the context of 131072 tokens"):
+    with pytest.raises(UserError, match=r"sliding_window 32768 .* is less than the context of 131072 tokens"):
         config_json.read({**config, "max_window_layers": 8})
     assert config_json.read({**config, "max_window_layers": 32}).length == 131072
 
@@ -133,7 +133,7 @@ def test_a_window_is_compared_with_the_context_that_the_rope_has() -> None:
     [
         ({"sliding_window": 0}, "sliding_window is 0; give null or tokens"),
         ({"sliding_window": True}, "sliding_window is True; give null or tokens"),
-        ({"layer_types": ["chunked_attention"], "use_sliding_window": True}, "layer_types is .'chunked_attention'.; known"),
+        ({"layer_types": ["chunked"], "use_sliding_window": True}, "layer_types is .'chunked'.; known: full_attention"),
         ({"layer_types": ["sliding_attention"]}, "layer_types has sliding_attention, but there is no sliding_window"),
         ({"model_type": "llama"}, "model_type is 'llama' and architectures 'Qwen2ForCausalLM', of which loaders take"),
     ],

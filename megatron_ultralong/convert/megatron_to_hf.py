@@ -81,9 +81,9 @@ def convert_megatron_to_hf(
         max_shard_size: gigabytes (1e9 bytes) a safetensors file.
         workers: processes that share the work; the result is the same, bit for bit.
         overwrite: replace OUTPUT if it exists and holds nothing but a model.
-        verify: "checksums" reads the result back and compares every tensor's checksum with the checkpoint's;
-            "logits" also runs transformers and Megatron over the same tokens, in fp32 (4 bytes a parameter), and
-            names the tensor at which they part. OUTPUT/verification.json holds what was found.
+        verify: "checksums" reads the result back and compares every checksum; "logits" also runs transformers and
+            Megatron over the same tokens, in fp32, and names the tensor at which they part.
+            OUTPUT/verification.json holds what was found.
         verify_text: text to compare logits on; by default random token ids.
         verify_length: tokens to compare logits on at most; 0: the model's whole context.
         dry_run: say what would be written, and write nothing.
@@ -91,33 +91,31 @@ def convert_megatron_to_hf(
     Raises:
         UserError: anything wrong with the input, or OUTPUT exists.
     """
-    _check_options(output, load, average, verify, max_shard_size)
+    _check_options(output, [load, *average], verify, verify_text, max_shard_size)
     refuse_existing(output, overwrite, (*COMPANIONS, "config.json", "verification.json", "*.safetensors", INDEX))
     check_counts(workers=workers, verify_length=verify_length)
-    check_text(verify_text, verify)
-    source, description = open_mean([load, *average], checked=verify != "none"), Description.read(load)
-    companions = Companions.of(hf, description)
+    export = _Export.plan([load, *average], verify != "none", TORCH_DTYPES.get(dtype), round(max_shard_size * 1e9))
+    companions = Companions.of(hf, Description.read(load))
     refuse_loss(output, companions.folder)
-    export = _Export.plan(source, description, TORCH_DTYPES.get(dtype), round(max_shard_size * 1e9))
     if dry_run:
-        logger.info(
-            "%s", export_plan(source, export.table, export.config, export.file_sizes(), companions.files(), output)
-        )
+        logger.info("%s", export_plan(*export.described(), companions.files(), output))
         return
     with writing(output, sum(export.file_sizes().values())) as folder:
         export = dataclasses.replace(export, folder=folder)
         tally = _write(export, companions, workers)
-        what = Verification(folder, load, verify_text, verify_length, True, TORCH_DTYPES.get(dtype))
-        _prove(export, tally, verify, what, workers)
+        _prove(export, tally, verify, Verification(folder, load, verify_text, verify_length, True), workers)
     logger.info("%s: %d tensors, %d tokens of context", output, len(tally.checksums), companions.length)
 
 
-def _check_options(output: Path, load: Path, average: tuple[Path, ...], verify: str, max_shard_size: float) -> None:
+def _check_options(
+    output: Path, sources: list[Path], verify: str, verify_text: Path | None, max_shard_size: float
+) -> None:
     """Refuse options that cannot be meant."""
-    refuse_loss(output, load, *average)
+    refuse_loss(output, *sources)
+    check_text(verify_text, verify)
     if not 0 < max_shard_size < math.inf:
         raise UserError(f"--max-shard-size is {max_shard_size}; give gigabytes above 0.")
-    if average and verify == "logits":
+    if len(sources) > 1 and verify == "logits":
         raise UserError("--verify logits compares with one checkpoint; with --average, take --verify checksums.")
 
 
@@ -146,12 +144,14 @@ class _Export:
     table: Table
     config: dict[str, Any]
     fold: QueryFold
+    dtype: torch.dtype | None
     tensors: dict[str, _Tensor]
     shards: dict[str, list[str]]
 
     @classmethod
-    def plan(cls, source: Mean, description: Description, dtype: torch.dtype | None, largest: int) -> _Export:
+    def plan(cls, folders: list[Path], checked: bool, dtype: torch.dtype | None, largest: int) -> _Export:
         """Which tensor goes into which file, in the order of the forward pass; every checkpoint must have them all."""
+        source, description = open_mean(folders, checked), Description.read(folders[0])
         table = Table.from_hf(description.hf_config)
         for reader in source.readers:
             table.check_megatron(reader.shapes(), str(reader.folder))
@@ -162,7 +162,11 @@ class _Export:
         }
         shards = plan_shards({name: tensor.size for name, tensor in tensors.items()}, largest)
         config = exported(description, tensors[EMBEDDING.hf[0]].dtype)
-        return cls(Path(), source, table, config, QueryFold.of(description, table), tensors, shards)
+        return cls(Path(), source, table, config, QueryFold.of(description, table), dtype, tensors, shards)
+
+    def described(self) -> tuple[Mean, Table, dict[str, Any], dict[str, int]]:
+        """What `export_plan` says of it."""
+        return self.source, self.table, self.config, self.file_sizes()
 
     def file_sizes(self) -> dict[str, int]:
         """Bytes of tensors by file."""
@@ -223,5 +227,5 @@ def _prove(export: _Export, tally: Tally, verify: str, what: Verification, worke
     if len(export.source.readers) > 1:
         found["averaged"] = [str(reader.folder.resolve()) for reader in export.source.readers]
     if verify == "logits":
-        found |= verify_logits(what)
+        found |= verify_logits(dataclasses.replace(what, dtype=export.dtype))
     write_json(export.folder / "verification.json", found)

@@ -32,6 +32,9 @@ ROPES = {
     "linear": RopeScaling(**BASE, kind="linear"),
     "ntk": RopeScaling(**BASE, kind="ntk"),
     "dynamic": RopeScaling(**BASE, kind="dynamic-ntk"),
+    "lists": RopeScaling(  # an attention factor that its lengths do not give, which no old reader takes
+        **BASE, kind="longrope", attention_factor=1.0, short_factors=(1.0,) * 4, long_factors=(1.0, 2.0, 4.0, 8.0)
+    ),
     "long": RopeScaling(**BASE | {"factor": 80.0}, kind="yarn"),
 }
 HALVES: dict[str, dict[str, Any]] = {
@@ -48,12 +51,13 @@ HALVES: dict[str, dict[str, Any]] = {
 }
 """What each family's config.json states beside, that holds up to its 64 tokens."""
 CASES = [(family, rope) for family in HALVES for rope in ("paper", "coded")]
-CASES += [("mistral", "linear"), ("llama", "ntk"), ("mistral", "dynamic"), ("qwen2", "linear"), ("mistral", "long")]
+CASES += [("phi3", "lists"), ("mistral", "linear"), ("llama", "ntk"), ("mistral", "dynamic"), ("qwen2", "linear"), ("mistral", "long")]
 
 
 def source(build: Build, family: str, folder: Path, **entries: Any) -> Path:
     """A copy of a tiny model with these entries in its config.json, those that are "absent" left out."""
-    shutil.copytree(build(family), folder)
+    layers = 1 if entries.get("sliding_window") == "absent" else 3  # the long one costs most
+    shutil.copytree(build(family, num_hidden_layers=layers), folder)
     config = json.loads((folder / "config.json").read_text()) | {"auto_map": {"AutoModelForCausalLM": "code.Model"}}
     config |= entries
     (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value != "absent"}))

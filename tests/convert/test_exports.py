@@ -51,7 +51,14 @@ HALVES: dict[str, dict[str, Any]] = {
 }
 """What each family's config.json states beside, that holds up to its 64 tokens."""
 CASES = [(family, rope) for family in HALVES for rope in ("paper", "coded")]
-CASES += [("phi3", "lists"), ("mistral", "linear"), ("llama", "ntk"), ("mistral", "dynamic"), ("qwen2", "linear"), ("mistral", "long")]
+CASES += [
+    ("phi3", "lists"),
+    ("mistral", "linear"),
+    ("llama", "ntk"),
+    ("mistral", "dynamic"),
+    ("qwen2", "linear"),
+    ("mistral", "long"),
+]
 
 
 def source(build: Build, family: str, folder: Path, **entries: Any) -> Path:

@@ -23,9 +23,11 @@ from megatron_ultralong.files import read_json, write_json
 
 COMPANIONS = (*TOKENIZER_FILES, "generation_config.json")
 """Patterns of what comes along."""
-_LEFT_BY_TRUNCATION = ("max_length", "stride", "truncation_strategy")
-_LEFT_BY_PADDING = ("pad_to_multiple_of", "padding")
-"""Entries that transformers writes into tokenizer_config.json where tokenizer.json truncates or pads."""
+_NOT_EXPORTED = (
+    *("max_length", "stride", "truncation", "truncation_strategy", "padding", "pad_to_multiple_of"),
+    "auto_map",
+)
+"""Entries of tokenizer_config.json: what transformers writes there of truncation and padding, and names of code."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,25 +68,16 @@ class Companions:
     def write(self, folder: Path) -> None:
         """Copy all of it into `folder`, as the export needs it."""
         copy_files(self.folder, folder, COMPANIONS)
-        left = self._write_tokenizer(folder)
+        if (tokenizer := self._object("tokenizer.json", "the tokenizer")) is not None:
+            if tokenizer.get("truncation") or tokenizer.get("padding"):
+                write_json(folder / "tokenizer.json", tokenizer | {"truncation": None, "padding": None})
         if (config := self._object("tokenizer_config.json", "the tokenizer's configuration")) is not None:
-            kept = {name: value for name, value in config.items() if name not in (*left, "auto_map")}
+            kept = {name: value for name, value in config.items() if name not in _NOT_EXPORTED}
             write_json(folder / "tokenizer_config.json", kept | {"model_max_length": self.length})
         if (config := self._object("generation_config.json", "the generation configuration")) is not None:
             if isinstance(config.get("max_length"), int) and config["max_length"] < self.length:
                 config["max_length"] = self.length  # Llama-2 states 4,096 there, and it would cut
                 write_json(folder / "generation_config.json", config)
-
-    def _write_tokenizer(self, folder: Path) -> tuple[str, ...]:
-        """Write tokenizer.json without truncation and padding, if it has any; what else they left in the source."""
-        tokenizer = self._object("tokenizer.json", "the tokenizer")
-        if tokenizer is None:
-            return ()
-        by_setting = {"truncation": _LEFT_BY_TRUNCATION, "padding": _LEFT_BY_PADDING}
-        left = tuple(name for setting, names in by_setting.items() if tokenizer.get(setting) for name in names)
-        if left:
-            write_json(folder / "tokenizer.json", tokenizer | {"truncation": None, "padding": None})
-        return left
 
     def _object(self, name: str, what: str) -> dict[str, Any] | None:
         """A JSON object of the source folder; None: it has none."""

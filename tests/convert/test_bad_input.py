@@ -13,9 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from megatron_ultralong.convert.formats.hf_folder import INDEX
 from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
@@ -267,34 +265,15 @@ def test_companion_files_come_along(hf: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == {"model_max_length": 64, "x": 1}
 
 
-@pytest.mark.parametrize("kept", [("truncation",), ("padding",), ("truncation", "padding"), ()])
-def test_truncation_and_padding_are_never_exported(hf: Path, tmp_path: Path, kept: tuple[str, ...]) -> None:
-    words = {"a": 1, "b": 2, "?": 0, "[PAD]": 3}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    if "truncation" in kept:
-        tokenizer.enable_truncation(2)
-    if "padding" in kept:
-        tokenizer.enable_padding(pad_id=3, pad_token="[PAD]", length=9)
-    tokenizer.save(str(hf / "tokenizer.json"))
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?")
-    fast.save_pretrained(hf)
-    config = json.loads((hf / "tokenizer_config.json").read_text())
-    code = {"auto_map": {"AutoTokenizer": ["code.Slow", None]}, "max_length": 2, "pad_to_multiple_of": 8}
-    (hf / "tokenizer_config.json").write_text(json.dumps(config | code))
-    before = json.loads((hf / "tokenizer.json").read_text())
-    assert {name for name in ("truncation", "padding") if before[name]} == set(kept)
+def test_names_of_code_files_that_do_not_come_along_are_left_out(hf: Path, tmp_path: Path) -> None:
+    (hf / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["code.Slow", null]}, "x": 1}')
+    edit_json(hf / "config.json", auto_map={"AutoModelForCausalLM": "code.Model"})
+    (hf / "code.py").write_text("1 / 0")
     convert_hf_to_megatron(hf=hf, output=tmp_path / "megatron")
     convert_megatron_to_hf(load=tmp_path / "megatron", output=tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "tokenizer.json").read_text()) == before | {
-        "truncation": None,
-        "padding": None,
-    }
-    left = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
-    assert "auto_map" not in left and left["model_max_length"] == 64
-    assert ("max_length" in left, "pad_to_multiple_of" in left) == ("truncation" not in kept, "padding" not in kept)
-    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert loaded.encode("a b a c", add_special_tokens=False) == [1, 2, 1, 0]
+    for name in ("config.json", "tokenizer_config.json"):
+        assert "auto_map" not in json.loads((tmp_path / "out" / name).read_text())
+    assert not (tmp_path / "out" / "code.py").exists()
 
 
 @pytest.mark.parametrize("tool", ["convert_hf_to_megatron.py --hf", "convert_megatron_to_hf.py --load"])

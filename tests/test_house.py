@@ -103,7 +103,7 @@ def test_files_stay_small():
 
 
 LAYERS = (
-    ("errors",),
+    ("errors", "leftovers"),
     ("files", "progress", "processes"),
     ("config.sections", "families"),
     ("config.stages", "rope", "provenance", "engine"),

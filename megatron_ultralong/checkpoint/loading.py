@@ -5,6 +5,7 @@ Training resumes and begins through it, and conversion's comparison of logits lo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
 
+from megatron_ultralong.checkpoint.metadata import check_pickles
 from megatron_ultralong.engine import mcore
 from megatron_ultralong.errors import UserError
 
@@ -39,20 +41,36 @@ def load_model_state(model: torch.nn.Module, state: dict[str, Any]) -> None:
 
 
 def load_sharded(state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """dist_checkpointing.load; if it fails on one rank, every rank raises, and says it in one sentence."""
+    """dist_checkpointing.load, after every rank has checked the pickles that it will read.
+
+    Raises:
+        UserError: on every rank, in one sentence, if it fails on one.
+    """
     loaded: dict[str, Any] = {}
     reason = ""
     try:
+        check_pickles(folder, _keys(state))
         loaded = mcore.dist_checkpointing.load(state, str(folder))
+    except UserError as error:
+        reason = str(error)
     except (Exception, CheckpointException) as error:  # the latter is a BaseException: each rank's failure
         failures = error.failures if isinstance(error, CheckpointException) else {}
         cause = next((failure for failure, _ in failures.values()), error)
-        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+        said = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+        reason = f"{folder}: the checkpoint cannot be loaded ({said}); convert or copy it again, or give another."
     reasons = [""] * dist.get_world_size()
     dist.all_gather_object(reasons, reason)
     if any(reasons):
-        raise UserError(
-            f"{folder}: the checkpoint cannot be loaded ({next(filter(None, reasons))}); "
-            "convert or copy it again, or give another."
-        )
+        raise UserError(next(filter(None, reasons)))
     return loaded
+
+
+def _keys(state: Any) -> Iterator[str]:
+    """Keys of megatron-core's sharded tensors and objects, however deep."""
+    if isinstance(state, dict):
+        state = list(state.values())
+    if isinstance(state, (list, tuple)):
+        for value in state:
+            yield from _keys(value)
+    elif hasattr(state, "key"):
+        yield state.key

@@ -34,7 +34,8 @@ class RopeConfig:
     target_length: int = 0
     """Tokens of context to reach; 0: data.sequence_length."""
     original_length: int = 0
-    """Tokens of context the frequencies are relative to; 0: the model's own original length."""
+    """Tokens of context the frequencies are relative to; 0: the model's own original length, which must be given here
+    where config.json leaves it open (linear scaling)."""
     alpha: float = 1.0
     """Rotations at or below which a dimension is fully scaled."""
     beta: float = 4.0

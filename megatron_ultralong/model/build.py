@@ -19,7 +19,8 @@ from megatron_ultralong.context_parallel.activation_recomputation import checkpo
 from megatron_ultralong.context_parallel.core_attention import RingCoreAttention, TECoreAttention
 from megatron_ultralong.engine import cpu, groups, mcore, transformer_engine
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.families.tables import completed, rules_of
+from megatron_ultralong.families.defaults import completed
+from megatron_ultralong.families.tables import rules_of
 from megatron_ultralong.model.loss import sum_of_losses
 from megatron_ultralong.model.loss_options import DEFAULT, LossOptions
 from megatron_ultralong.model.offload import saved_on_host

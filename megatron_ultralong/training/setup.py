@@ -25,6 +25,7 @@ from megatron_ultralong.data.reading.blend import BlendedDataset
 from megatron_ultralong.engine import device as engine_device
 from megatron_ultralong.engine import groups
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.families.defaults import completed
 from megatron_ultralong.files import read_json
 from megatron_ultralong.model import build
 from megatron_ultralong.model.loss_options import LossOptions
@@ -167,13 +168,14 @@ def read_hf_config(config: RunConfig) -> dict[str, Any]:
     value = read_json(config.model.hf / "config.json", "the model's configuration", mend)
     if not isinstance(value, dict):
         raise UserError(f"{config.model.hf / 'config.json'}: the model's configuration is no JSON object; {mend}.")
-    return value
+    return completed(value)
 
 
 def _describe(config: RunConfig, hf_config: dict[str, Any], start: Path | None, tokenizer: str) -> Description:
     """The model of this run: the rope continues from that of the checkpoint it starts from, where there is one."""
-    own = config_json.read(hf_config)
-    if start is not None:
+    if start is None:
+        own = config_json.read(hf_config, config.rope.original_length)
+    else:
         loaded = Description.read(start)
         for key in ("architectures", "hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size"):
             if loaded.hf_config.get(key) != hf_config.get(key):

@@ -96,6 +96,10 @@ class ParallelConfig:
     """Spread optimizer state over the data-parallel ranks (ZeRO-1)."""
     attention: Literal["torch", "te"] = "torch"
     """Ring attention over PyTorch's own flash kernels, or Transformer Engine's context parallelism."""
+    kernel: Literal["auto", "cudnn", "flash2", "flash3", "torch"] = "auto"
+    """Of attention "torch" on GPUs, which kernel computes a block: cuDNN's, flash-attn 2 or 3 where installed, or
+    PyTorch's own flash kernel; "auto" takes the fastest that the heads allow. Whichever it is must first agree with
+    plain matrix products as the run starts; one that does not is passed over with a warning."""
     cp_comm_type: Literal["p2p", "all_gather", "a2a", "a2a+p2p"] = "p2p"
     """Of attention "te": Transformer Engine's ring, all keys and values gathered, heads for sequence, or the last
     within `ulysses` neighbours and the ring across."""

@@ -68,7 +68,9 @@ class _Rows:
 def _bounds(bounds: tuple[int, ...], batch: int, device: torch.device) -> tuple[Tensor, tuple[int, int]]:
     longest = max(stop - start for start, stop in itertools.pairwise(bounds))
     repeated = [0, *(b * bounds[-1] + stop for b in range(batch) for stop in bounds[1:])]
-    return torch.tensor(repeated, dtype=torch.int32, device=device), (longest, longest)
+    pinned = device.type == "cuda"  # from memory that is not pinned the copy would wait for the GPU
+    bounds_M = torch.tensor(repeated, dtype=torch.int32, pin_memory=pinned).to(device, non_blocking=True)
+    return bounds_M, (longest, longest)
 
 
 def _like(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -20,6 +20,7 @@ from megatron_ultralong.checkpoint.description import Description
 from megatron_ultralong.checkpoint.loading import load_weights
 from megatron_ultralong.config import reading
 from megatron_ultralong.config.sections import RunConfig
+from megatron_ultralong.context_parallel import kernel_choice
 from megatron_ultralong.data.reading.blend import BlendedDataset
 from megatron_ultralong.engine import device as engine_device
 from megatron_ultralong.engine import distributed_adam, groups, mcore
@@ -89,6 +90,8 @@ def prepare(config: RunConfig, joined: Callable[[], None] = lambda: None) -> Run
     sources.say_what_is_read(data)
     tokenizer = data.datasets[0].tokenizer_fingerprint  # of every source and, as rank 0 saw, of model.hf
     description = _describe(config, hf_config, resume_from or config.checkpoint.load, tokenizer)
+    if config.parallel.attention == "torch":
+        kernel_choice.settle(config.parallel.kernel, _heads(config, hf_config, device))
     loss = LossOptions(config.train.loss_chunk, config.train.z_loss)
     weights = build.build_model(
         hf_config, description.rope, config.parallel, config.train.precision, config.rope.angles, loss
@@ -101,6 +104,16 @@ def prepare(config: RunConfig, joined: Callable[[], None] = lambda: None) -> Run
     if resume_from is not None:
         _resume(run, [resume_from], candidates)
     return run
+
+
+def _heads(config: RunConfig, hf_config: dict[str, Any], device: torch.device) -> kernel_choice.Heads:
+    """What one rank attends with."""
+    heads, ranks = hf_config["num_attention_heads"], config.parallel.tensor * config.parallel.ulysses
+    kv_heads = hf_config.get("num_key_value_heads") or heads
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    return kernel_choice.Heads(
+        device, dtype, heads // ranks, max(kv_heads // ranks, 1), config_json.head_dim(hf_config)
+    )
 
 
 def _check_offload(fraction: float) -> None:

@@ -96,6 +96,11 @@ def test_runs_that_work(run, flags, world_size):
             1,
             'parallel.cp_comm_type is "a2a", which only parallel.attention "te" reads; ',
         ),
+        (
+            "--parallel.kernel flash3 --parallel.device cpu",
+            1,
+            'parallel.kernel is "flash3" with parallel.device "cpu", ',
+        ),
         ("--parallel.tensor 8", 8, "parallel.tensor is 8, which does not divide the model's 4 key-value heads; "),
         ("--parallel.pipeline 4", 4, "parallel.pipeline is 4, which does not divide the model's 6 layers; "),
         ("--parallel.recompute_layers 2", 1, 'parallel.recompute_layers is 2 with parallel.recompute "none"; remove'),
@@ -155,6 +160,10 @@ TE_FLAGS = "--parallel.attention te --parallel.context 4 "
         (
             "--train.precision fp32",
             'train.precision is "fp32", in which Transformer Engine has no flash attention; set',
+        ),
+        (
+            "--parallel.kernel cudnn",
+            'parallel.kernel is "cudnn", which only parallel.attention "torch" reads; remove it, ',
         ),
         ("--parallel.device cpu", 'parallel.device is "cpu" with parallel.attention "te", which needs a GPU; set '),
         (

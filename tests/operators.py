@@ -10,6 +10,7 @@ import collections
 import contextlib
 
 import torch
+from torch._C._distributed_c10d import FakeWork
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,9 +25,10 @@ ASSUMED = {torch.bool: True}
 class Operators(TorchDispatchMode):
     """Counts operators by name, in all and by whatever `part` says at the time; answers a request for a value by 1."""
 
+    part = ""
+
     def __init__(self) -> None:
         super().__init__()
-        self.part = ""
         self.by_part: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
         self.synchronisations: list[str] = []
 
@@ -38,6 +40,8 @@ class Operators(TorchDispatchMode):
             return ASSUMED.get(args[0].dtype, 1)
         if not func.is_view and name not in ALLOCATIONS and func.namespace != "prim":
             self.by_part[self.part][name if func.namespace == "aten" else f"{func.namespace}.{name}"] += 1
+        if func.namespace == "c10d" and name.endswith("_coalesced_"):  # fake tensors know nothing of these
+            return FakeWork().boxed()
         return func(*args, **(kwargs or {}))
 
     @property

@@ -26,7 +26,8 @@ _AT_LEAST_ZERO = (
     "rope.target_length rope.original_length optimizer.learning_rate optimizer.min_learning_rate "
     "optimizer.warmup_steps optimizer.weight_decay optimizer.clip_grad checkpoint.interval checkpoint.export_interval "
     "train.loss_chunk train.z_loss parallel.recompute_layers parallel.mlp_chunk train.requeue_code log.profile "
-    "checkpoint.keep_last checkpoint.keep_every train.max_skipped log.spike optimizer.offload_fraction"
+    "checkpoint.keep_last checkpoint.keep_every train.max_skipped log.spike optimizer.offload_fraction "
+    "parallel.ddp_bucket_size"
 ).split()
 
 

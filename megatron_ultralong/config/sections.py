@@ -94,6 +94,12 @@ class ParallelConfig:
     """Split norms and dropouts along the sequence within the TP group; needs tensor > 1."""
     distributed_optimizer: bool = False
     """Spread optimizer state over the data-parallel ranks (ZeRO-1)."""
+    overlap_grad_reduce: bool = True
+    """Add gradients up over data-parallel ranks while backward goes on, a bucket at a time; False: after it."""
+    overlap_param_gather: bool = True
+    """With the distributed optimizer, gather the updated weights while the next forward goes on; False: before it."""
+    ddp_bucket_size: int = 0
+    """Parameters in a bucket of the two overlaps; 0: megatron-core's choice, 40M, or 1M a data-parallel rank."""
     attention: Literal["torch", "te"] = "torch"
     """Ring attention over PyTorch's own flash kernels, or Transformer Engine's context parallelism."""
     kernel: Literal["auto", "cudnn", "flash2", "flash3", "torch"] = "auto"
@@ -134,6 +140,15 @@ class TrainConfig:
     grad_reduce_in_fp32: bool = True
     """With bf16: add up gradients, over microbatches and ranks, in fp32. False: in bf16, which halves their memory and
     traffic, and rounds every addition."""
+    gradient_accumulation_fusion: bool = True
+    """Let the matrix product that makes a weight's gradient add it to the buffer itself: apex's extension where it is
+    installed, else PyTorch's addmm. False, and with parallel.mlp_chunk or recompute "selective" always: make it in the
+    model's precision, then add it."""
+    swiglu_fusion: bool = True
+    """On a GPU, megatron-core's fused SwiGLU, which torch.compile builds and which keeps its input alone; False, and
+    on a CPU always: PyTorch's operators one by one."""
+    prefetch: bool = True
+    """Read the next microbatch while the present one is computed."""
     loss_chunk: int = 0
     """Positions whose logits exist at once on a rank; 0: as many as fill 1 GiB."""
     z_loss: float = 0.0
@@ -173,6 +188,9 @@ class OptimizerConfig:
     """Adam's epsilon."""
     clip_grad: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
+    fused: bool = True
+    """Adam in one kernel: Transformer Engine's or apex's where installed, else PyTorch's; False: PyTorch's operators one
+    by one (those two have no other)."""
     offload_fraction: float = 0.0
     """Share of the main weights and Adam's moments that lies in host memory and is stepped there (megatron-core's
     HybridDeviceOptimizer); needs GPUs, bf16, parallel.distributed_optimizer and Transformer Engine. 0: none."""

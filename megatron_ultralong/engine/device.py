@@ -41,6 +41,16 @@ def assume_gpu(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
         _assumed = before
 
 
+def current() -> torch.device:
+    """Where this process computes."""
+    return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else torch.device("cpu")
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A host tensor on `device`; on a GPU by way of pinned memory, so that the host need not wait for the copy."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def use(device: Literal["auto", "cpu", "gpu"] = "auto") -> torch.device:
     """Choose this process's device: its own GPU (by LOCAL_RANK), or the CPU with the CPU backend switched on.
 

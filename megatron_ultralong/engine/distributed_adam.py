@@ -21,9 +21,10 @@ def make_resumable(optimizer: Any) -> None:
         adam: Any = getattr(part, "optimizer", None)
         if not isinstance(part, mcore.DistributedOptimizer) or not type(adam).__module__.startswith("torch.optim"):
             continue
-        for parameter in (parameter for group in adam.param_groups for parameter in group["params"]):
+        pairs = [(parameter, group) for group in adam.param_groups for parameter in group["params"]]
+        for parameter, group in pairs:
             adam.state[parameter] = {
-                "step": torch.tensor(0.0),
+                "step": torch.tensor(0.0, device=parameter.device if group["fused"] else "cpu"),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }

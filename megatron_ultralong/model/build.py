@@ -35,6 +35,22 @@ SAVED_NAMES = {
 """This project's layers' names -> those under which a Transformer Engine layer saves the same weights."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Fusions:
+    """Which operators of a layer are one.
+
+    Attributes:
+        gradient_accumulation: weights' gradients and their addition to DDP's buffer, which must be there.
+        swiglu: megatron-core's.
+    """
+
+    gradient_accumulation: bool = False
+    swiglu: bool = False
+
+
+NO_FUSIONS = Fusions()
+
+
 class RMSNorm(torch.nn.RMSNorm):
     """torch.nn.RMSNorm with megatron-core's constructor; its weight is marked for sequence parallelism."""
 
@@ -54,7 +70,10 @@ class SelectiveLayer(mcore.TransformerLayer):
 
 
 def transformer_config(
-    hf_config: dict[str, Any], parallel: ParallelConfig, precision: Literal["fp32", "bf16"]
+    hf_config: dict[str, Any],
+    parallel: ParallelConfig,
+    precision: Literal["fp32", "bf16"],
+    fusions: Fusions = NO_FUSIONS,
 ) -> mcore.TransformerConfig:
     """megatron-core's configuration of the model in `hf_config` under `parallel`.
 
@@ -93,8 +112,8 @@ def transformer_config(
         calculate_per_token_loss=True,
         **_recompute(parallel),
         deallocate_pipeline_outputs=not cpu.is_active(),
-        gradient_accumulation_fusion=False,
-        bias_activation_fusion=False,
+        gradient_accumulation_fusion=fusions.gradient_accumulation,
+        bias_activation_fusion=fusions.swiglu,
         masked_softmax_fusion=False,
         cuda_graph_scope=[],
     )
@@ -178,8 +197,10 @@ class LanguageModel(mcore.GPTModel):
     ) -> Tensor:
         if labels is None or not self.post_process:
             return super()._postprocess(hidden_states=hidden_states, labels=labels, loss_mask=loss_mask, **rest)
-        shared = self.share_embeddings_and_output_weights
-        weight_VD = self.shared_embedding_or_output_weight() if shared else self.output_layer.weight
+        head = self.embedding.word_embeddings if self._head_is_embedding() else self.output_layer
+        for hook in head._forward_pre_hooks.values():  # DDP's: the weight may still be on its way
+            hook(head, ())
+        weight_VD = head.weight
         return sum_of_losses(
             hidden_states,
             weight_VD,
@@ -189,6 +210,10 @@ class LanguageModel(mcore.GPTModel):
             self.config.sequence_parallel,
             self.loss_options,
         )
+
+    def _head_is_embedding(self) -> bool:
+        """Whether this stage's head is its embedding, and not a copy that another stage's embedding is tied to."""
+        return bool(self.share_embeddings_and_output_weights and self.pre_process)
 
 
 def padded(vocabulary: int, tensor: int) -> int:
@@ -203,6 +228,7 @@ def build_model(
     precision: Literal["fp32", "bf16"],
     angles: Angles = "fp32",
     loss: LossOptions = DEFAULT,
+    fusions: Fusions = NO_FUSIONS,
 ) -> mcore.GPTModel:
     """This rank's part of the model, with random weights, on the current device.
 
@@ -213,7 +239,7 @@ def build_model(
         UserError: the architecture is not supported.
     """
     vocabulary = hf_config["vocab_size"]
-    config = transformer_config(hf_config, parallel, precision)
+    config = transformer_config(hf_config, parallel, precision, fusions)
     model = LanguageModel(
         config=config,
         transformer_layer_spec=_layer_spec(config, parallel),

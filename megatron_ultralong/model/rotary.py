@@ -15,11 +15,14 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from megatron_ultralong.context_parallel.core_attention import SequenceLayout
 from megatron_ultralong.engine import mcore
+from megatron_ultralong.engine.device import current, to_device
 from megatron_ultralong.rope.scaling import RopeScaling
 
 Angles = Literal["fp32", "fp64"]
@@ -31,6 +34,7 @@ class Rotary(torch.nn.Module):
 
     The last table is kept and given again for the same positions: a run without document masks computes one
     table, and microbatches that a pipeline has in flight share it. It is dropped as soon as positions change.
+    Positions are best on the host, where they can be compared without waiting for a GPU.
 
     Args:
         rope: the scaling, its attention factor included.
@@ -50,7 +54,9 @@ class Rotary(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.rope, self.rotary_dim, self.angles, self.dtype, self.group = rope, rotary_dim, angles, dtype, group
-        self._kept: tuple[Tensor, Tensor] | None = None  # positions and their table; no buffer, so never saved
+        self._kept: tuple[Tensor | npt.NDArray[np.int64], Tensor] | None = (
+            None  # positions and their table; no buffer, so never saved
+        )
 
     def get_rotary_seq_len(
         self, inference_context: Any, decoder: Any, decoder_input: Any, config: Any, layout: SequenceLayout
@@ -65,7 +71,8 @@ class Rotary(torch.nn.Module):
         del packed_seq, cp_group
         if self._kept is None or not _same(self._kept[0], position_ids_BL):
             self._kept = None  # the old table goes before the new one comes
-            self._kept = (position_ids_BL.clone(), self._made(position_ids_BL))
+            here = position_ids_BL if position_ids_BL.is_cuda else to_device(position_ids_BL, current())
+            self._kept = (_copy(position_ids_BL), self._made(here))
         return self._kept[1]
 
     @torch.no_grad()
@@ -98,8 +105,15 @@ class Rotary(torch.nn.Module):
         return frequencies_P.to(position_ids_BL.device)
 
 
-def _same(old: Tensor, new: Tensor) -> bool:
-    return old.shape == new.shape and old.device == new.device and torch.equal(old, new)
+def _copy(positions: Tensor) -> Tensor | npt.NDArray[np.int64]:
+    return positions.numpy().copy() if positions.device.type == "cpu" else positions.clone()
+
+
+def _same(old: Tensor | npt.NDArray[np.int64], new: Tensor) -> bool:
+    """Where both lie on a GPU, this waits for it."""
+    if isinstance(old, Tensor):
+        return old.shape == new.shape and old.device == new.device and torch.equal(old, new)
+    return new.device.type == "cpu" and np.array_equal(old, new.numpy())
 
 
 def rotate(heads_LBNH: Tensor, table_LB1C: Tensor) -> Tensor:

@@ -134,9 +134,11 @@ def load_run(folder: Path, model: torch.nn.Module, optimizer: Any, scheduler: An
         del state["random"]
     loaded = load_sharded(state, folder)
     load_model_state(model, loaded["model"])
+    ways = [{key: group[key] for key in ("fused", "foreach") if key in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(loaded["optimizer"])
-    for group in optimizer.param_groups:  # the checkpoint's rates came with the groups; the configuration's win
-        group.update(max_lr=scheduler.max_lr, min_lr=scheduler.min_lr)
+    for group, way in zip(optimizer.param_groups, ways, strict=True):
+        # The checkpoint's rates came with the groups, and how its run computed; the configuration's win.
+        group.update(max_lr=scheduler.max_lr, min_lr=scheduler.min_lr, **way)
     scheduler.load_state_dict(loaded["scheduler"])
     if same_layout:
         random_state.restore(loaded["random"])

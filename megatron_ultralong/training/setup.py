@@ -23,13 +23,14 @@ from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.context_parallel import kernel_choice
 from megatron_ultralong.data.reading.blend import BlendedDataset
 from megatron_ultralong.engine import device as engine_device
-from megatron_ultralong.engine import distributed_adam, groups, mcore
+from megatron_ultralong.engine import groups
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import read_json
 from megatron_ultralong.model import build
 from megatron_ultralong.model.loss_options import LossOptions
 from megatron_ultralong.rope import config_json, recipes
-from megatron_ultralong.training import checkpoints, sources
+from megatron_ultralong.training import checkpoints, optimizing, sources
+from megatron_ultralong.training.ahead import Ahead
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Run:
         samples: samples of the blend read before them.
         resumed_from: the checkpoint that held them, or None for a new run.
         device: where batches go.
+        ahead: reads the next microbatch.
     """
 
     config: RunConfig
@@ -63,6 +65,12 @@ class Run:
     samples: int
     resumed_from: Path | None
     device: torch.device
+    ahead: Ahead = dataclasses.field(default_factory=Ahead)
+
+    def gather_weights(self) -> None:
+        """Have every rank hold all that the last step updated, which overlap leaves to the next forward."""
+        if optimizing.gathers_late(self.config.parallel):
+            self.model.start_param_sync(force_sync=True)  # type: ignore[operator]
 
     def samples_before(self, step: int) -> int:
         """Samples of the blend that the run, resumed or not, has read before optimizer step `step`."""
@@ -94,12 +102,18 @@ def prepare(config: RunConfig, joined: Callable[[], None] = lambda: None) -> Run
         kernel_choice.settle(config.parallel.kernel, _heads(config, hf_config, device))
     loss = LossOptions(config.train.loss_chunk, config.train.z_loss)
     weights = build.build_model(
-        hf_config, description.rope, config.parallel, config.train.precision, config.rope.angles, loss
+        hf_config,
+        description.rope,
+        config.parallel,
+        config.train.precision,
+        config.rope.angles,
+        loss,
+        optimizing.fusions(config, device),
     ).to(device)
     if resume_from is None and config.checkpoint.load is not None:
         load_weights(weights, config.checkpoint.load)
-    model, optimizer = _optimize(weights, config)
-    scheduler = _schedule(optimizer, config)
+    model, optimizer = optimizing.optimize(weights, config)
+    scheduler = optimizing.schedule(optimizer, config)
     run = Run(config, model, weights, optimizer, scheduler, data, description, 0, data.first, None, device)
     if resume_from is not None:
         _resume(run, [resume_from], candidates)
@@ -174,66 +188,4 @@ def _describe(config: RunConfig, hf_config: dict[str, Any], start: Path | None, 
         tokenizer_fingerprint=tokenizer,
         step=0,
         run=reading.resolved(config, processes=groups.world_size_from_environment()),
-    )
-
-
-def _optimize(weights: torch.nn.Module, config: RunConfig) -> tuple[torch.nn.Module, Any]:
-    """megatron-core's DDP around the model, and its Adam."""
-    transformer_config: Any = weights.config
-    model = mcore.DistributedDataParallel(
-        config=transformer_config,
-        ddp_config=mcore.DistributedDataParallelConfig(
-            grad_reduce_in_fp32=config.train.grad_reduce_in_fp32,
-            use_distributed_optimizer=config.parallel.distributed_optimizer,
-            overlap_grad_reduce=False,
-        ),
-        module=mcore.Float16Module(transformer_config, weights) if config.train.precision == "bf16" else weights,
-    )
-    optimizer = mcore.get_megatron_optimizer(optimizer_config(config), [model])
-    distributed_adam.make_resumable(optimizer)
-    transformer_config.finalize_model_grads_func = mcore.finalize_model_grads
-    transformer_config.grad_scale_func = optimizer.scale_loss
-    transformer_config.no_sync_func = model.no_sync
-    return model, optimizer
-
-
-def optimizer_config(config: RunConfig) -> mcore.OptimizerConfig:
-    """megatron-core's; its offload needs the "precision-aware" path, here with everything in fp32. Not run so far."""
-    section, half, offload = config.optimizer, config.train.precision == "bf16", config.optimizer.offload_fraction > 0
-    return mcore.OptimizerConfig(
-        optimizer="adam",
-        lr=section.learning_rate,
-        min_lr=section.min_learning_rate,
-        weight_decay=section.weight_decay,
-        adam_beta1=section.beta1,
-        adam_beta2=section.beta2,
-        adam_eps=section.eps,
-        clip_grad=section.clip_grad,
-        bf16=half,
-        params_dtype=torch.bfloat16 if half else torch.float32,
-        use_distributed_optimizer=config.parallel.distributed_optimizer,
-        optimizer_cpu_offload=offload,
-        optimizer_offload_fraction=section.offload_fraction,
-        overlap_cpu_optimizer_d2h_h2d=offload,
-        use_precision_aware_optimizer=offload,
-    )
-
-
-def _schedule(optimizer: Any, config: RunConfig) -> Any:
-    section = config.optimizer
-    return mcore.OptimizerParamScheduler(
-        optimizer,
-        init_lr=0.0,
-        max_lr=section.learning_rate,
-        min_lr=section.min_learning_rate,
-        lr_warmup_steps=section.warmup_steps,
-        lr_decay_steps=max(config.train.steps, section.warmup_steps + 1),
-        lr_decay_style=section.decay,
-        start_wd=section.weight_decay,
-        end_wd=section.weight_decay,
-        wd_incr_steps=config.train.steps,
-        wd_incr_style="constant",
-        # The configuration wins on resume: a run may be given more steps or another rate.
-        use_checkpoint_opt_param_scheduler=False,
-        override_opt_param_scheduler=True,
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import dataclasses
 import functools
 import types
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_ultralong.config.sections import ParallelConfig, RunConfig
@@ -30,8 +29,9 @@ from megatron_ultralong.model import build
 from megatron_ultralong.model.loss import LossOptions
 from megatron_ultralong.rope import config_json
 from megatron_ultralong.training import optimizing, setup
+from megatron_ultralong.training import step as step_of_a_run
 from megatron_ultralong.training.step import train_step
-from tests.operators import Operators, counting
+from tests.operators import Operators, asker, counting
 
 PARTS = {
     "Rotary": "table of positions",
@@ -86,9 +86,9 @@ class Parts:
         """Hooks on the modules that PARTS names, and around the head."""
         for module in model.modules():
             name = PARTS.get(type(module).__name__)
-            if name is not None:
+            if name is not None and module is not getattr(model, "output_layer", None):  # the loss has its weight alone
                 module.register_forward_pre_hook(lambda *_, name=name: self.enter(name))
-                module.register_forward_hook(lambda *_: self.leave())
+                module.register_forward_hook(lambda *_: self.leave(), always_call=True)
 
     def around(self, name: str, function: Any) -> Any:
         """`function`, counted as `name`."""
@@ -101,6 +101,44 @@ class Parts:
                 self.leave()
 
         return call
+
+
+class _FusedNorm(torch.autograd.Function):
+    """F.rms_norm as on a GPU: an operator each way, which keeps its input and a number a row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        Operators.count("_fused_rms_norm")
+        ctx.save_for_backward(x, weight, x.new_empty((*x.shape[:-1], 1), dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        Operators.count("_fused_rms_norm_backward")
+        x, weight, _ = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight)
+
+
+def _noted(to_host: Any) -> Any:
+    """A copy to the host, which on a GPU waits for it; what lies on the host has values."""
+
+    def call(tensor: torch.Tensor) -> torch.Tensor:
+        if isinstance(tensor, FakeTensor):
+            assert Operators.active is not None
+            Operators.active.synchronisations.append(asker())
+        return to_host(tensor)
+
+    return call
+
+
+def _compiled(name: str, shape_of: Any) -> Any:
+    """In the place of a function that torch.compile makes one kernel of on a GPU."""
+
+    def call(*tensors: torch.Tensor) -> torch.Tensor:
+        Operators.count(name)
+        return shape_of(*tensors)
+
+    return call
 
 
 class Samples:
@@ -165,32 +203,24 @@ def values_assumed() -> Iterator[None]:
     from_numpy, to_numpy = torch.from_numpy, torch.Tensor.numpy
     torch.from_numpy, torch.Tensor.numpy = _with_values(from_numpy), _with_values(to_numpy)
     tracker.fork = lambda *_: contextlib.nullcontext()  # it compares states
-    torch.nn.functional.rms_norm = lambda x, shape, weight=None, eps=None: torch.ops.aten._fused_rms_norm(
-        x, shape, weight, eps
-    )[0]
+    torch.nn.functional.rms_norm = lambda x, shape, weight=None, eps=None: _FusedNorm.apply(x, weight)
+    swiglu = mcore.fused_bias_swiglu.swiglu, mcore.fused_bias_swiglu.swiglu_back
+    mcore.fused_bias_swiglu.swiglu = _compiled("swiglu", lambda y: y.new_empty((*y.shape[:-1], y.shape[-1] // 2)))
+    mcore.fused_bias_swiglu.swiglu_back = _compiled("swiglu_back", lambda g, y: torch.empty_like(y))
+    to_host = torch.Tensor.cpu
+    torch.Tensor.cpu = _noted(to_host)
     torch.nn.Module.bfloat16 = lambda self: self  # the parameters are in bf16 already
     try:
         yield
     finally:
         mcore.get_megatron_optimizer, dist.all_gather_object, torch.from_numpy = optimizer, gather, from_numpy
-        torch.Tensor.numpy = to_numpy
+        torch.Tensor.numpy, torch.Tensor.cpu = to_numpy, to_host
+        mcore.fused_bias_swiglu.swiglu, mcore.fused_bias_swiglu.swiglu_back = swiglu
         tracker.fork, torch.nn.functional.rms_norm, torch.nn.Module.bfloat16 = fork, norm, cast
 
 
-@dataclasses.dataclass
-class Counted:
-    """Operators of the second step of a run, by part; the first makes Adam's state and the table of positions.
-
-    Attributes:
-        operators: what was dispatched.
-        blocks: of attention in a layer's forward.
-    """
-
-    operators: Operators
-
-
-def step(config: RunConfig, hf_config: dict[str, Any], world: int, rank: int = 0, document: int = 0) -> Counted:
-    """Count one training step of `rank` in a job of `world` processes."""
+def step(config: RunConfig, hf_config: dict[str, Any], world: int, rank: int = 0, document: int = 0) -> Operators:
+    """The second training step of `rank` in a job of `world`; the first makes Adam's state and the positions' table."""
     with rank_of(config.parallel, world, rank), values_assumed(), counting() as operators:
         parts = Parts(operators)
         loss = LossOptions(config.train.loss_chunk, config.train.z_loss)
@@ -215,8 +245,11 @@ def step(config: RunConfig, hf_config: dict[str, Any], world: int, rank: int = 0
         weights._postprocess = parts.around(HEAD, weights._postprocess)
         for name in ("prepare_grads", "get_grad_norm", "step_with_ready_grads"):
             setattr(optimizer, name, parts.around("optimizer", getattr(optimizer, name)))
+        reduce = step_of_a_run._reduce
+        step_of_a_run._reduce = lambda *a: (reduce(*a), (1.0, 1, 1, True))[1]
         train_step(run, 0)
         operators.by_part.clear()
         operators.synchronisations.clear()
         train_step(run, 1)
-    return Counted(operators)
+        step_of_a_run._reduce = reduce
+    return operators

@@ -189,7 +189,7 @@ class OptimizerConfig:
     clip_grad: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
     fused: bool = True
-    """Adam in one kernel: Transformer Engine's or apex's where installed, else PyTorch's; False: PyTorch's operators one
+    """Adam in one kernel: Transformer Engine's or apex's where installed, else PyTorch's; False: its operators one
     by one (those two have no other)."""
     offload_fraction: float = 0.0
     """Share of the main weights and Adam's moments that lies in host memory and is stepped there (megatron-core's

@@ -36,6 +36,7 @@ def _uncompiled() -> Iterator[None]:
 
 with warnings.catch_warnings(), _uncompiled():  # on import it warns of each optional package that is missing
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+    import megatron.core.fusions.fused_bias_swiglu as fused_bias_swiglu
     import megatron.core.optimizer.clip_grads as clip_grads
     import megatron.core.tensor_parallel.layers as tensor_parallel_layers
     import megatron.core.tensor_parallel.random as megatron_random
@@ -100,6 +101,7 @@ __all__ = [
     "dist_checkpointing",
     "filesystem_async",
     "finalize_model_grads",
+    "fused_bias_swiglu",
     "get_bias_dropout_add",
     "get_forward_backward_func",
     "get_gpt_layer_with_transformer_engine_spec",

@@ -23,6 +23,7 @@ from torch import Tensor
 from megatron_ultralong.context_parallel.core_attention import SequenceLayout
 from megatron_ultralong.engine import mcore
 from megatron_ultralong.engine.device import current, to_device
+from megatron_ultralong.model import rotate_triton
 from megatron_ultralong.rope.scaling import RopeScaling
 
 Angles = Literal["fp32", "fp64"]
@@ -140,13 +141,19 @@ class _Rotation(torch.autograd.Function):
 
 
 def _rotated(heads_LBNH: Tensor, table_LB1C: Tensor, sign: int) -> Tensor:
-    """heads x cos + (the halves exchanged) x (-sin, sin), over whole channels: half the time of going by halves."""
-    dim = table_LB1C.shape[-1]
-    cos, sin = table_LB1C.to(heads_LBNH.dtype).chunk(2, dim=-1)
+    """heads x cos + (the halves exchanged) x (-sin, sin), over whole channels: half the time of going by halves.
+
+    On a GPU one Triton kernel where Triton is.
+    """
+    dim, table_LB1C = table_LB1C.shape[-1], table_LB1C.to(heads_LBNH.dtype)
+    if rotate_triton.takes(heads_LBNH):
+        return rotate_triton.rotated(heads_LBNH, table_LB1C, sign)
+    cos, sin = table_LB1C.chunk(2, dim=-1)
     turned = heads_LBNH[..., :dim]
     first, second = turned.chunk(2, dim=-1)
     out = turned * torch.cat((cos, cos), dim=-1)
-    out += torch.cat((second, first), dim=-1) * torch.cat((-sign * sin, sign * sin), dim=-1)
+    signed = (sin.neg(), sin) if sign > 0 else (sin, sin.neg())
+    out += torch.cat((second, first), dim=-1) * torch.cat(signed, dim=-1)
     return out if dim == heads_LBNH.shape[-1] else torch.cat((out, heads_LBNH[..., dim:]), dim=-1)
 
 

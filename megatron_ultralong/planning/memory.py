@@ -50,9 +50,9 @@ def loss_memory(rows: int, labels: int, width: int, vocabulary: int, element: in
     """Bytes that model/loss.py holds at most for the head and the loss, beyond its inputs; on one rank.
 
     Two gradients stay: the hidden states' and, in fp32, the head's. Beside them a chunk's logits, in fp32 and in the
-    model's precision, or what it adds to either gradient; with sequence parallelism also its gathered hidden states. (On
-    a CPU that addition makes an fp32 copy of a bf16 head's gradient besides. Where only some positions of a chunk have
-    labels, their hidden states and gradients are copies, of at most a chunk's size each.)
+    model's precision, or what it adds to either gradient; with sequence parallelism also its gathered hidden states.
+    (On a CPU that addition makes an fp32 copy of a bf16 head's gradient besides. Where only some positions of a chunk
+    have labels, their hidden states and gradients are copies, of at most a chunk's size each.)
 
     Args:
         rows: positions in a chunk, over all ranks that gather them.

@@ -7,6 +7,7 @@ waiting for it; what the host has to know, which positions have labels and what 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -56,10 +57,10 @@ def microbatches(run: Run, step: int) -> Iterator[Microbatch]:
     start, count = run.samples_before(step) + dp_rank * micro, config.train.global_batch_size // together
     for m in range(count):
         first = start + m * together
-        batch = run.ahead.take(first, lambda first=first: _read(run, first))
+        batch = run.ahead.take(first, functools.partial(_read, run, first))
         if config.train.prefetch:
             following = first + together if m + 1 < count else start + config.train.global_batch_size
-            run.ahead.start(following, lambda first=following: _read(run, first))
+            run.ahead.start(following, functools.partial(_read, run, following))
         yield dataclasses.replace(
             batch, tokens=to_device(batch.tokens, run.device), labels=to_device(batch.labels, run.device)
         )

@@ -1,4 +1,4 @@
-"""What moves the weights: megatron-core's DDP around the model, its optimizer and schedule, and what is fused in them."""
+"""What moves the weights: megatron-core's DDP around the model, its optimizer and schedule, and what they fuse."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ def _forward(batches: Iterator[Microbatch], model: Any) -> tuple[Tensor, Any]:
 def _count(batch: Microbatch, total: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
     """The sum of the losses, the number of labels, and for the report both again and the pairs attention saw."""
     count = float(batch.loss_mask.numpy().sum(dtype=np.float64))
-    counts = to_device(torch.tensor((count, batch.pairs), dtype=torch.float64), total.device)
-    return total, torch.tensor(int(count), dtype=torch.int), (total.detach().double(), *counts.unbind())
+    labels, pairs = to_device(torch.tensor((count, batch.pairs), dtype=torch.float64), total.device)
+    return total, torch.tensor(int(count), dtype=torch.int), (total.detach().double(), labels, pairs)
 
 
 @dataclasses.dataclass(frozen=True)

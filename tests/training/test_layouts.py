@@ -33,6 +33,17 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     ),
     "PP 2": (2, ["--parallel.pipeline", "2"]),
     "DP 2, distributed optimizer": (2, ["--parallel.distributed_optimizer", "true"]),
+    "DP 2, overlaps in small buckets": (
+        2,
+        ["--parallel.distributed_optimizer", "true", "--parallel.ddp_bucket_size", "5000"],
+    ),
+    "DP 2 without overlaps, nothing fused": (
+        2,
+        [
+            *["--parallel.overlap_grad_reduce", "false", "--train.gradient_accumulation_fusion", "false"],
+            *["--optimizer.fused", "false", "--train.prefetch", "false"],
+        ],
+    ),
     "CP 2 x TP 2": (4, ["--parallel.context", "2", "--parallel.tensor", "2"]),
 }
 DOCUMENTS = ["--data.document_mask", "true"]

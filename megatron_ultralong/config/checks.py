@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.config.sections import ParallelConfig, RopeConfig, RunConfig
+from megatron_ultralong.config.stages import stage_problems
 from megatron_ultralong.context_parallel.requirements import attention_problems
 from megatron_ultralong.errors import UserError, raise_problems
 from megatron_ultralong.files import read_json, writable
@@ -27,7 +28,7 @@ _AT_LEAST_ZERO = (
     "optimizer.warmup_steps optimizer.weight_decay optimizer.clip_grad checkpoint.interval checkpoint.export_interval "
     "train.loss_chunk train.z_loss parallel.recompute_layers parallel.mlp_chunk train.requeue_code log.profile "
     "checkpoint.keep_last checkpoint.keep_every train.max_skipped log.spike optimizer.offload_fraction "
-    "parallel.ddp_bucket_size"
+    "parallel.ddp_bucket_size parallel.first_stage_layers parallel.last_stage_layers"
 ).split()
 
 
@@ -106,23 +107,17 @@ def _sharding(parallel: ParallelConfig, length: int, hf_config: dict[str, Any]) 
     """What tensor and pipeline parallelism must divide."""
     heads = hf_config["num_attention_heads"]
     kv_heads = hf_config.get("num_key_value_heads") or heads
-    for value, what in ((heads, "attention heads"), (kv_heads, "key-value heads")):
-        if value % parallel.tensor:
-            yield (
-                f"parallel.tensor is {parallel.tensor}, which does not divide the model's {value} {what}; "
-                f"give a divisor of {value}."
-            )
-    layers = hf_config["num_hidden_layers"]
-    if layers % parallel.pipeline:
+    if heads % parallel.tensor:
         yield (
-            f"parallel.pipeline is {parallel.pipeline}, which does not divide the model's {layers} layers; "
-            f"give a divisor of {layers}."
+            f"parallel.tensor is {parallel.tensor}, which does not divide the model's {heads} attention heads; "
+            f"give a divisor of {heads}."
         )
-    elif parallel.recompute_layers > layers // parallel.pipeline:
+    elif kv_heads % parallel.tensor and parallel.tensor % kv_heads:
         yield (
-            f"parallel.recompute_layers is {parallel.recompute_layers}, but a pipeline stage has "
-            f"{layers // parallel.pipeline}; give at most that, or 0 for all."
+            f"parallel.tensor is {parallel.tensor}, neither a divisor nor a multiple of the model's {kv_heads} "
+            f"key-value heads; give a divisor of {heads} that is one."
         )
+    yield from stage_problems(parallel, hf_config["num_hidden_layers"])
     if parallel.recompute_layers and parallel.recompute == "none":
         yield (
             f'parallel.recompute_layers is {parallel.recompute_layers} with parallel.recompute "none"; '

@@ -82,9 +82,14 @@ class ParallelConfig:
     """How the model and the sequence are spread over processes; data parallelism is what remains."""
 
     tensor: int = 1
-    """Tensor parallel size (TP)."""
+    """Tensor parallel size (TP): divides the attention heads, and the key-value heads or is a multiple of them, which
+    then lie on several ranks each."""
     pipeline: int = 1
     """Pipeline parallel size (PP)."""
+    first_stage_layers: int = 0
+    """Layers of the first pipeline stage, which also holds the embedding; 0: as many as the others."""
+    last_stage_layers: int = 0
+    """Layers of the last pipeline stage, which also holds the head and its loss; 0: as many as the others."""
     context: int = 1
     """Context parallel size (CP): each rank holds sequence_length / CP tokens."""
     ulysses: int = 1

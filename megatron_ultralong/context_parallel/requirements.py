@@ -40,9 +40,9 @@ def _heads_for_sequence(parallel: ParallelConfig, hf_config: dict[str, Any]) -> 
         return
     heads = hf_config["num_attention_heads"]
     kv_heads = hf_config.get("num_key_value_heads") or heads
-    if heads % parallel.tensor or kv_heads % parallel.tensor:
+    if heads % parallel.tensor or (kv_heads % parallel.tensor and parallel.tensor % kv_heads):
         return  # named by _sharding
-    heads, kv_heads = heads // parallel.tensor, kv_heads // parallel.tensor
+    heads, kv_heads = heads // parallel.tensor, max(kv_heads // parallel.tensor, 1)
     if parallel.attention == "torch":
         problem = ulysses_problem(heads, kv_heads, ulysses)
         if problem is not None:

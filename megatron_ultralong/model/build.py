@@ -105,6 +105,8 @@ def transformer_config(
         bf16=precision == "bf16",
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        num_layers_in_first_pipeline_stage=parallel.first_stage_layers or None,
+        num_layers_in_last_pipeline_stage=parallel.last_stage_layers or None,
         context_parallel_size=parallel.context,
         cp_comm_type=parallel.cp_comm_type,
         hierarchical_context_parallel_sizes=groups.hierarchy(parallel),

@@ -13,6 +13,7 @@ import dataclasses
 from typing import Any
 
 from megatron_ultralong.config.sections import RunConfig
+from megatron_ultralong.config.stages import layers_of_stages
 from megatron_ultralong.context_parallel.ring_memory import RingMemory, ring_memory
 from megatron_ultralong.model.loss_options import LossOptions, chunk_rows
 from megatron_ultralong.planning.flops import ModelShape
@@ -115,7 +116,7 @@ class _Rank:
 
     @property
     def layers(self) -> int:
-        return self.shape.layers // self.config.parallel.pipeline
+        return layers_of_stages(self.config.parallel, self.shape.layers)[self.stage]
 
     @property
     def last(self) -> bool:

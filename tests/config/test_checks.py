@@ -6,6 +6,7 @@ import pytest
 
 from megatron_ultralong.config.reading import check_config, load_config
 from megatron_ultralong.config.sections import DataConfig, ModelConfig, ParallelConfig, RunConfig, TrainConfig
+from megatron_ultralong.config.stages import layers_of_stages, stage_problems
 from megatron_ultralong.errors import UserError
 
 HF = {"num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 6, "vocab_size": 1024}
@@ -54,6 +55,8 @@ def pack(folder: str, **changes: object) -> None:
         ("--parallel.context 8 --parallel.ulysses 8", 8),
         ("--parallel.context 4 --parallel.ulysses 2 --data.document_mask true", 4),
         ("--parallel.context 2 --parallel.tensor 2 --parallel.sequence_parallel true --parallel.pipeline 3", 12),
+        ("--parallel.tensor 8", 8),
+        ("--parallel.pipeline 4 --parallel.first_stage_layers 1 --parallel.last_stage_layers 1", 4),
         ("--train.micro_batch_size 2", 2),
         ("--rope.kind yarn --rope.target_length 4096", 1),
         ("--rope.kind yarn --rope.form coded --rope.temperature true", 1),
@@ -101,8 +104,14 @@ def test_runs_that_work(run, flags, world_size):
             1,
             'parallel.kernel is "flash3" with parallel.device "cpu", ',
         ),
-        ("--parallel.tensor 8", 8, "parallel.tensor is 8, which does not divide the model's 4 key-value heads; "),
-        ("--parallel.pipeline 4", 4, "parallel.pipeline is 4, which does not divide the model's 6 layers; "),
+        ("--parallel.tensor 16", 16, "parallel.tensor is 16, which does not divide the model's 8 attention heads; "),
+        ("--parallel.pipeline 4", 4, "parallel.pipeline is 4, which does not divide the model's 6 layers; give a div"),
+        ("--parallel.last_stage_layers 2", 1, "parallel.last_stage_layers is 2 with parallel.pipeline 1, whose one "),
+        (
+            "--parallel.pipeline 3 --parallel.first_stage_layers 1",
+            3,
+            "parallel.first_stage_layers 1 and parallel.last_stage_layers 0 leave 5 of the model's 6 layers for the ",
+        ),
         ("--parallel.recompute_layers 2", 1, 'parallel.recompute_layers is 2 with parallel.recompute "none"; remove'),
         ("--parallel.recompute full --parallel.recompute_layers 7", 1, "parallel.recompute_layers is 7, but a pipelin"),
         ("--parallel.offload true", 1, 'parallel.offload is true with parallel.recompute "none"; set that to "full"'),
@@ -271,3 +280,18 @@ def test_places_where_nothing_can_be_written(run):
         f"{name} needs the folder {folder}, but nothing can be written there; give another place."
         for name, folder in (("checkpoint.save", "file/x"), ("log.metrics", "file"), ("log.tensorboard", "file"))
     ]
+
+
+def test_neither_a_divisor_nor_a_multiple_of_the_key_value_heads(run):
+    (problem,) = run("--parallel.tensor 4", 4, {**HF, "num_attention_heads": 12, "num_key_value_heads": 6})
+    assert problem.startswith("parallel.tensor is 4, neither a divisor nor a multiple of the model's 6 key-value heads")
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "first", "last", "wanted"),
+    [(4, 0, 0, [8] * 4), (4, 6, 0, None), (4, 5, 0, [5, 9, 9, 9]), (4, 7, 5, [7, 10, 10, 5]), (2, 17, 15, [17, 15])],
+)
+def test_layers_of_the_stages(pipeline, first, last, wanted):
+    parallel = ParallelConfig(pipeline=pipeline, first_stage_layers=first, last_stage_layers=last)
+    problems = list(stage_problems(parallel, 32))
+    assert problems if wanted is None else (layers_of_stages(parallel, 32), problems) == (wanted, [])

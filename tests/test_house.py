@@ -106,7 +106,7 @@ LAYERS = (
     ("errors",),
     ("files", "progress", "processes"),
     ("config.sections", "families"),
-    ("rope", "provenance", "engine"),
+    ("config.stages", "rope", "provenance", "engine"),
     ("checkpoint", "data.packing._packing", "data.corpus", "data.tokenizer", "context_parallel"),
     ("data.shuffle", "model"),
     ("data.tokenizing", "data.resampling", "planning"),

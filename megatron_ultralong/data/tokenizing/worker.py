@@ -46,7 +46,7 @@ class Job:
     """What every shard of a run has in common."""
 
     reading: Reading
-    """How documents are read; `cuttable` follows from the encoder."""
+    """How documents are read; `cuts` follow from the encoder."""
     skip: bool
     """Whether malformed documents are left out and listed, or stop the run."""
     end: int | None
@@ -83,9 +83,9 @@ class Worker:
                 self._encoder = GigatokenEncoder(job.recipe)
             except Exception as error:  # gigatoken refuses with several types, and any refusal means the same
                 raise RefusedError(str(error)) from None
-        cuttable = self._encoder is not None and self._encoder.cuttable
+        cuts = self._encoder.cuts if self._encoder is not None else None
         self._dtype = token_dtype((self._encoder or self._chats).vocab_size)
-        self._reading = dataclasses.replace(job.reading, cuttable=cuttable)
+        self._reading = dataclasses.replace(job.reading, cuts=cuts)
 
     def run(self, shard: Shard, folder: Path) -> Path:
         """Write the part of one shard and return its temporary folder.

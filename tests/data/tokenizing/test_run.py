@@ -121,9 +121,9 @@ def test_a_long_text_is_cut_exactly(tmp_path, tokenizer, tokenizer_folder, monke
     write_lines(tmp_path / "b.jsonl", [{"text": "short"}, {"text": text}, {"text": text[:-1]}, {"text": "end"}])
     monkeypatch.setattr(readers, "_LONG", 2000)
     monkeypatch.setattr(streams, "_BLOCK", 700)
-    monkeypatch.setattr(readers, "PIECE", 100)
     monkeypatch.setattr(encoders, "PIECE", 100)
-    monkeypatch.setattr(readers, "pieces", lambda text: cutting.pieces(text, size=100))
+    monkeypatch.setattr(cutting.Cuts.pieces, "__defaults__", (100,))
+    monkeypatch.setattr(cutting.Cuts.stream, "__defaults__", (100,))
     ours = load_tokenizer(tokenizer_folder)
     if not fast:
         monkeypatch.setattr(ours, "check_fast", lambda recipe, sample: False)

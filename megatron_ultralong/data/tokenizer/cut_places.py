@@ -202,18 +202,18 @@ def _apart_from(tokens: list[dict[str, Any]], rule: _Rule) -> _Rule:
 
 
 def _pattern(rule: _Rule) -> re.Pattern[str] | None:
-    behind = _NOT_WHITE if rule.dropped else ""
-    parts = [
-        f"{before}(?=[{re.escape(stops)}]{behind})"
-        for before, stops in (
-            (_NOT_WHITE, rule.spaces),
-            (f"[{_LETTERS}0-9]", rule.stops),
-            (f"[{_LETTERS}]", rule.digits),
-            (f"[{_THAI}]", rule.marks),
-        )
-        if stops
-    ]
-    return re.compile("|".join(parts)) if parts else None
+    """It begins with all that a text is cut before: the search skips whatever is none of that."""
+    pairs = (
+        (_NOT_WHITE, rule.spaces),
+        (f"[{_LETTERS}0-9]", rule.stops),
+        (f"[{_LETTERS}]", rule.digits),
+        (f"[{_THAI}]", rule.marks),
+    )
+    behind = [f"(?<={before}[{re.escape(after)}])" for before, after in pairs if after]
+    if not behind:
+        return None
+    every = re.escape("".join(after for _, after in pairs))
+    return re.compile(f"[{every}](?:{'|'.join(behind)})" + (f"(?={_NOT_WHITE})" if rule.dropped else ""))
 
 
 def _barred(tokens: list[dict[str, Any]], pattern: re.Pattern[str], dropped: int) -> Iterator[tuple[str, str]]:
@@ -221,8 +221,8 @@ def _barred(tokens: list[dict[str, Any]], pattern: re.Pattern[str], dropped: int
     for token in tokens:
         content = token["content"]
         for match in pattern.finditer(content + "a"):
-            if match.end() < len(content):
-                yield content[: match.end()], content[match.end() :]
+            if match.start() < len(content):
+                yield content[: match.start()], content[match.start() :]
         if token["rstrip"] or token["single_word"] or dropped:
             yield content, ""
         if token["single_word"] or dropped:

@@ -31,7 +31,7 @@ class Cuts:
     """Places to cut the texts of one tokenizer."""
 
     pattern: re.Pattern[str]
-    """Matches the one character before a place; it looks at no character before that, and at two behind at most."""
+    """Matches the one character behind a place; it looks at one more on either side at most."""
     barred: tuple[tuple[str, str], ...] = ()
     """No cut between such a pair of texts: an added token would lie across it, or see what is on its other side."""
     dropped: int = 0
@@ -75,7 +75,7 @@ class Cuts:
     def _places(self, text: str | bytes, first: int, last: int) -> Iterator[int]:
         """Places by the pattern alone, those of `first` to `last` among them."""
         if isinstance(text, str):
-            yield from (match.end() for match in self.pattern.finditer(text, max(first - 1, 0), last + 2))
+            yield from (match.start() for match in self.pattern.finditer(text, first, last + 2))
             return
         begin, end = max(first - _CHARACTER, 0), min(last + 2 * _CHARACTER, len(text))
         while begin < end:
@@ -83,7 +83,7 @@ class Cuts:
                 begin += 1
             window = text[begin : min(begin + _WINDOW, end)].decode(errors="ignore")
             for match in self.pattern.finditer(window):
-                yield begin + len(window[: match.end()].encode())
+                yield begin + len(window[: match.start()].encode())
             begin += _WINDOW - 3 * _CHARACTER if begin + _WINDOW < end else _WINDOW
 
     def _is_barred(self, text: str | bytes, place: int) -> bool:

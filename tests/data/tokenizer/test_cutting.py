@@ -10,8 +10,8 @@ from megatron_ultralong.data.tokenizer import cutting
 from megatron_ultralong.data.tokenizer.cutting import Cuts
 from tests.data.tokenizer.scripts import SCRIPTS
 
-SPACE = Cuts(re.compile(r"\S(?= )"))
-DROPPED = Cuts(re.compile(r"\S(?= \S)"), dropped=1)
+SPACE = Cuts(re.compile(r" (?<=\S )"))
+DROPPED = Cuts(re.compile(r" (?<=\S )(?=\S)"), dropped=1)
 WORDS = (
     "\u0432\u0441\u0435 \u0441\u0447\u0430\u0441\u0442\u043b\u0438\u0432\u044b\u0435 \u0441\u0435\u043c\u044c\u0438 "
 )

@@ -117,6 +117,7 @@ def test_an_end_after_each_document(tmp_path, tokenizer):
 def test_a_long_text_is_cut_exactly(tmp_path, tokenizer, tokenizer_folder, monkeypatch, fast):
     """Cut in many pieces, from JSON and from a text file of several blocks, the ids are those of the whole text."""
     text = ("It's 12345 o'clock,  said  \n\n the na\u00efve \u6771\u4eac 'll \t x\r\n" * 40 + "no cut \u6771" * 9) * 5
+    text += "\u0416\u0451 \u0432\u0441\u0435, \u6771\u4eac\u3001\u5927\u962a\u3002\u0e40\u0e01\u0e34\u0e14e\u0301" * 200
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
     write_lines(tmp_path / "b.jsonl", [{"text": "short"}, {"text": text}, {"text": text[:-1]}, {"text": "end"}])
     monkeypatch.setattr(readers, "_LONG", 2000)

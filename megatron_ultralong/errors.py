@@ -15,6 +15,10 @@ class UserError(ValueError):
     """A bad input. The message is one sentence: the file, line or field, its value, and the mend."""
 
 
+class MalformedError(Exception):
+    """One document cannot be used; the message says why and how to mend it, and begins after its place."""
+
+
 def raise_problems(subject: Path | str, problems: Sequence[str]) -> None:
     """Raise one UserError that holds every problem found in `subject`, one a line; none found: return."""
     if len(problems) == 1:

@@ -1,8 +1,8 @@
 """Tokenize text into megatron-core's .bin/.idx, one entry a document, with a manifest.
 
-A document is one JSON object with its text in --json-keys, or a chat in --messages-key (a list of {"role", "content"}),
-rendered with the tokenizer's own chat template and a mask of the responses; or a row of Parquet with such a column; or
-one whole text file. --help says which files are read; docs/data.md has the rest.
+A document is one JSON object with its text in --json-keys, or a chat in --messages-key (a list of {"role", "content"},
+and other layouts), rendered with the tokenizer's own chat template and a mask of the responses; or a row of Parquet
+with such a column; or one whole text file. --help says which files are read; docs/data.md has the rest.
 
 A run that was stopped or killed goes on from its finished shards when the same command is given again. On several
 machines give each --shard i/n (an array job of SLURM: --shard $SLURM_ARRAY_TASK_ID/8), and at the end the same command
@@ -34,6 +34,8 @@ def preprocess(
     input_format: Literal["auto", "jsonl", "parquet", "text"] = "auto",
     malformed: Literal["stop", "skip"] = "stop",
     append_eod: bool = False,
+    mask: Literal["all", "last"] = "all",
+    chat_date: str = "",
     encoder: Literal["auto", "reference"] = "auto",
     workers: int = len(os.sched_getaffinity(0)),
     shard: str = "",
@@ -54,8 +56,9 @@ def preprocess(
         input_format: What is in the inputs; auto goes by their endings.
         malformed: Stop at a malformed document, or skip it and list it in PREFIX.skipped.tsv.
         append_eod: End each document with the tokenizer's eos_token; packing sets its own separators.
-        encoder: auto takes gigatoken where it gives the ids of the tokenizer's own library, and compares one text in
-            1,000 as it goes; reference takes that library, 20 to 100 times slower. The output is the same.
+        mask: Of a chat learn all its responses, or the last alone.
+        chat_date: YYYY-MM-DD for chat templates that print today's date; 2024-07-26 unless given, in every run.
+        encoder: auto: gigatoken where it gives the same ids, one text in 1,000 compared; reference: the slower library.
         workers: Processes that tokenize; the output does not depend on it.
         shard: i/n: tokenize only the i-th of n shares, from 0, and do not join them.
         overwrite: Replace another corpus of this PREFIX.
@@ -65,7 +68,7 @@ def preprocess(
         raise UserError(f"--json-keys {keys}: is not one field; run once for each, with its own --output-prefix.")
     fields = Fields(text=json_keys[0], source=source_key, messages=messages_key)
     options = TokenizeOptions(
-        workers, input_format, source, malformed, append_eod, encoder, parse_shard(shard), overwrite
+        workers, input_format, source, malformed, append_eod, encoder, mask, chat_date, parse_shard(shard), overwrite
     )
     with torch_hidden():
         tokenize_corpus(input, output_prefix, Tokenizer(tokenizer_model), fields, options)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.backends.hf import Dtype, LanguageModel, ModelInfo, read_info
 from megatron_ultralong.evaluation.benchmarks.haystack import Haystack
@@ -30,7 +31,6 @@ from megatron_ultralong.evaluation.benchmarks.tasks import (
     recall_prompts,
     recall_score,
 )
-from megatron_ultralong.evaluation.chat import ChatTokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -145,7 +145,7 @@ def test_a_tokenizer_without_chat_template(
     del config["chat_template"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     arguments["--base"] = str(folder)
-    assert "its tokenizer has no chat template" in refused(arguments, capsys)
+    assert "the tokenizer has no chat template" in refused(arguments, capsys)
 
 
 def test_models_with_other_tokenizers(

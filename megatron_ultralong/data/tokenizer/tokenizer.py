@@ -183,18 +183,6 @@ class Tokenizer:
         return self.reference.vocab_size
 
     @property
-    def chat_template(self) -> str:
-        """The chat template.
-
-        Raises:
-            UserError: there is none.
-        """
-        if not self.hf.chat_template:
-            raise UserError(f"{self.path}: the tokenizer has no chat template; add chat_template to its files.")
-        template: str = self.hf.get_chat_template()
-        return template
-
-    @property
     def end_of_document(self) -> int:
         """Id of the end-of-sequence token.
 

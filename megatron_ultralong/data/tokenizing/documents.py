@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
+from megatron_ultralong.data.tokenizer.chat import Chat
+from megatron_ultralong.data.tokenizing.chat_rows import chat_fields, json_type, read_chat
 from megatron_ultralong.data.tokenizing.streams import LONGEST_LINE
+from megatron_ultralong.errors import MalformedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +28,10 @@ class Fields:
     source: str = "source"
     """The source's name; may be missing, then it follows from the file."""
     messages: str = "messages"
-    """The chat; a document that has it is a chat, whatever else it has."""
+    """The chat; a document that has it is a chat, whatever else it has (see `chat_rows` for other layouts)."""
 
 
-class MalformedError(Exception):
-    """One document cannot be used; the message says why and how to mend it, and begins after its place."""
-
-
-def parse(line: bytes, fields: Fields) -> tuple[str, tuple[Mapping[str, str], ...] | None, str]:
+def parse(line: bytes, fields: Fields) -> tuple[str, Chat | None, str]:
     """Text, chat (None for text) and source ("" if it has none) of one JSON object.
 
     Raises:
@@ -50,15 +48,16 @@ def parse(line: bytes, fields: Fields) -> tuple[str, tuple[Mapping[str, str], ..
     return take(value, fields)
 
 
-def take(value: dict[str, Any], fields: Fields) -> tuple[str, tuple[Mapping[str, str], ...] | None, str]:
+def take(value: dict[str, Any], fields: Fields) -> tuple[str, Chat | None, str]:
     """`parse` for an object that is already read."""
     source = value.get(fields.source)
     if source is None:
         source = ""
     elif type(source) is not str:
         raise MalformedError(f"field '{fields.source}' holds {json_type(source)}, not a string; mend it.")
-    if fields.messages in value:
-        return "", _messages(value[fields.messages], fields.messages), source
+    chat = chat_fields(value, fields.messages, fields.text)
+    if chat:
+        return "", read_chat(value, chat), source
     text = value.get(fields.text)
     if type(text) is not str:
         if fields.text in value:
@@ -84,18 +83,3 @@ def _parse_strictly(line: bytes) -> Any:
     except RecursionError:
         raise MalformedError("is not JSON (nested too deeply); mend or remove the line.") from None
     return value
-
-
-def _messages(value: Any, field: str) -> tuple[Mapping[str, str], ...]:
-    if not isinstance(value, list):
-        raise MalformedError(f"field '{field}' holds {json_type(value)}, not a list of messages; mend it.")
-    for message in value:
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise MalformedError(f"field '{field}' has a message without the strings 'role' and 'content'; mend it.")
-    return tuple(value)
-
-
-def json_type(value: Any) -> str:
-    """What a value is called in JSON."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")

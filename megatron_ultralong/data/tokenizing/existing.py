@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.data.corpus import corpus
+from megatron_ultralong.data.tokenizer.chat import Learnt
+from megatron_ultralong.data.tokenizer.chat_template import ChatTemplate
 from megatron_ultralong.data.tokenizer.identity import deciding_versions, library_versions, template_fingerprint
 from megatron_ultralong.data.tokenizer.tokenizer import Tokenizer
 from megatron_ultralong.data.tokenizing.plan import digest
@@ -21,15 +23,25 @@ from megatron_ultralong.files import read_json
 logger = logging.getLogger(__name__)
 
 
-def how_made(tokenizer: Tokenizer, reading: Reading, append_eod: bool) -> dict[str, Any]:
-    """All that decides the tokens of a shard, for its key: parts made otherwise are never taken for it."""
+def how_made(
+    tokenizer: Tokenizer, reading: Reading, append_eod: bool, *, mask: Learnt = "all", chat_date: str = ""
+) -> dict[str, Any]:
+    """All that decides the tokens of a shard, for its key: parts made otherwise are never taken for it.
+
+    Raises:
+        UserError: `mask` or `chat_date` say something of texts, or the tokenizer has no chat template that can be used.
+    """
+    is_chat = reading.kind == "chat"
+    if not is_chat and (mask != "all" or chat_date):
+        raise UserError("--mask and --chat-date are for chats and the input holds texts; leave them out.")
     return {
         "version": corpus.VERSION,
         "tokenizer": tokenizer.fingerprint,
         "libraries": deciding_versions(tokenizer.path, library_versions()),
-        "template": template_fingerprint(tokenizer.path) if reading.kind == "chat" else None,
+        "template": template_fingerprint(tokenizer.path) if is_chat else None,
         "reading": dataclasses.asdict(reading),
         "append_eod": append_eod,
+        "chat": {"mask": mask, "date": ChatTemplate(tokenizer, chat_date).date} if is_chat else None,
     }
 
 
@@ -43,6 +55,7 @@ def recorded(tokenizer: Tokenizer, made_by: dict[str, Any]) -> dict[str, Any]:
         "versions": library_versions(),
         "vocab_size": tokenizer.vocab_size,
         "append_eod": made_by["append_eod"],
+        "chat": made_by["chat"],
     }
 
 

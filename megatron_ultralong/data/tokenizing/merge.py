@@ -61,7 +61,7 @@ def merge_parts(
         manifest = {
             "version": corpus.VERSION,
             "kind": kind,
-            **_counts(parts),
+            **_counts(parts, kind),
             **_write_sources(folders, parts, sources),
             "tokens_fingerprint": corpus.combined_fingerprint(tokens),
             "inputs": sum(part.inputs for part in parts),
@@ -78,12 +78,14 @@ def merge_parts(
     return manifest
 
 
-def _counts(parts: Sequence[Part]) -> dict[str, int]:
+def _counts(parts: Sequence[Part], kind: str) -> dict[str, int]:
+    split = {name: sum(getattr(part, name) for part in parts) for name in ("split_chats", "split_samples")}
     return {
         "documents": sum(part.documents for part in parts),
         "tokens": sum(part.tokens for part in parts),
         "empty_documents": sum(part.empty for part in parts),
         "skipped_documents": sum(len(part.skipped) for part in parts),
+        **(split if kind == "chat" else {}),
     }
 
 

@@ -46,6 +46,10 @@ class Part:
     """Malformed documents: piece of the shard, line or row within it, and reason."""
     inputs: int = 0
     """Files that begin in this shard."""
+    split_chats: int = 0
+    """Chats that became a sample for each response."""
+    split_samples: int = 0
+    """Those samples."""
     bytes_in: int = 0
     """Bytes read, which for standard input nothing else tells."""
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 
 from megatron_ultralong.data.tokenizer.encoders import as_strings
 from megatron_ultralong.data.tokenizing.compression import StreamError
-from megatron_ultralong.data.tokenizing.documents import Fields, MalformedError, parse, take
+from megatron_ultralong.data.tokenizing.documents import Fields, parse, take
 from megatron_ultralong.data.tokenizing.json_file import read_value
 from megatron_ultralong.data.tokenizing.readers import Reading, read_range
 from megatron_ultralong.data.tokenizing.shards import FileRange, Shard
 from megatron_ultralong.data.tokenizing.streams import byte_blocks, line_blocks, line_start
 from megatron_ultralong.data.tokenizing.worker import place
-from megatron_ultralong.errors import UserError, listing, shown
+from megatron_ultralong.errors import MalformedError, UserError, listing, shown
 
 _SHARDS = 16
 _CHARACTERS = 1 << 18

@@ -11,20 +11,20 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from megatron_ultralong.data.tokenizer.chat import Chat
 from megatron_ultralong.data.tokenizer.cutting import PIECE, Cuts
 from megatron_ultralong.data.tokenizing.compression import StreamError
-from megatron_ultralong.data.tokenizing.documents import Fields, MalformedError, parse, take
+from megatron_ultralong.data.tokenizing.documents import Fields, parse, take
 from megatron_ultralong.data.tokenizing.json_file import read_value
 from megatron_ultralong.data.tokenizing.shards import FileRange
 from megatron_ultralong.data.tokenizing.streams import byte_blocks, line_blocks, range_lines
+from megatron_ultralong.errors import MalformedError
 
 Complain = Callable[[int, str], None]
 """Called with the number of a line or row within the piece, from 1, and what is wrong with it; may raise."""
-
-Chat = tuple[Mapping[str, str], ...]
 
 _LONG = 4 * PIECE
 """Characters from which a text is cut, and of a batch of its pieces twice that."""

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from megatron_ultralong.data.corpus import corpus
 from megatron_ultralong.data.corpus.indexed_dataset import token_dtype
+from megatron_ultralong.data.tokenizer.chat import Learnt
 from megatron_ultralong.data.tokenizer.encoders import Encoder
 from megatron_ultralong.data.tokenizer.identity import BYTES
 from megatron_ultralong.data.tokenizer.tokenizer import Tokenizer
@@ -57,6 +58,10 @@ class TokenizeOptions:
     """End each document with the tokenizer's end-of-sequence token."""
     encoder: Literal["auto", "reference"] = "auto"
     """"auto": gigatoken, where it gives the tokenizer's ids; "reference": the tokenizer's own library."""
+    mask: Learnt = "all"
+    """Of chats: which responses are learnt."""
+    chat_date: str = ""
+    """Of chats: YYYY-MM-DD for templates that print a date; "": `chat_template.CHAT_DATE`."""
     shard: tuple[int, int] | None = None
     """(i, n): tokenize only every n-th shard, from the i-th on, and do not merge."""
     overwrite: bool = False
@@ -101,7 +106,7 @@ def tokenize_corpus(
     if plan.is_stream and options.shard:
         raise UserError("--input -: standard input cannot be shared out with --shard; name files.")
     reading = Reading(fields, plan.kind, options.source)
-    made_by = how_made(tokenizer, reading, options.append_eod)
+    made_by = how_made(tokenizer, reading, options.append_eod, mask=options.mask, chat_date=options.chat_date)
     if not options.overwrite:
         done = existing(prefix, tokenizer, plan.shards, made_by, skip)
         if done is not None:
@@ -205,8 +210,6 @@ class _Run:
 
     def _job(self, processes: int) -> worker.Job:
         is_chat = self.reading.kind == "chat"
-        if is_chat:
-            _ = self.tokenizer.chat_template  # or say that there is none
         fast = not is_chat and self.options.encoder == "auto" and str(self.tokenizer.path) != BYTES
         recipe = self.tokenizer.likely_recipe if fast or is_chat else self.tokenizer.recipe
         return worker.Job(
@@ -218,6 +221,8 @@ class _Run:
             chat_folder=self.tokenizer.path if is_chat else None,
             processes=processes,
             workers=self.options.workers,
+            mask=self.options.mask,
+            chat_date=self.options.chat_date,
         )
 
     def _settled(self, job: worker.Job, tasks: list[Task]) -> worker.Job:
@@ -253,6 +258,14 @@ class _Run:
         shutil.rmtree(self.parts)
         text = f"{manifest['documents']:,} documents, {manifest['tokens']:,} tokens, {len(manifest['sources'])} sources"
         logger.info("%s: %s.", self.prefix, text)
+        if manifest.get("split_chats"):
+            logger.info(
+                "%s chats became %s samples, one for each response as it would be served: the template renders earlier "
+                "turns otherwise later.",
+                *(manifest["split_chats"], manifest["split_samples"]),
+            )
+        if manifest["chat"] and manifest["chat"]["date"]:
+            logger.info("The chat template printed the date %s (--chat-date).", manifest["chat"]["date"])
         if manifest["skipped_documents"]:
             where = corpus.skipped_path(self.prefix)
             logger.warning("%s malformed documents were left out; %s lists them.", manifest["skipped_documents"], where)

@@ -20,14 +20,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 from megatron_ultralong.data.corpus.indexed_dataset import token_dtype
+from megatron_ultralong.data.tokenizer.chat import ChatTokenizer, Learnt
 from megatron_ultralong.data.tokenizer.encoders import Encoder, GigatokenEncoder, Recipe, reference_encoder
-from megatron_ultralong.data.tokenizing.documents import MalformedError
+from megatron_ultralong.data.tokenizer.tokenizer import torch_hidden
 from megatron_ultralong.data.tokenizing.parts import PartWriter
 from megatron_ultralong.data.tokenizing.readers import DocumentBatch, Reading, read_range
 from megatron_ultralong.data.tokenizing.recheck import Samples
 from megatron_ultralong.data.tokenizing.shards import FileRange, Shard
 from megatron_ultralong.data.tokenizing.streams import STDIN, LineNumbers
-from megatron_ultralong.errors import UserError, shown
+from megatron_ultralong.errors import MalformedError, UserError, shown
 from megatron_ultralong.files import disk_error
 
 T = TypeVar("T")
@@ -61,6 +62,10 @@ class Job:
     """How many there are."""
     workers: int
     """Cores to keep busy."""
+    mask: Learnt = "all"
+    """For chats: which responses are learnt."""
+    chat_date: str = ""
+    """For chats: the date that templates print."""
 
 
 class Worker:
@@ -69,13 +74,11 @@ class Worker:
     def __init__(self, job: Job, counter: Any, left: Any, stop: Any) -> None:
         self.job, self.counter, self.left, self.stop = job, counter, left, stop
         self.each_batch: Callable[[], None] = lambda: None
-        self._chats: Any = None
+        self._chats: ChatTokenizer | None = None
         self._encoder: Encoder | None = None
         if job.chat_folder is not None:
-            from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer, torch_hidden
-
             with torch_hidden() if multiprocessing.parent_process() else contextlib.nullcontext():
-                self._chats = load_tokenizer(job.chat_folder)
+                self._chats = ChatTokenizer(job.chat_folder, job.chat_date)
         elif not job.fast:
             self._encoder = reference_encoder(job.recipe)
         else:
@@ -84,7 +87,9 @@ class Worker:
             except Exception as error:  # gigatoken refuses with several types, and any refusal means the same
                 raise RefusedError(str(error)) from None
         cuts = self._encoder.cuts if self._encoder is not None else None
-        self._dtype = token_dtype((self._encoder or self._chats).vocab_size)
+        source = self._encoder or self._chats
+        assert source is not None
+        self._dtype = token_dtype(source.vocab_size)
         self._reading = dataclasses.replace(job.reading, cuts=cuts)
 
     def run(self, shard: Shard, folder: Path) -> Path:
@@ -150,15 +155,18 @@ class Worker:
 
     def _render(self, batch: DocumentBatch, writer: PartWriter, complain: Any) -> None:
         """Ids and masks of chats; what the template refuses is malformed."""
-        from megatron_ultralong.data.tokenizer.chat import render_chat
-
+        assert self._chats is not None
         rendered, sources = [], []
         for chat, source, row in zip(batch.chats, batch.sources, batch.numbers, strict=True):
             try:
-                rendered.append(render_chat(self._chats, chat))
-                sources.append(source)
+                samples = self._chats.samples(chat, self.job.mask)
             except MalformedError as error:
                 complain(row, str(error))
+                continue
+            rendered += samples
+            sources += [source] * len(samples)
+            writer.part.split_chats += len(samples) > 1
+            writer.part.split_samples += len(samples) if len(samples) > 1 else 0
         if rendered:
             ids, masks = (np.concatenate(column) for column in zip(*rendered, strict=True))
             lengths = np.array([len(ids) for ids, _ in rendered], dtype=np.int64)

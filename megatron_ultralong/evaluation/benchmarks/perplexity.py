@@ -20,9 +20,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.backends.hf import LanguageModel
-from megatron_ultralong.evaluation.chat import Encoder
 from megatron_ultralong.progress import track
 
 CHUNK = 1024
@@ -34,7 +34,7 @@ def bucket_edges(length: int, buckets: int = 6) -> list[int]:
     return [0, *sorted({length >> shift for shift in range(buckets) if length >> shift > 1})]
 
 
-def cut_windows(documents: Iterable[str], tokenizer: Encoder, length: int, limit: int) -> torch.Tensor:
+def cut_windows(documents: Iterable[str], tokenizer: ChatTokenizer, length: int, limit: int) -> torch.Tensor:
     """Tokenize documents and cut them into whole windows; what is left of a document is dropped.
 
     Held are 4 bytes a token of all whole windows, and one document as the tokenizer gives it.

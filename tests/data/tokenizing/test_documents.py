@@ -1,10 +1,12 @@
 import bz2
 import gzip
+import json
 import lzma
 
 import pytest
 import zstandard
 
+from megatron_ultralong.data.tokenizer.chat import Chat
 from megatron_ultralong.data.tokenizing.documents import Fields
 from megatron_ultralong.data.tokenizing.peek import kind_of
 from megatron_ultralong.data.tokenizing.readers import Reading, read_range
@@ -55,8 +57,9 @@ def test_what_only_the_standard_library_reads_is_read(tmp_path):
 
 def test_chats(tmp_path):
     path = tmp_path / "chat.jsonl"
-    path.write_text('{"messages": [{"role": "user", "content": "hi"}], "text": "ignored"}\n')
-    assert list(read(path)) == [(({"role": "user", "content": "hi"},), "chat")]
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    path.write_text(json.dumps({"messages": messages, "text": "ignored"}))
+    assert list(read(path)) == [(Chat(tuple(messages), (1,)), "chat")]
 
 
 @pytest.mark.parametrize(

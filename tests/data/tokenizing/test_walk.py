@@ -228,6 +228,6 @@ def test_held_out_texts_come_from_anything_that_is_tokenized(tmp_path):
     (folder / "e.json").write_text('[{"text": "one"}, {"text": " "},\n {"text": "two"}]')
     assert read_texts(folder) == ["a", "c", "d", "one", "two"]
     assert read_texts(Path(f"{folder}/*.parquet")) == ["d"]
-    write_lines(folder / "f.jsonl", [{"messages": []}])
+    write_lines(folder / "f.jsonl", [{"messages": [{"role": "assistant", "content": "a"}]}])
     with pytest.raises(UserError, match=r"f\.jsonl, line 1: is a chat"):
         read_texts(folder)

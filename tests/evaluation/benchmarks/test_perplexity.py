@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
+from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.backends.hf import LanguageModel
 from megatron_ultralong.evaluation.benchmarks import perplexity
@@ -16,7 +17,6 @@ from megatron_ultralong.evaluation.benchmarks.perplexity import (
     perplexity_rows,
     window_losses,
 )
-from megatron_ultralong.evaluation.chat import ChatTokenizer
 
 
 class Bytes:

@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from megatron_ultralong.data.tokenizer.chat import ChatTokenizer, Message
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.backends.hf import LanguageModel
 from megatron_ultralong.evaluation.benchmarks import scoring
 from megatron_ultralong.evaluation.benchmarks.haystack import Haystack
 from megatron_ultralong.evaluation.benchmarks.retrieval import passkey_conversation, recall_conversation
 from megatron_ultralong.evaluation.benchmarks.scoring import Prompt, exact_matches, scored_prompt
-from megatron_ultralong.evaluation.chat import ChatTokenizer, Message
 from tests.evaluation.conftest import save_model
 
 

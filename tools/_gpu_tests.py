@@ -19,8 +19,16 @@ _FAILED, _PASSED = 1, 0  # pytest's exit statuses
 
 
 def marked_files() -> list[Path]:
-    """The files with tests marked gpu: those alone are imported, for the others need packages that may be absent."""
-    return [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if _MARK.search(path.read_text("utf-8"))]
+    """The files with tests marked gpu, by themselves or by a fixture of their folder.
+
+    Those alone are imported, for the others need packages that may be absent.
+    """
+
+    def marks(path: Path) -> bool:
+        return path.exists() and _MARK.search(path.read_text("utf-8")) is not None
+
+    found = sorted((ROOT / "tests").rglob("test_*.py"))
+    return [path for path in found if marks(path) or marks(path.with_name("conftest.py"))]
 
 
 def run_tests(files: Sequence[Path], expression: str, xml: Path, limit: float) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def main(
 def _tests(output: Path, device: str, limit: float) -> dict[str, Any]:
     import _gpu_tests
 
-    expression = "gpu and not gpus" if device == "gpu" else "not gpu and not slow"
+    expression = "gpu" if device == "gpu" else "not gpu and not slow"
     return _gpu_tests.run_tests(_gpu_tests.marked_files(), expression, output / "tests.xml", limit)
 
 

@@ -16,6 +16,25 @@ HEADS, KV_HEADS, HEAD_DIM = 2, 1, 128
 SCALE = HEAD_DIM**-0.5
 
 
+def assert_as_near_as_flash(ours: list[torch.Tensor], given: list[torch.Tensor]) -> None:
+    """out, dq, dk and dv of causal attention to q, k, v and a gradient."""
+    theirs = with_gradients(flash_in_one_process, *given)
+    q, k, v, grad = (x.double() for x in given)
+    out, lse = kernels_plain.forward(q, k, v, True, SCALE, None)
+    exact = [out, *kernels_plain.backward(grad, q, k, v, out, lse, True, SCALE, None)]
+    floor = torch.finfo(given[0].dtype).eps / 64  # of a norm over so many numbers
+    for name, a, b, c in zip(("out", "dq", "dk", "dv"), ours, theirs, exact, strict=True):
+        own, allowed = (((x.double() - c).norm() / c.norm()).item() for x in (a, b))
+        assert own <= 2 * allowed + floor, (name, own, allowed)
+
+
+def drawn(device: str, length: int) -> list[torch.Tensor]:
+    """q, k, v and the output's gradient in bf16."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, length, heads, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS, HEADS)]
+    return [torch.randn(shape, generator=generator).to(device, torch.bfloat16) for shape in shapes]
+
+
 def on(device: str, length: int, size: int, *marks: pytest.MarkDecorator) -> object:
     return pytest.param(device, length, size, id=f"{device}, {length} on {size}", marks=marks)
 
@@ -33,15 +52,5 @@ def on(device: str, length: int, size: int, *marks: pytest.MarkDecorator) -> obj
 def test_a_long_ring_in_bf16_is_as_near_fp64_as_one_call_of_flash_attention(
     device: str, length: int, size: int
 ) -> None:
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(1, length, heads, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS, HEADS)]
-    given = [torch.randn(shape, generator=generator).to(device, torch.bfloat16) for shape in shapes]
-    ours = one_device.attend(*given, size=size, scale=SCALE)
-    theirs = with_gradients(flash_in_one_process, *given)
-    q, k, v, grad = (x.double() for x in given)
-    out, lse = kernels_plain.forward(q, k, v, True, SCALE, None)
-    exact = [out, *kernels_plain.backward(grad, q, k, v, out, lse, True, SCALE, None)]
-    floor = torch.finfo(torch.bfloat16).eps / 64  # of a norm over so many numbers
-    for name, a, b, c in zip(("out", "dq", "dk", "dv"), ours, theirs, exact, strict=True):
-        own, allowed = (((x.double() - c).norm() / c.norm()).item() for x in (a, b))
-        assert own <= 2 * allowed + floor, (name, own, allowed)
+    given = drawn(device, length)
+    assert_as_near_as_flash(one_device.attend(*given, size=size, scale=SCALE), given)

@@ -58,7 +58,7 @@ def rotated(length: int, dtype: torch.dtype) -> list[torch.Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_rotating_is_as_near_fp64_as_plain_products(device_process: DeviceProcess, dtype: torch.dtype) -> None:
     heads, turning, grad, out, back = device_process.run(rotated, LENGTHS[device_process.kind] // 8, dtype)
-    cos, sin = turning.repeat(1, 1, 1, 1).chunk(2, dim=-1)
+    cos, sin = turning.chunk(2, dim=-1)
 
     def turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         first, second = x.chunk(2, dim=-1)
@@ -104,8 +104,9 @@ def losses(positions: int, vocabulary: int, width: int) -> dict[str, list[torch.
 def test_the_loss_in_chunks_is_as_near_as_whole_logits_in_bf16(device_process: DeviceProcess) -> None:
     sizes = {"cpu": (48, 96, 32), "gpu": (4096, 32000, 1024)}[device_process.kind]
     found = device_process.run(losses, *sizes)
-    for name, a, b, c in zip(("total", "hidden", "weight"), *found.values(), strict=True):
-        assert relative(a, c) <= 2 * relative(b, c) + 1e-6, name
+    floors = (torch.finfo(torch.bfloat16).eps / 16, 1e-6, 1e-6)  # one number's error may be small by chance
+    for name, a, b, c, floor in zip(("total", "hidden", "weight"), *found.values(), floors, strict=True):
+        assert relative(a, c) <= 2 * relative(b, c) + floor, name
 
 
 def loss_and_gradients(length: int, precision: Any, sizes: dict[str, int], **options: Any) -> list[torch.Tensor]:

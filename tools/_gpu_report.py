@@ -253,9 +253,9 @@ def with_section(page: str, section: str) -> str:
 
 
 def _profile(results: dict[str, Any]) -> HardwareProfile | None:
-    """What planning can use; None without measurements of attention."""
+    """What planning can use; None without measurements of a GPU."""
     measure = results.get("measure")
-    if measure is None:
+    if measure is None or not measure["machine"]["memory"]:
         return None
     fastest: dict[int, dict[str, Any]] = {}
     for row in measure["found"]["attention"]:

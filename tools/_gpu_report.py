@@ -19,7 +19,7 @@ from megatron_ultralong.planning.hardware_profile import AttentionRate, Hardware
 RESULTS = "results.json"
 _DOCS = ROOT / "docs" / "verification.md"
 _PROFILES = ROOT / "megatron_ultralong" / "planning" / "profiles"
-_COMMANDS = {"tests": "--part tests", "measure": "--part measure"}
+_PARTS = ("tests", "measure", "longest")
 
 Column = tuple[str, Callable[[dict[str, Any]], str]]
 
@@ -102,6 +102,7 @@ _TABLES: dict[str, tuple[str, list[Column]]] = {
         "A training step",
         [
             ("layers", _count("layers")),
+            ("shapes of one of TP", _count("tensor")),
             ("tokens", _count("tokens")),
             ("memory option", _text("memory")),
             ("s", _scaled("seconds", 1, 2)),
@@ -183,7 +184,9 @@ def report(output: Path, write_docs: bool) -> None:
 
 def _tables(results: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
     """Titles and rows, the first of which are the columns' names; what was left out says why in a last column."""
-    found = results.get("measure", {}).get("found", {})
+    found = {
+        key: rows for name in ("measure", "longest") for key, rows in results.get(name, {"found": {}})["found"].items()
+    }
     tables = []
     for key, (title, columns) in _TABLES.items():
         rows = found.get(key) or []
@@ -214,7 +217,7 @@ def _sentences(results: dict[str, Any]) -> list[str]:
         said += [f"failed: {name}: {why}" for name, why in found["failed"]]
         reasons = sorted({why for _, why in found["skipped"]})
         said += [f"skipped: {why}" for why in reasons]
-    said += [f"Not run: tools/gpu_check.py {command}." for name, command in _COMMANDS.items() if name not in results]
+    said += [f"Not run: tools/gpu_check.py --part {name}." for name in _PARTS if name not in results]
     return said
 
 

@@ -39,6 +39,7 @@ MEMORY_OPTIONS: dict[str, dict[str, Any]] = {
     "full, MLP in chunks, inputs on the host": {"recompute": "full", "mlp_chunk": 16384, "offload": True},
 }
 """Fields of [parallel], by what they keep: the fastest first."""
+_NOT_FAR = 1.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ def _loss(place: Place, row: Row, limit: float) -> None:
 def layers(place: Place, lengths: tuple[int, ...], clock: Clock) -> list[Row]:
     """One layer, forward and backward, keeping everything."""
     rows = [{"tokens": length} for length in lengths]
-    with _run(place, lengths[0], 1, {}) as run:
+    with _run(place, lengths[0], place.with_layers(1), {}) as run:
         return sweep(rows, "tokens", functools.partial(_layer, place, run), clock)
 
 
@@ -124,72 +125,81 @@ def _layer(place: Place, run: Run, row: Row, limit: float) -> None:
 
 
 @contextlib.contextmanager
-def _run(place: Place, length: int, layers: int, options: dict[str, Any], document: int = 0) -> Iterator[Run]:
-    """A run of so many layers, whose memory is given back afterwards."""
+def _run(place: Place, length: int, model: dict[str, Any], options: dict[str, Any], document: int = 0) -> Iterator[Run]:
+    """A run; what earlier ones held is given back before."""
+    free()
     kind: Any = "gpu" if place.device.type == "cuda" else "cpu"
-    config = _gpu_run.configuration(length, document=document, device=kind, **options)
-    runs = [_gpu_run.make(config, place.with_layers(layers), document=document)]
+    run = _gpu_run.make(
+        _gpu_run.configuration(length, document=document, device=kind, **options), model, document=document
+    )
     try:
-        yield runs[0]
+        train_step(_gpu_run.of_length(run, min(length, 64), document), 0)  # Adam's state is there
+        yield run
     finally:
-        runs.pop().ahead.wait()
-        free()
+        run.ahead.wait()
 
 
-def steps(place: Place, cases: tuple[tuple[int, tuple[int, ...]], ...], clock: Clock) -> list[Row]:
-    """Whole steps: for so many layers, at these lengths, under the first memory option that the plan says fits."""
+def steps(place: Place, cases: tuple[tuple[int, int, tuple[int, ...]], ...], clock: Clock) -> list[Row]:
+    """Whole steps under the first memory option that has room.
+
+    Args:
+        place: where.
+        cases: layers, tensor-parallel ranks of whose shapes the model has one's, and lengths.
+        clock: of all.
+    """
     found: list[Row] = []
-    weight = sum(length**2 for _, lengths in cases for length in lengths)
-    for layers, lengths in cases:
-        share = Clock(min(clock.left, clock.limit * sum(length**2 for length in lengths) * layers / weight))
-        by_option: dict[str, list[int]] = {}
-        for length in lengths:
-            by_option.setdefault(fitting(place, layers, length), []).append(length)
-        for option, chosen in by_option.items():
-            rows = [{"layers": layers, "tokens": length, "memory": option} for length in chosen]
-            found += _steps(place, layers, rows, share)
+    for number, (layers, ranks, lengths) in enumerate(cases):
+        rows = [{"layers": layers, "tensor": ranks, "tokens": length} for length in lengths]
+        share = Clock(clock.left / (len(cases) - number))
+        found += sweep(rows, "tokens", functools.partial(_step_with_room, place), share)
     return found
 
 
-def fitting(place: Place, layers: int, length: int) -> str:
-    """The first memory option whose planned total is at most nine tenths of the device; the last, if none is."""
-    gpu = place.device.type == "cuda"
+def candidates(place: Place, model: dict[str, Any], length: int) -> list[str]:
+    """The memory options worth trying, the fastest first: those whose planned total is not far over the memory.
+
+    The plan counts norms in parts, and may be too high for a GPU. The last option is always among them.
+    """
+    gpu, found = place.device.type == "cuda", []
     for name, options in MEMORY_OPTIONS.items():
-        planned = predict(_gpu_run.configuration(length, **options), place.with_layers(layers), 1, 0, gpu)
-        if not place.memory or planned.total <= 0.9 * place.memory:
-            return name
-    return list(MEMORY_OPTIONS)[-1]
+        planned = predict(_gpu_run.configuration(length, **options), model, 1, 0, gpu)
+        if not place.memory or planned.total <= _NOT_FAR * place.memory:
+            found.append(name)
+    return found or list(MEMORY_OPTIONS)[-1:]
 
 
-def _steps(place: Place, layers: int, rows: list[Row], clock: Clock) -> list[Row]:
-    options = MEMORY_OPTIONS[rows[0]["memory"]]
-    first = min(row["tokens"] for row in rows)
-
-    def warmed() -> None:
-        with _run(place, first, layers, options) as run:
-            train_step(_gpu_run.of_length(run, max(first // 16, 64)), 0)  # Adam's state is there, kernels are chosen
-            rows[:] = sweep(rows, "tokens", functools.partial(_step, place, run), clock)
-
-    if not attempt(rows[0], warmed):
-        logger.info("  %s", said(rows[0]))
-    return rows
+def _step_with_room(place: Place, row: Row, limit: float) -> None:
+    model = {**one_of(place.model, row["tensor"]), "num_hidden_layers": row["layers"]}
+    for option in candidates(place, model, row["tokens"]):
+        found: Row = {"memory": option}
+        if attempt(found, functools.partial(_step, place, model, row["tokens"], found, limit)):
+            row |= found
+            return
+        row["without_room"] = [*row.get("without_room", []), option]
+    row["left_out"] = OUT_OF_MEMORY
 
 
-def _step(place: Place, run: Run, row: Row, limit: float) -> None:
-    length, shape = row["tokens"], ModelShape.from_hf(run.description.hf_config)
-    run = _gpu_run.of_length(run, length)
-    with measured(run) as memory:
-        row["seconds"], result = _seconds(run, 1)
-    if place.device.type == "cpu" or row["seconds"] < limit:  # a CPU's measuring takes time, a GPU's first step too
-        row["seconds"], result = _seconds(run, 2)
-    flops = step_flops(shape, length, result.labels, result.pairs)
+def one_of(model: dict[str, Any], ranks: int) -> dict[str, Any]:
+    """The shapes that one of so many tensor-parallel ranks has, as a config.json: hidden states are whole."""
+    split = {key: model[key] // ranks for key in ("num_attention_heads", "num_key_value_heads", "intermediate_size")}
+    head_dim = model["hidden_size"] // model["num_attention_heads"]
+    return {**model, **split, "vocab_size": model["vocab_size"] // ranks, "head_dim": head_dim}
+
+
+def _step(place: Place, model: dict[str, Any], length: int, row: Row, limit: float) -> None:
+    with _run(place, length, model, MEMORY_OPTIONS[row["memory"]]) as run:
+        with measured(run) as memory:
+            row["seconds"], result = _seconds(run, 1)
+        if row["seconds"] < limit / 2:  # measuring slows a CPU, and at a new length kernels are chosen
+            row["seconds"], result = _seconds(run, 2)
+        planned = predict(run.config, model, 1, 0, place.device.type == "cuda")
+    flops = step_flops(ModelShape.from_hf(model), length, result.labels, result.pairs)
     row["loss"] = result.loss
     row["tokens_per_second"] = length / row["seconds"]
     row["flops"] = flops / row["seconds"]
     row["of_matmul"] = row["flops"] / place.matmul
     peak = peak_flops(engine_device.name(place.device))
     row["mfu"] = None if peak is None else row["flops"] / peak
-    planned = predict(run.config, run.description.hf_config, 1, 0, place.device.type == "cuda")
     row["bytes"], row["bytes_planned"] = _by_part(memory), _by_part(planned)
 
 
@@ -214,9 +224,8 @@ def longest(place: Place, layers: int, start: int, most: int, document: int, clo
     for number, (name, options) in enumerate(MEMORY_OPTIONS.items()):
         share = Clock(clock.left / (len(MEMORY_OPTIONS) - number))
         row: Row = {"memory": name, "layers": layers, "document": document}
-        row["tokens"], row["bound"] = longest_of(
-            functools.partial(_fits, place, layers, options, document), start, most, share
-        )
+        fits = functools.partial(_fits, place, place.with_layers(layers), options, document)
+        row["tokens"], row["bound"] = longest_of(fits, start, most, share)
         logger.info("  %s", said(row))
         found.append(row)
     return found
@@ -244,14 +253,9 @@ def longest_of(fits: Callable[[int], bool], start: int, most: int, clock: Clock)
     return best, "time was over" if length <= most else f"none beyond {most:,} is tried"
 
 
-def _fits(place: Place, layers: int, options: dict[str, Any], document: int, length: int) -> bool:
+def _fits(place: Place, model: dict[str, Any], options: dict[str, Any], document: int, length: int) -> bool:
     def step() -> None:
-        with _run(place, length, layers, options, document) as run:
-            train_step(_gpu_run.of_length(run, 64, document), 0)  # Adam's state is there
-            train_step(run, 1)
-            if place.device.type == "cuda":
-                torch.cuda.synchronize(place.device)
+        with _run(place, length, model, options, document) as run:
+            _seconds(run, 1)
 
-    row: Row = {}
-    attempt(row, step)
-    return row.get("left_out") != OUT_OF_MEMORY
+    return attempt({}, step)

@@ -53,9 +53,7 @@ def run_tests(files: Sequence[Path], expression: str, xml: Path, limit: float) -
     try:
         done = subprocess.run(words, cwd=ROOT, env=environment(), timeout=limit, check=False)
     except subprocess.TimeoutExpired:
-        raise UserError(
-            f"The tests took more than {limit:.0f} s and were ended; run them alone: make test-gpu."
-        ) from None
+        raise UserError(f"The tests took more than {limit:.0f} s and were ended; give more by --limit.") from None
     if done.returncode not in (_PASSED, _FAILED) or not xml.exists():
         raise UserError(f"pytest ended with status {done.returncode} and no results; its lines above say why.")
     return read_results(xml)

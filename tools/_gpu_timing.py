@@ -46,19 +46,16 @@ class Timed:
 def timed(call: Callable[[], Any], device: torch.device, limit: float) -> Timed:
     """The median of as many calls as fit into `limit` seconds, at most ten, after one that warms up.
 
-    A call that takes more than a third of the limit is made once: it is long enough for its beginning not to count.
-
     Args:
         call: what is measured.
         device: where it computes.
-        limit: seconds for all calls.
+        limit: seconds for all calls; one that takes more than twice as much is made once, and that one counts.
     """
     first = _once(call, device)
-    if first > limit / 3:
+    if first > 2 * limit:
         return Timed(first, 1)
     repeats = int(min(_REPEATS, max(1, limit / max(first, 1e-6) - 1)))
-    found = [_once(call, device) for _ in range(repeats)]
-    return Timed(statistics.median(found), repeats)
+    return Timed(statistics.median(_once(call, device) for _ in range(repeats)), repeats)
 
 
 def _once(call: Callable[[], Any], device: torch.device) -> float:
@@ -115,7 +112,7 @@ def sweep(
     Args:
         rows: what each row is; `measure` adds to it what it found.
         size: the key of a row that says how large it is.
-        measure: given a row and the seconds it may take.
+        measure: given a row and seconds in which it should have measured; it may say `left_out` itself.
         clock: of the whole sweep.
         power: of the size, by which time is expected to grow at most.
     """
@@ -128,8 +125,7 @@ def sweep(
             row["left_out"] = f"it would take about {expected:.0f} s of the {max(clock.left, 0):.0f} s left"
             continue
         begun = time.monotonic()
-        limit = min(clock.left, max(clock.limit / 20, 1.0))
-        if not attempt(row, functools.partial(measure, row, limit)):
+        if not attempt(row, functools.partial(measure, row, clock.left / 4)) or "left_out" in row:
             break
         last = row[size], time.monotonic() - begun
         logger.info("  %s", said(row))

@@ -1,6 +1,6 @@
 """Prove and measure everything on one GPU: its tests, its rates against its own ceilings, a report.
 
-    python tools/gpu_check.py [--part tests|measure|report]
+    python tools/gpu_check.py [--part tests|measure|longest|report]
 
 Needs PyTorch with CUDA and a few wheels, which it names where they are missing; this checkout need not be installed.
 Each part takes under 8 minutes. Results are in build/gpu_check/.
@@ -28,7 +28,7 @@ _LIMIT = 450.0  # seconds a part, at most 8 minutes with starting and ending
 
 def main(
     *,
-    part: Literal["all", "tests", "measure", "report"] = "all",
+    part: Literal["all", "tests", "measure", "longest", "report"] = "all",
     output: Path = Path("build/gpu_check"),
     write_docs: bool = False,
     limit: float = _LIMIT,
@@ -38,9 +38,9 @@ def main(
     """Run the tests marked gpu, measure this GPU, and report both.
 
     Args:
-        part: tests: build the extension and run every test marked gpu. measure: attention, ring, loss, layer, step and
-            longest sequence against a large product and a copy. report: results.json as a table, as verification.md
-            and as profile.json. all: one after another.
+        part: tests: build the extension and run every test marked gpu. measure: attention, ring, loss, layer and step
+            against a large product and a copy. longest: the longest sequence under each memory option. report:
+            results.json as tables, as verification.md and as profile.json. all: one after another.
         output: folder of results.json, to which each part adds, and of the report.
         write_docs: also put the report into docs/verification.md and the profile into planning/profiles.
         limit: seconds for the tests, and for the measurements.
@@ -59,10 +59,13 @@ def main(
         _gpu_machine.check_device(device)
         machine = _gpu_machine.describe(device)
         stamp = {"commit": provenance.git_commit(), "date": datetime.date.today().isoformat(), "machine": machine}
-        for name in ("tests", "measure") if part == "all" else (part,):
+        for name in ("tests", "measure", "longest") if part == "all" else (part,):
             _gpu_machine.ensure_extension(anew=name == "tests")
             begun = time.monotonic()
-            found = _tests(output, device, limit) if name == "tests" else _measurements(device, machine, small, limit)
+            if name == "tests":
+                found = _tests(output, device, limit)
+            else:
+                found = _measurements(name, device, machine["memory"], small, limit)
             seconds = round(time.monotonic() - begun, 1)
             _gpu_report.add(output, name, {**stamp, "seconds": seconds, "found": found})
     if part in ("all", "report"):
@@ -78,11 +81,11 @@ def _tests(output: Path, device: str, limit: float) -> dict[str, Any]:
     return _gpu_tests.run_tests(_gpu_tests.marked_files(), expression, output / "tests.xml", limit)
 
 
-def _measurements(device: Literal["gpu", "cpu"], machine: dict[str, Any], small: bool, limit: float) -> dict[str, Any]:
+def _measurements(part: Any, device: Any, memory: int, small: bool, limit: float) -> dict[str, Any]:
     import _gpu_measure
 
     sizes = _gpu_measure.SMALL if small else _gpu_measure.FULL
-    return _gpu_measure.measure(device, machine["memory"], sizes, limit)
+    return _gpu_measure.measure(part, device, memory, sizes, limit)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,15 +14,17 @@ from typing import Any
 import _gpu_machine
 import _gpu_measure
 import _gpu_report
+import _gpu_steps
 import _gpu_tests
 import pytest
 import torch
 from _gpu_kernels import pairs
-from _gpu_steps import MEMORY_OPTIONS, Place, fitting, longest_of
+from _gpu_steps import MEMORY_OPTIONS, Place, candidates, longest_of, one_of
 from _gpu_timing import OUT_OF_MEMORY, Clock, Row, attempt, sweep
 
 from megatron_ultralong.context_parallel import rectangles
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.planning.flops import ModelShape
 from megatron_ultralong.planning.hardware_profile import HardwareProfile
 
 TOOL = Path(__file__).parents[2] / "tools" / "gpu_check.py"
@@ -42,27 +46,29 @@ def gpu_check(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of --part measure on the CPU."""
+    """Of --part measure and --part longest on the CPU."""
     folder = tmp_path_factory.mktemp("gpu_check")
-    words = ["--part", "measure", "--device", "cpu", "--small", "--limit", "120", "--output", str(folder)]
-    done = gpu_check(*words)
-    assert done.returncode == 0, done.stderr[-3000:]
+    for part in ("measure", "longest"):
+        words = ["--part", part, "--device", "cpu", "--small", "--limit", "120", "--output", str(folder)]
+        done = gpu_check(*words)
+        assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
 def test_everything_is_measured(output: Path) -> None:
-    part = json.loads((output / "results.json").read_text())["measure"]
-    found = part["found"]
-    assert list(found) == list(_gpu_measure.SHARES)
+    parts = json.loads((output / "results.json").read_text())
+    for part, shares in _gpu_measure.PARTS.items():
+        assert list(parts[part]["found"]) == list(shares)
+    found = parts["measure"]["found"] | parts["longest"]["found"]
     assert found["ceilings"]["matmul_flops"] > 0 and found["ceilings"]["copy_bytes_per_second"] > 0
     small = _gpu_measure.SMALL
     assert [row["tokens"] for row in found["attention"]] == list(small.blocks)
     assert [(row["tokens_a_rank"], row["ranks"]) for row in found["ring"]] == list(small.rings)
-    assert [row["tokens"] for row in found["steps"]] == [64, 128]
+    assert [(row["tensor"], row["tokens"]) for row in found["steps"]] == [(1, 64), (1, 128), (2, 64)]
     assert [row["memory"] for row in found["longest"]] == list(MEMORY_OPTIONS)
     assert not [row for rows in found.values() for row in rows if "left_out" in row]
     for row in found["steps"]:
-        assert row["loss"] == pytest.approx(4.16, abs=0.1)  # the logarithm of 64 ids
+        assert row["loss"] == pytest.approx(math.log(64 / row["tensor"]), abs=0.1)  # ids
         assert row["tokens_per_second"] == pytest.approx(row["tokens"] / row["seconds"])
         for part_of_it, planned in row["bytes_planned"].items():
             assert row["bytes"][part_of_it] == pytest.approx(planned, rel=0.15), part_of_it
@@ -75,7 +81,7 @@ def test_the_report(output: Path) -> None:
     assert "A training step" in done.stdout and "Not run: tools/gpu_check.py --part tests." in done.stdout
     assert not (output / "profile.json").exists()  # a CPU has none
     page = (output / "verification.md").read_text()
-    assert page.startswith("## On one ") and "| 2 | 128 | nothing recomputed | " in page
+    assert page.startswith("## On one ") and "| 2 | 1 | 128 | nothing recomputed | " in page
     assert "Ceilings of the same run: a product of 64 cubed" in page
 
 
@@ -186,14 +192,34 @@ def test_ranks_of_a_ring_compute_every_pair_once() -> None:
         assert found[0] == pytest.approx(sum(found) / ranks, rel=0.01)
 
 
-def test_the_plan_chooses_what_fits() -> None:
+def test_options_that_the_plan_says_are_far_too_large_are_not_tried() -> None:
     chosen = []
     for memory in (10**15, 60 * 10**9, 10**9):
         place = Place(torch.device("cpu"), memory, _gpu_measure.FULL.model, 1.0)
-        chosen.append(fitting(place, 2, 131072))
+        chosen.append(candidates(place, place.with_layers(2), 131072))
     names = list(MEMORY_OPTIONS)
-    assert chosen[0] == names[0] and chosen[2] == names[-1]
-    assert 0 < names.index(chosen[1]) < len(names) - 1
+    assert chosen[0] == names and chosen[2] == names[-1:]
+    assert 0 < len(chosen[1]) < len(names) and chosen[1] == names[-len(chosen[1]) :]
+
+
+def test_without_room_under_one_option_the_next_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    place, row = Place(torch.device("cpu"), 0, _gpu_measure.SMALL.model, 1.0), {"layers": 2, "tensor": 1, "tokens": 64}
+    names = list(MEMORY_OPTIONS)
+
+    def step(place: Place, model: Any, length: int, row: Row, limit: float) -> None:
+        if names.index(row["memory"]) < 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        row["seconds"] = 1.0
+
+    monkeypatch.setattr(_gpu_steps, "_step", step)
+    (found,) = sweep([row], "tokens", functools.partial(_gpu_steps._step_with_room, place), Clock(60))
+    assert found["memory"] == names[2] and found["without_room"] == names[:2] and "left_out" not in found
+
+
+def test_shapes_of_one_tensor_parallel_rank() -> None:
+    one = ModelShape.from_hf(one_of(_gpu_measure.FULL.model, 8))
+    assert (one.hidden, one.heads, one.kv_heads, one.head_dim, one.ffn) == (4096, 4, 1, 128, 1792)
+    assert one.layer_weights * 8 == ModelShape.from_hf(_gpu_measure.FULL.model).layer_weights
 
 
 RESULTS: dict[str, Any] = {

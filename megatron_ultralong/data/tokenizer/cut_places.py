@@ -9,8 +9,8 @@ in `\s+(?!\S)`, which is met only where a is white space, and a never is. (2) fo
 - No known split has a part in which a space follows a character that is no white space. So a text is cut before every
   space but the first of several: Latin, Cyrillic, Arabic, Devanagari, Korean, and Thai between its phrases.
 - None has a part in which a letter or digit is followed by one of `_STOPS` (line ends and punctuation, also of Chinese
-  and Japanese, which write no spaces; not "'", which begins "'s", nor the middle dot, which a split of DeepSeek
-  keeps with letters), or a letter by a digit. Letters are those of `_LETTERS`, which all versions of Unicode call letters.
+  and Japanese, which write no spaces; not "'", which begins "'s", nor the middle dot, which a split of DeepSeek keeps
+  with letters), or a letter by a digit. Letters are those of `_LETTERS`, which are letters in all versions of Unicode.
 - GPT-2, Llama 3 and Qwen 2 split before a mark too, so that Thai without spaces is cut before a vowel sign. The later
   splits take marks for letters: Thai without a space is one part to them, and is held whole.
 

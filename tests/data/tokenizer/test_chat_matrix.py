@@ -126,7 +126,10 @@ def clock(monkeypatch):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_ids_are_transformers_and_masks_are_what_each_turn_generates(shape, name, tmp_path, clock):
     folder = with_template(build(shape, tmp_path / "shape"), name)
-    ours, hf = ChatTokenizer(folder), AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    ours, hf = (
+        ChatTokenizer(folder),
+        AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False),
+    )
     for messages, tools in chats(name):
         messages = [{key: each for key, each in message.items() if each is not None} for message in messages]
         responses = tuple(i for i, message in enumerate(messages) if message["role"] == "assistant")

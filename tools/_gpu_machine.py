@@ -15,12 +15,13 @@ from typing import Any, Literal
 from megatron_ultralong.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-_WHEELS = {
+_WHEELS = {  # module: what pip installs it by; of the package's dependencies these alone
     "torch": "torch",
     "numpy": "numpy",
     "megatron.core": "'megatron-core>=0.16.1,<0.17'",
     "einops": "einops",
     "psutil": "psutil",
+    "orjson": "orjson",
     "tyro": "'tyro>=1.0'",
     "rich": "rich",
     "pytest": "'pytest>=8'",

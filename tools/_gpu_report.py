@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from _gpu_machine import ROOT
+from _gpu_tables import tables
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -20,108 +20,6 @@ RESULTS = "results.json"
 _DOCS = ROOT / "docs" / "verification.md"
 _PROFILES = ROOT / "megatron_ultralong" / "planning" / "profiles"
 _PARTS = ("tests", "measure", "longest")
-
-Column = tuple[str, Callable[[dict[str, Any]], str]]
-
-
-def _count(key: str) -> Callable[[dict[str, Any]], str]:
-    return lambda row: f"{row[key]:,}" if key in row else ""
-
-
-def _text(key: str) -> Callable[[dict[str, Any]], str]:
-    return lambda row: str(row.get(key, ""))
-
-
-def _scaled(key: str, unit: float, digits: int = 1) -> Callable[[dict[str, Any]], str]:
-    return lambda row: "" if row.get(key) is None else f"{row[key] / unit:,.{digits}f}"
-
-
-def _percent(key: str) -> Callable[[dict[str, Any]], str]:
-    return lambda row: "" if row.get(key) is None else f"{100 * row[key]:.1f} %"
-
-
-def _memory(row: dict[str, Any]) -> str:
-    """Measured and planned, GB, in all; the parts are in results.json."""
-    found, planned = row.get("bytes"), row.get("bytes_planned")
-    if found is None or planned is None:
-        return ""
-    if isinstance(found, dict):
-        found, planned = found["total"], planned["total"]
-    return f"{found / 1e9:,.1f}, planned {planned / 1e9:,.1f}"
-
-
-_TABLES: dict[str, tuple[str, list[Column]]] = {
-    "attention": (
-        "A causal block by kernel, TFLOPS",
-        [
-            ("kernel", _text("kernel")),
-            ("tokens", _count("tokens")),
-            ("forward", _scaled("forward_flops", 1e12)),
-            ("backward", _scaled("backward_flops", 1e12)),
-        ],
-    ),
-    "folding": (
-        "What a ring adds to a block, as a share of the block's time",
-        [
-            ("tokens", _count("tokens")),
-            ("fold and copy, of forward", _percent("forward_share")),
-            ("add and copy, of backward", _percent("backward_share")),
-        ],
-    ),
-    "ring": (
-        "One rank of a simulated ring, and its rate as a share of the plain kernel's on a block of that length",
-        [
-            ("tokens a rank", _count("tokens_a_rank")),
-            ("ranks", _count("ranks")),
-            ("forward, s", _scaled("forward_seconds", 1, 3)),
-            ("of plain", _percent("forward_of_plain")),
-            ("backward, s", _scaled("backward_seconds", 1, 3)),
-            ("of plain ", _percent("backward_of_plain")),
-            ("both", _percent("of_plain")),
-        ],
-    ),
-    "loss": (
-        "Head and loss in chunks, forward and backward",
-        [
-            ("positions", _count("positions")),
-            ("s", _scaled("seconds", 1, 3)),
-            ("of the product", _percent("of_matmul")),
-            ("GB", _memory),
-        ],
-    ),
-    "layer": (
-        "A layer, forward and backward, nothing recomputed",
-        [
-            ("tokens", _count("tokens")),
-            ("s", _scaled("seconds", 1, 3)),
-            ("TFLOPS", _scaled("flops", 1e12)),
-            ("of the product", _percent("of_matmul")),
-        ],
-    ),
-    "steps": (
-        "A training step",
-        [
-            ("layers", _count("layers")),
-            ("shapes of one of TP", _count("tensor")),
-            ("tokens", _count("tokens")),
-            ("memory option", _text("memory")),
-            ("s", _scaled("seconds", 1, 2)),
-            ("tokens/s", _scaled("tokens_per_second", 1, 0)),
-            ("MFU", _percent("mfu")),
-            ("of the product", _percent("of_matmul")),
-            ("GB", _memory),
-        ],
-    ),
-    "longest": (
-        "The longest sequence under each memory option, in short documents",
-        [
-            ("memory option", _text("memory")),
-            ("layers", _count("layers")),
-            ("tokens", _count("tokens")),
-            ("bound by", _text("bound")),
-        ],
-    ),
-}
 
 
 def add(output: Path, name: str, found: dict[str, Any]) -> None:
@@ -158,7 +56,7 @@ def report(output: Path, write_docs: bool) -> None:
     """
     results = _read(output)
     console = Console(width=max(100, Console().width))
-    for title, table in _tables(results):
+    for title, table in tables(results):
         shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for name in table[0]:
             shown.add_column(name)
@@ -180,22 +78,6 @@ def report(output: Path, write_docs: bool) -> None:
                 temporary.write_text(page, encoding="utf-8")
             if profile is not None:
                 profile.write(_PROFILES / f"{re.sub('[^a-z0-9]+', '_', profile.name.lower()).strip('_')}.json")
-
-
-def _tables(results: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
-    """Titles and rows, the first of which are the columns' names; what was left out says why in a last column."""
-    found = {
-        key: rows for name in ("measure", "longest") for key, rows in results.get(name, {"found": {}})["found"].items()
-    }
-    tables = []
-    for key, (title, columns) in _TABLES.items():
-        rows = found.get(key) or []
-        left_out = any("left_out" in row for row in rows)
-        names = [name.strip() for name, _ in columns] + ["left out"] * left_out
-        lines = [[show(row) for _, show in columns] + [row.get("left_out", "")] * left_out for row in rows]
-        if rows:
-            tables.append((title, [names, *lines]))
-    return tables
 
 
 def _sentences(results: dict[str, Any]) -> list[str]:
@@ -238,7 +120,7 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         *(f"- {sentence}" for sentence in _sentences(results)),
     ]
-    for title, (names, *rows) in _tables(results):
+    for title, (names, *rows) in tables(results):
         lines += ["", f"{title}:", "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
         lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(lines) + "\n"

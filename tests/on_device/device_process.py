@@ -43,10 +43,14 @@ class DeviceProcess:
 
     def run(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
         """What `function(*arguments, **keywords)` returns there; tensors come back on the CPU."""
-        self.pipe.send((function, arguments, keywords))
-        if not self.pipe.poll(SECONDS):
-            raise TimeoutError(f"no answer within {SECONDS} s")
-        answer, error = self.pipe.recv()
+        try:
+            self.pipe.send((function, arguments, keywords))
+            if not self.pipe.poll(SECONDS):
+                raise TimeoutError(f"no answer within {SECONDS} s")
+            answer, error = self.pipe.recv()
+        except (EOFError, BrokenPipeError):
+            self.process.join(10)
+            raise RuntimeError(f"the {self.kind}'s process ended with status {self.process.exitcode}") from None
         assert error is None, error
         return answer
 

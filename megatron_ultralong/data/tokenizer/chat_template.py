@@ -126,7 +126,7 @@ class ChatTemplate:
         """The chat as text, and the characters that the template marks.
 
         Raises:
-            MalformedError: the template raises.
+            MalformedError: the template raises, or marks nothing.
         """
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -143,7 +143,10 @@ class ChatTemplate:
                 f"{self.path}: its chat template renders a chat otherwise when its marks are asked for; take "
                 "{% generation %} out of it."
             )
-        return text, [(begin, end) for begin, end in spans if begin < end]
+        marked = [(begin, end) for begin, end in spans if begin < end]
+        if not marked:
+            raise MalformedError(f"{self.path}: its chat template marks nothing of the chat as generated; mend either.")
+        return text, marked
 
     def _refusal(self, error: Exception) -> MalformedError:
         reason = " ".join(str(error).split()).rstrip(".") or "no reason given"

@@ -135,12 +135,14 @@ def test_some_responses_alone(named, name):
 
 
 def test_a_template_that_marks_other_places_than_responses(with_text):
-    text = "{% generation %}{% for m in messages %}{{ m['content'] }}{% endfor %}{% endgeneration %}"
+    text = "x{% generation %}{% for m in messages %}{{ m['content'] }}{% endfor %}{% endgeneration %}"
     tokenizer = with_text(text)
     messages = (user("a"), assistant("b"), user("c"), assistant("d"))
     assert learnt_texts(tokenizer, tokenizer.samples(chat(*messages))) == [["abcd"]]
     with pytest.raises(MalformedError, match="marks 1 places for 2 responses"):
         tokenizer.samples(chat(*messages), "last")
+    with pytest.raises(MalformedError, match="marks nothing of the chat as generated; mend either"):
+        with_text("x{% if false %}" + text + "{% endif %}").samples(chat(*messages))
 
 
 def test_a_call_of_tools_is_learnt(named):

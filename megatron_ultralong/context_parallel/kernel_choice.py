@@ -164,6 +164,7 @@ def _takes(kernel: Kernel, heads: Heads, documents: bool, deterministic_backward
         return fits and kernels_gpu.flash_attn(3) is not None
     if kernel.name == "cudnn":
         return capability >= (9, 0) and small and not deterministic_backward
+    assert kernel.name in ("torch", "flash2"), kernel.name
     return kernel.name == "torch" or kernels_gpu.flash_attn(2) is not None
 
 

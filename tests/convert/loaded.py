@@ -26,14 +26,16 @@ def answer(job: dict[str, Any]) -> Any:
     """Do one job."""
     if "config" in job:
         try:
-            loaded = AutoConfig.from_pretrained(job["config"])
+            loaded = AutoConfig.from_pretrained(job["config"], trust_remote_code=False)
         except Exception as error:  # whatever it is: it does not take it
             return str(error)
         entries = {name: getattr(loaded, name) for name in ENTRIES if hasattr(loaded, name)}
         rope = getattr(loaded, "rope_parameters", None) or {"rope_theta": loaded.rope_theta}
         return {**entries, "rope_theta": rope["rope_theta"]}
     torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(job["run"], dtype=torch.float32, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        job["run"], dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+    ).eval()
     vocabulary = model.config.vocab_size
     tokens = torch.randint(vocabulary, (1, job["length"]), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

@@ -15,7 +15,7 @@ READY := $(VENV)/.megatron_ultralong
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slurm test-gpu sanitize checks format clean
+.PHONY: help quickstart test test-slurm test-gpu test-gpus sanitize checks format clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +29,11 @@ test: $(READY)  ## the whole test suite, but for what is slow or needs SLURM
 test-slurm: $(READY)  ## the cluster's scripts on a real SLURM of two nodes (tests/slurm/cluster.sh install)
 	REQUIRE_SLURM=1 python -m pytest -m slurm tests/slurm $(PYTEST)
 
-test-gpu:  ## the tests marked gpu, with the Python at hand: it needs PyTorch with CUDA and pytest, no package index
-	$(PYTHON) -m pytest -m gpu tests/context_parallel/test_one_device.py
+test-gpu:  ## every test marked gpu on one GPU, with the Python at hand (tools/gpu_check.py names what it needs)
+	$(PYTHON) tools/gpu_check.py --part tests
+
+test-gpus: $(READY)  ## layouts over NCCL against one process, and a killed rank, on as many as 8 of this machine's GPUs
+	python -m pytest -m gpus tests/training/test_gpus.py
 
 sanitize: $(READY)  ## the C++ extension's tests and fuzzer under AddressSanitizer and UBSan
 	python tests/fuzz/sanitize.py

@@ -40,9 +40,15 @@ Scratch<T> scratch(std::int64_t count) {
     return Scratch<T>(static_cast<T *>(memory));
 }
 
+// Threads that work together unless told otherwise, the calling one included.
+inline std::int64_t default_workers() {
+    return std::clamp<std::int64_t>(std::thread::hardware_concurrency(), 1, 16);
+}
+
 // Call task(0) .. task(count - 1), each once, in any order and at the same time; rethrows one of their exceptions.
+// Threads that the system does not start are done without: those that are there, at least the calling one, do all.
 template <class Task>
-void parallel(std::int64_t count, Task task) {
+void parallel(std::int64_t count, Task task, std::int64_t workers = default_workers()) {
     std::atomic<std::int64_t> next{0};
     std::exception_ptr failure;
     std::mutex mutex;
@@ -57,10 +63,12 @@ void parallel(std::int64_t count, Task task) {
             next = count;
         }
     };
-    const auto cores = static_cast<std::int64_t>(std::thread::hardware_concurrency());
     std::vector<std::thread> threads;
-    for (std::int64_t i = 1; i < std::min({count, cores, std::int64_t{16}}); ++i) {
-        threads.emplace_back(work);
+    try {
+        for (std::int64_t i = 1; i < std::min(count, workers); ++i) {
+            threads.emplace_back(work);
+        }
+    } catch (const std::exception &) { // system_error or bad_alloc, which would pass running threads by: std::terminate
     }
     work();
     for (auto &thread : threads) {

@@ -26,7 +26,7 @@ _FIELDS = (
 
 
 def run(function: Callable[..., Any], arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line into `function`'s parameters, call it, and exit with its status.
+    """Parse the command line into `function`'s parameters, a dataclass's fields beside them, call it, and exit.
 
     Exit status: 0, or 2 for a bad flag or a `UserError`, or 130 after Ctrl-C.
     """
@@ -35,7 +35,7 @@ def run(function: Callable[..., Any], arguments: Sequence[str] | None = None) ->
     gc.freeze()  # what is imported stays, and neither collections nor the exit need to look through it
     gc.enable()
     with exit_status():
-        tyro.cli(function, args=arguments)
+        tyro.cli(function, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
 
 
 @contextlib.contextmanager

@@ -32,6 +32,10 @@ def report(error: BaseException) -> int:
     return status
 
 
+class MalformedError(Exception):
+    """One document cannot be used; the message says why and how to mend it, and begins after its place."""
+
+
 def raise_problems(subject: Path | str, problems: Sequence[str]) -> None:
     """Raise one UserError that holds every problem found in `subject`, one a line; none found: return."""
     if len(problems) == 1:
@@ -45,3 +49,11 @@ def listing(names: Iterable[str], most: int = 4) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def shown(path: Path | str) -> str:
+    """A path as one line of text: bytes that are no UTF-8, newlines and the like are escaped."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

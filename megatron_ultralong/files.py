@@ -1,8 +1,8 @@
 """Artefacts on disk appear whole or not at all, and name what they were made from.
 
-Everything is written beside its final name and renamed into place, so a kill leaves either the old artefact or
-the new one; of a folder that is being replaced, at worst the old one under `.NAME.HOST.PID.old`. The next writer of
-the same name removes what killed ones left on its host. Fingerprints are
+Everything is written beside its final name, synced and renamed into place, so a kill leaves either the old artefact or
+the new one, and a power cut too; of a folder that is being replaced, at worst the old one under `.NAME.HOST.PID.old`.
+The next writer of the same name removes what killed ones left (leftovers.py). Fingerprints are
 SHA-256; for data files of many gigabytes the hash covers the size and 64 evenly spread 64 KiB blocks, which costs
 4 MiB of reading whatever the file's size.
 """
@@ -10,16 +10,17 @@ SHA-256; for data files of many gigabytes the hash covers the size and 64 evenly
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
-import socket
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.leftovers import alive, beside, remove_leftovers, touch
 
 _BLOCK = 1 << 16
 _BLOCKS = 64
@@ -30,35 +31,54 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed to `path`, else removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path, "tmp")
-    temporary = _beside(path, "tmp")
+    remove_leftovers(path, "tmp")
+    temporary = beside(path, "tmp")
     try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
+        with alive(temporary):
+            yield temporary
+            sync(temporary)
         temporary.replace(path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it replaces `path`, on failure it is removed."""
+    """Yield a temporary folder beside `path`; on success all in it is synced and it replaces `path`, else it goes."""
     path = Path(os.path.realpath(path))
-    temporary = _beside(path, "tmp")
+    temporary = beside(path, "tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path, "tmp")
+        remove_leftovers(path, "tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder.") from None
     try:
-        yield temporary
+        with alive(temporary):
+            yield temporary
+            for entry in temporary.rglob("*"):
+                if not entry.is_symlink():
+                    sync(entry)
+            sync(temporary)
         replace_directory(temporary, path)
+        sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _remove_leftovers(path, "old")
+    remove_leftovers(path, "old")
+
+
+def sync(path: Path) -> None:
+    """Have a file's content, or the names in a folder, on the disk; a file system without the latter is let pass."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
+    finally:
+        os.close(handle)
 
 
 def disk_error(error: OSError, path: Path, mend: str = "free some space or choose another place") -> UserError:
@@ -82,8 +102,9 @@ def disk_errors_named(path: Path, mend: str = "free some space or choose another
 
 def replace_directory(source: Path, target: Path) -> None:
     """Rename `source` to `target`, moving an existing `target` aside first and deleting it afterwards."""
-    aside = _beside(target, "old")
+    aside = beside(target, "old")
     if target.exists():
+        touch(target)  # its lease as something put aside begins now
         target.rename(aside)
     source.rename(target)
     shutil.rmtree(aside, ignore_errors=True)
@@ -110,32 +131,6 @@ def refuse_others(folder: Path, names: Collection[str]) -> None:
     for path in sorted(folder.iterdir()):
         if path.name not in names:
             raise UserError(f"--output: {folder} holds {path.name}, which would be deleted; name another folder.")
-
-
-def _beside(path: Path, ending: str) -> Path:
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{ending}")
-
-
-def _remove_leftovers(path: Path, ending: str) -> None:
-    """Delete what killed writers of `path` left: those of this host whose process has ended."""
-    head = f".{path.name}.{socket.gethostname()}."
-    for left in path.parent.iterdir():
-        process = left.name.removeprefix(head).removesuffix(f".{ending}")
-        if left.name == f"{head}{process}.{ending}" and process.isdigit() and not _runs(int(process)):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def write_json(path: Path, value: Any) -> None:

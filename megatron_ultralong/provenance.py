@@ -27,7 +27,7 @@ def resolved(config: RunConfig, **extra: Any) -> dict[str, Any]:
         The sections, `versions` (of python and the packages whose numerics matter; None: not installed)
         and `git_commit` (with "-dirty" when tracked files differ from it; None: not run from a clone).
     """
-    return {**_plain(dataclasses.asdict(config)), "versions": versions(), "git_commit": _git_commit(), **extra}
+    return {**_plain(dataclasses.asdict(config)), "versions": versions(), "git_commit": git_commit(), **extra}
 
 
 def _plain(value: Any) -> Any:
@@ -53,7 +53,7 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The commit this package runs from, or None where it is not a clone or git is not there."""
     root = Path(megatron_ultralong.__file__).parents[1]
     if not (root / ".git").exists():  # not just any repository that site-packages happens to lie in

@@ -1,8 +1,10 @@
 import hashlib
 import os
+import pathlib
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -112,6 +114,47 @@ def test_the_next_writer_of_a_file_removes_what_killed_ones_left(tmp_path):
     with atomic_file(tmp_path / "a.bin") as temporary:
         temporary.write_text("whole")
     assert names(tmp_path) == ["a.bin", "mine.tmp"]
+
+
+class Disk:
+    """Records what is synced, and whether a rename finds all that it publishes synced as it is."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.synced, self.renamed, fsync = {}, [], os.fsync
+        self.replace, self.rename = pathlib.Path.replace, pathlib.Path.rename
+
+        def spy(handle):
+            fsync(handle)
+            found = os.fstat(handle)
+            self.synced[found.st_ino] = found.st_mtime_ns, found.st_size
+
+        monkeypatch.setattr(os, "fsync", spy)
+        monkeypatch.setattr(pathlib.Path, "replace", lambda path, to: self.publish(path, to, self.replace))
+        monkeypatch.setattr(pathlib.Path, "rename", lambda path, to: self.publish(path, to, self.rename))
+
+    def publish(self, path, to, move):
+        for entry in (path, *path.rglob("*")):
+            if ".tmp" in path.name and not entry.is_symlink():
+                found = entry.stat()
+                assert self.synced.get(found.st_ino) == (found.st_mtime_ns, found.st_size), f"{entry} is not synced"
+        self.renamed.append(Path(to).name)
+        return move(path, to)
+
+    def knows(self, folder):
+        """The names in a folder are on the disk."""
+        return self.synced.get(folder.stat().st_ino) == (folder.stat().st_mtime_ns, folder.stat().st_size)
+
+
+def test_all_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    disk = Disk(monkeypatch)
+    write_json(tmp_path / "a.json", {})
+    assert disk.knows(tmp_path)
+    with atomic_directory(tmp_path / "out") as temporary:
+        (temporary / "deep").mkdir()
+        (temporary / "deep" / "b").write_text("b")
+        (temporary / "c").write_text("c")
+        (temporary / "link").symlink_to("nowhere")
+    assert disk.knows(tmp_path) and disk.renamed == ["a.json", "out"]
 
 
 def test_a_disk_that_refuses_is_a_sentence(tmp_path):

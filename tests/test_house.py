@@ -103,10 +103,10 @@ def test_files_stay_small():
 
 
 LAYERS = (
-    ("errors",),
+    ("errors", "leftovers"),
     ("files", "progress", "processes"),
     ("config.sections", "families"),
-    ("rope", "provenance", "engine"),
+    ("config.stages", "rope", "provenance", "engine"),
     ("checkpoint", "data.packing._packing", "data.corpus", "data.tokenizer", "context_parallel"),
     ("data.shuffle", "model"),
     ("data.tokenizing", "data.resampling", "planning"),
@@ -187,6 +187,30 @@ def test_functions_stay_short():
     assert too_long == {}
 
 
+PIPES = {"engine/checkpoint_writer.py"}
+"""Files that unpickle what a process of the same run has just written."""
+
+
+def test_nothing_from_outside_is_unpickled_but_by_names_on_a_list():
+    """Every call that could run what a file says, with the argument that keeps it from doing so."""
+    safe = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
+    found = []
+    for path in [*SOURCES, *(ROOT / "tools").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called, options = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+            assert options.get("trust_remote_code", "False") == "False", f"{path}: {called}"
+            if called in safe:
+                name, value = safe[called]
+                assert options.get(name) == str(value), f"{path}: {called} without {name}={value}"
+                found.append(called)
+            if called in ("pickle.load", "pickle.loads", "pickle.Unpickler"):
+                assert str(path.relative_to(PACKAGE)) in PIPES, f"{path}: {called}"
+                found.append(called)
+    assert {*safe, "pickle.loads"} <= set(found)
+
+
 def test_the_map_in_the_readme_is_the_plan():
     rows = set(re.findall(r"^\| `megatron_ultralong/([a-z_/]+)/?` \|", (ROOT / "README.md").read_text(), re.MULTILINE))
     folders = {str(path.parent.relative_to(PACKAGE)) for path in SOURCES if path.parent != PACKAGE}
@@ -202,10 +226,10 @@ def test_two_packages_have_one_door():
         assert room == "cli.py" or not any(name.split(".")[0] == "tyro" for name in names), path
 
 
-def test_the_configuration_the_rope_and_the_data_need_no_torch():
+def test_the_configuration_the_rope_the_data_and_the_planning_need_no_torch():
     blocked = ("torch", "megatron", "transformers", *OPTIONAL)
     rooms = ["cli", "files", "progress"]
-    for room in ("config", "rope", "families", "data"):
+    for room in ("config", "rope", "families", "data", "planning"):
         found = pkgutil.walk_packages([str(PACKAGE / room)], f"{room}.")
         rooms += [module.name for module in found]
     in_python(blocking(*blocked) + "\n".join(f"import megatron_ultralong.{room}" for room in rooms))

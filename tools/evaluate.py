@@ -8,13 +8,13 @@ Models are folders in Hugging Face format. The output folder gets results.json, 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.cli import run
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation import inputs
-from megatron_ultralong.evaluation.backends.hf import Dtype
 from megatron_ultralong.evaluation.evaluate import Settings, evaluate
 from megatron_ultralong.evaluation.report.page import write_report
 from megatron_ultralong.files import disk_errors_named, writable, write_json
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(
+    settings: Settings,
     *,
     haystack: Path,
     documents: Path,
@@ -30,34 +31,19 @@ def main(
     base: Path | None = None,
     extended: Path | None = None,
     model: tuple[str, ...] = (),
-    lengths: tuple[int, ...] = (),
-    depths: int = 11,
-    samples_per_cell: int = 4,
-    recall_samples: int = 200,
-    recall_facts: int = 3,
-    perplexity_windows: int = 32,
-    seed: int = 0,
-    dtype: Dtype = "fp32",
     extra: Path | None = None,
     metrics: tuple[str, ...] = (),
 ) -> None:
     """Evaluate two or more models on the same prompts and write results.json, report.html and heatmap.png.
 
     Args:
-        haystack: JSON Lines with a `text` field: real text that needles are hidden in.
-        documents: JSON Lines with a `text` field: held-out documents of at least the target length, for perplexity.
+        settings: what is asked of every model.
+        haystack: real text that needles are hidden in: a file, folder or glob of any format that is tokenized.
+        documents: the same of held-out documents of at least the target length, for perplexity.
         output: folder for the results.
         base: the reference model's folder; it is also asked past its own context.
         extended: the extended model's folder.
         model: instead of base and extended: NAME=DIR of each model, the reference first.
-        lengths: prompt lengths in tokens; by default the base's context, doubled up to the extended model's.
-        depths: depths of the needle, evenly spread from 0 to 100 %.
-        samples_per_cell: prompts for each length and depth.
-        recall_samples: conversations of the short task, at the base's context length.
-        recall_facts: facts in each of them at random depths, and questions about them.
-        perplexity_windows: windows of held-out text at most.
-        seed: seed of all prompts.
-        dtype: precision of weights and activations.
         extra: JSON file whose keys are merged into results.json and shown in the report.
         metrics: NAME=metrics.jsonl of training stages whose curves the report shows.
     """
@@ -66,22 +52,17 @@ def main(
     folders = inputs.model_folders(base, extended, model)
     extras: dict[str, Any] = inputs.read_extra(extra, folders) if extra else {}
     curves = inputs.read_curves(metrics)
-    settings = Settings(
-        lengths=lengths,
-        depths=depths,
-        samples_per_cell=samples_per_cell,
-        recall_samples=recall_samples,
-        recall_facts=recall_facts,
-        perplexity_windows=perplexity_windows,
-        seed=seed,
-        dtype=dtype,
-    )
     results = evaluate(folders, inputs.read_texts(haystack), inputs.read_texts(documents), settings)
     results = inputs.merge(results, extras)
     with disk_errors_named(output):
         write_json(output / "results.json", results)
         write_report(results, output, curves)
-    for name in folders:
+    say_scores(results, folders, output)
+
+
+def say_scores(results: dict[str, Any], models: Iterable[str], output: Path) -> None:
+    """A line a model, and what was written."""
+    for name in models:
         logger.info(
             "%s: passkey at %s tokens %.1f %%, short task %.1f %%",
             name,

@@ -37,7 +37,8 @@ def inspect(
 
     from megatron_ultralong.data.reading.dataset import PackedDataset
     from megatron_ultralong.data.reading.inspection import as_html, as_text, inspect_sample
-    from megatron_ultralong.data.tokenizer.tokenizer import check_tokenizer, load_tokenizer
+    from megatron_ultralong.data.tokenizer.identity import check_tokenizer
+    from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
     from megatron_ultralong.files import atomic_file, disk_errors_named
 
     dataset = PackedDataset(

@@ -38,7 +38,8 @@ def pack(
     from megatron_ultralong.data.corpus.corpus import open_corpus
     from megatron_ultralong.data.packing.index import PackOptions, write_packed_index
     from megatron_ultralong.data.resampling.listing import read_documents
-    from megatron_ultralong.data.tokenizer.tokenizer import check_tokenizer, load_tokenizer
+    from megatron_ultralong.data.tokenizer.identity import check_tokenizer
+    from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
 
     corpus = open_corpus(tokens)
     check_tokenizer(tokenizer_model, corpus.tokenizer_fingerprint, corpus.prefix)

@@ -1,9 +1,8 @@
 """Tokenize text into megatron-core's .bin/.idx, one entry a document, with a manifest.
 
-Reads JSON Lines (.jsonl, .json, .ndjson) and plain text (.txt, .md, .rst), both also as .gz and .zst, and Parquet:
-files, folders, globs, or - for standard input. A document is one JSON object a line with its text in --json-keys, or
-a chat in --messages-key (a list of {"role", "content"}), rendered with the tokenizer's own chat template and a mask of
-the responses; or a row with such a column; or one whole text file.
+A document is one JSON object with its text in --json-keys, or a chat in --messages-key (a list of {"role", "content"},
+and other layouts), rendered with the tokenizer's own chat template and a mask of the responses; or a row of Parquet
+with such a column; or one whole text file. --help says which files are read; docs/data.md has the rest.
 
 A run that was stopped or killed goes on from its finished shards when the same command is given again. On several
 machines give each --shard i/n (an array job of SLURM: --shard $SLURM_ARRAY_TASK_ID/8), and at the end the same command
@@ -17,6 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_ultralong.cli import run
+from megatron_ultralong.data.tokenizer.tokenizer import Tokenizer, torch_hidden
+from megatron_ultralong.data.tokenizing.documents import Fields
+from megatron_ultralong.data.tokenizing.run import TokenizeOptions, parse_shard, tokenize_corpus
+from megatron_ultralong.errors import UserError
 
 
 def preprocess(
@@ -31,6 +34,9 @@ def preprocess(
     input_format: Literal["auto", "jsonl", "parquet", "text"] = "auto",
     malformed: Literal["stop", "skip"] = "stop",
     append_eod: bool = False,
+    mask: Literal["all", "last"] = "all",
+    chat_date: str = "",
+    encoder: Literal["auto", "reference"] = "auto",
     workers: int = len(os.sched_getaffinity(0)),
     shard: str = "",
     overwrite: bool = False,
@@ -38,41 +44,32 @@ def preprocess(
     """Tokenize text into PREFIX.bin, PREFIX.idx, PREFIX.sources.npy and PREFIX.json.
 
     Args:
-        input: Files, folders, globs, or -; their order is the order of the documents.
+        input: Files, folders, globs, or - (standard input), in the order of the documents: JSON Lines (.jsonl, .ndjson,
+            .json), .json of one array or object, text (.txt, .text, .md, .rst), each also with .gz, .bz2, .xz or .zst,
+            and .parquet. What a folder holds besides is counted in the log; what cannot be read is refused.
         output_prefix: PREFIX of the files to write.
         tokenizer_model: Folder in Hugging Face format, a sentencepiece or tiktoken file, or 'bytes'.
-        json_keys: Field or column that holds the text: one. For Megatron-LM's several, run this once for each, with its
-            own --output-prefix.
-        source_key: Field or column that names a document's source; without it the source is the file's name, or for a
-            file in an input folder the name of the folder that holds it.
+        json_keys: Field or column that holds the text: one. Run again for another, with its own --output-prefix.
+        source_key: Field or column that names a document's source; else it is its file or folder.
         messages_key: Field or column that holds a chat.
         source: The source of every document, instead.
         input_format: What is in the inputs; auto goes by their endings.
         malformed: Stop at a malformed document, or skip it and list it in PREFIX.skipped.tsv.
         append_eod: End each document with the tokenizer's eos_token; packing sets its own separators.
+        mask: Of a chat learn all its responses, or the last alone.
+        chat_date: YYYY-MM-DD for chat templates that print today's date; 2024-07-26 unless given, in every run.
+        encoder: auto: gigatoken where it gives the same ids, one text in 1,000 compared; reference: the slower library.
         workers: Processes that tokenize; the output does not depend on it.
         shard: i/n: tokenize only the i-th of n shares, from 0, and do not join them.
         overwrite: Replace another corpus of this PREFIX.
     """
-    from megatron_ultralong.data.tokenizer.tokenizer import Tokenizer, torch_hidden
-    from megatron_ultralong.data.tokenizing.documents import Fields
-    from megatron_ultralong.data.tokenizing.run import TokenizeOptions, parse_shard, tokenize_corpus
-    from megatron_ultralong.errors import UserError
-
     if len(json_keys) != 1:
-        raise UserError(
-            f"--json-keys {' '.join(json_keys)}: is not one field; run once for each, with its own --output-prefix."
-        )
-    options = TokenizeOptions(
-        workers=workers,
-        format=input_format,
-        source=source,
-        malformed=malformed,
-        append_eod=append_eod,
-        shard=parse_shard(shard),
-        overwrite=overwrite,
-    )
+        keys = " ".join(json_keys)
+        raise UserError(f"--json-keys {keys}: is not one field; run once for each, with its own --output-prefix.")
     fields = Fields(text=json_keys[0], source=source_key, messages=messages_key)
+    options = TokenizeOptions(
+        workers, input_format, source, malformed, append_eod, encoder, mask, chat_date, parse_shard(shard), overwrite
+    )
     with torch_hidden():
         tokenize_corpus(input, output_prefix, Tokenizer(tokenizer_model), fields, options)
 

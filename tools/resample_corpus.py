@@ -30,7 +30,7 @@ def resample(
         max_repeats: Most times a document may be listed; None for no limit.
         weights: Share of the total of each source as NAME=NUMBER, relative to the others'; by default each source
             keeps its share of the tokens.
-        total_tokens: Tokens of the list; None for as many as the corpus has.
+        total_tokens: Tokens of the list, to which the mix of lengths is scaled; None for as many as the corpus has.
         seed: Of every choice.
     """
     from megatron_ultralong.data.corpus.corpus import open_corpus

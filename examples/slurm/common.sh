@@ -27,6 +27,7 @@ need_number() { # NAME...: variables that must be a whole number above 0
 }
 
 need_file() { # VARIABLE PATH WHAT: something that an earlier step, or the user, must have put there
+  [[ -n $SRUN_OPTIONS ]] && return # a path of the container's; the tool there says what is missing
   [[ -e $2 ]] || stop "$2: no such $3; set $1, or make it first (examples/slurm/README.md has the order)"
 }
 
@@ -35,14 +36,15 @@ need_file() { # VARIABLE PATH WHAT: something that an earlier step, or the user,
 # shellcheck source=examples/llama3.1_8b_1m/settings.sh
 source "$EXAMPLE/settings.sh"
 # Defaults that are no matter of one example.
-: "${VENV:=.venv}"             # the Python environment, on a disk that every node sees
+: "${VENV=.venv}"              # the Python environment, on a disk that every node sees; empty: python on PATH
 : "${DEVICE:=gpu}"             # cpu: no GPUs are asked for, and the processes talk over gloo
-: "${SRUN_OPTIONS:=}"          # for every srun, such as --container-image=...
+: "${SRUN_OPTIONS:=}"          # for every srun, such as --container-image=...: then all Python runs by srun
 : "${SETUP:=}"                 # a line of shell that each job runs first, such as: module load cuda/12.8
+: "${NODE_OPTIONS=--exclusive --mem=0}" # of training jobs: whole nodes with all their memory
 : "${CRASHES_ALLOWED:=3}"      # times that a training job which broke, or lost a node, is queued again
 need MODEL RUN LENGTH
 need_number LENGTH NODES GPUS_PER_NODE CPUS_PER_TASK SHARDS TOTAL_TOKENS SFT_LENGTH
-export OMP_NUM_THREADS=$CPUS_PER_TASK PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+export VENV SETUP OMP_NUM_THREADS=$CPUS_PER_TASK PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
 # The command of the preprocessing array (with --shard) and of joining what its tasks made (without).
 read -ra PREPROCESS <<<"${PREPROCESS_OPTIONS:-}"
@@ -63,35 +65,37 @@ train_options() { # STAGE: set TRAIN_OPTIONS to the words that put these setting
     --parallel.device "$DEVICE" --train.requeue_code "$REQUEUE_CODE" "${words[@]}")
 }
 
-enter() { # what a job does before its own work: the user's SETUP, the environment, a line for the log
-  eval "$SETUP"
-  [[ -x $VENV/bin/python ]] ||
-    stop "$VENV/bin/python is missing on $(hostname); make the environment (make test does), or set VENV"
-  export PATH="$PWD/$VENV/bin:$PATH"
-  [[ $VENV != /* ]] || export PATH="$VENV/bin:$PATH"
+enter() { # a line for the log, before a job's own work
   [[ -z ${SLURM_JOB_ID:-} ]] || echo "== ${SLURM_JOB_NAME:-job} $SLURM_JOB_ID," \
     "start $((${SLURM_RESTART_COUNT:-0} + 1)), on ${SLURM_JOB_NODELIST:-?}, $(date '+%F %T')"
 }
 
-run() { # COMMAND...: show it, then run it
+inside() { # COMMAND...: one process of the project's Python: in the container that SRUN_OPTIONS names, else right here
+  local options
+  if [[ -z $SRUN_OPTIONS || -z ${SLURM_JOB_ID:-} ]]; then
+    bash examples/slurm/inside.sh "$@"
+  else
+    read -ra options <<<"$SRUN_OPTIONS"
+    srun --nodes=1 --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --overlap "${options[@]}" \
+      bash examples/slurm/inside.sh "$@"
+  fi
+}
+
+run() { # COMMAND...: show it, then run it inside
   printf '+'
   printf ' %q' "$@"
   printf '\n'
-  "$@"
+  inside "$@"
 }
 
 finished() { # FOLDER: print the checkpoint of a run's last step, or say why there is none yet
-  python - "$1" <<'PY'
-import json, pathlib, sys
+  inside python examples/slurm/finished.py "$1"
+}
 
-save = pathlib.Path(sys.argv[1])
-steps = sorted(path.parent for path in save.glob("step_*/ultralong.json"))
-if not steps:
-    sys.exit(f"error: {save} holds no checkpoint; train first (extend, then sft)")
-last = json.loads((steps[-1] / "ultralong.json").read_text())
-wanted = last["run"]["train"]["steps"]
-if last["step"] < wanted:
-    sys.exit(f"error: {save} has come to step {last['step']} of {wanted} only; submit that step again, it resumes")
-print(steps[-1])
-PY
+time_left() { # what SLURM still gives this job, as D-HH:MM:SS; nothing where it sets no limit
+  local left place parts=()
+  left=$(squeue --noheader --job="$SLURM_JOB_ID" --format=%L 2>/dev/null) || return 0
+  [[ ${left// /} =~ ^(([0-9]+)-)?(([0-9]+):)?([0-9]+):([0-9]+)$ ]] || return 0 # UNLIMITED
+  for place in 2 4 5 6; do parts+=("$((10#${BASH_REMATCH[place]:-0}))"); done
+  printf '%d-%02d:%02d:%02d\n' "${parts[@]}"
 }

@@ -1,11 +1,12 @@
-"""Examine the nodes of a job before it trains: GPUs, free disk, and one all-reduce over every process.
+"""Examine the nodes of a job before it trains: GPUs, free disk, one all-reduce over every process, and their speed.
 
-    srun bash examples/slurm/rank.sh python examples/slurm/health.py --device gpu --folder RUN --free-gb 500
+    srun bash examples/slurm/rank.sh python examples/slurm/health.py --device gpu --folder RUN -- --config run.toml
 
 Started once a process, with torchrun's variables. First each node by itself: nvidia-smi answers, there is a GPU for
 each process, none has uncorrected memory errors or another job's memory on it, and the folder can be written and has
 room. Then together: a process that does not appear within --timeout is named with its node, and the sum over all
-processes must be exact. A finding is one sentence on stderr that names the node, and exit status 1.
+processes must be exact. A finding is one sentence on stderr that names the node, and exit status 1. Behind -- stand
+training's own words, which say the groups whose speed is measured (speed.py); a mistake in them is exit status 2.
 """
 
 from __future__ import annotations
@@ -37,14 +38,17 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--free-gb", type=float, default=0.0)
     parser.add_argument("--timeout", type=int, default=300, help="seconds for every process to appear")
-    options = parser.parse_args()
+    words = sys.argv[1:]
+    own, training = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    options = parser.parse_args(own)
+    layout = layout_of(training) if training else None
     findings = []
     if os.environ["LOCAL_RANK"] == "0":
         findings += disk_findings(options.folder, options.free_gb)
         if options.device == "gpu":
             findings += gpu_findings(query_gpus(), int(os.environ["LOCAL_WORLD_SIZE"]))
     if not findings:
-        findings += together(options.device, options.timeout)
+        findings += together(options.device, options.timeout, options.folder, layout)
     for finding in findings:
         print(f"error: node {node()}: {finding}", file=sys.stderr, flush=True)
     sys.stderr.flush()
@@ -100,8 +104,17 @@ def gpu_findings(answer: str | None, wanted: int) -> Iterator[str]:
             yield f"GPU {index} ({name}) has {used} MiB in use before training; end what runs there"
 
 
-def together(device: str, timeout: int) -> Iterator[str]:
-    """Meet every process and sum over all of them; report on rank 0 how long it took."""
+def layout_of(words: list[str]) -> tuple[int, int]:
+    """Tensor- and context-parallel size that training's words state; a mistake in them ends with its sentence."""
+    from megatron_ultralong.cli import exit_status, parse_command_line
+
+    with exit_status():
+        parallel = parse_command_line([word for word in words if word not in ("--dry-run", "--dry_run")]).parallel
+    return parallel.tensor, parallel.context
+
+
+def together(device: str, timeout: int, folder: Path, layout: tuple[int, int] | None) -> Iterator[str]:
+    """Meet every process and sum over all of them; report on rank 0 how long it took, and how fast each is."""
     import torch
     import torch.distributed as dist
 
@@ -145,7 +158,23 @@ def together(device: str, timeout: int) -> Iterator[str]:
             f"{PAYLOAD * 4 // 2**20} MiB in {times[1] * 1e3:.0f} ms",
             flush=True,
         )
+    if layout is not None and size % (layout[0] * layout[1]) == 0:
+        say_speed(device, folder, layout, [store.get(f"node_of_{other}").decode() for other in range(size)])
     dist.barrier()
+
+
+def say_speed(device: str, folder: Path, layout: tuple[int, int], nodes: list[str]) -> None:
+    """Measure on every rank, print on rank 0."""
+    import speed  # beside this file
+    import torch
+    import torch.distributed as dist
+
+    own = torch.tensor(speed.measure(device, folder, *layout), device="cuda" if device == "gpu" else "cpu")
+    rows = [torch.empty_like(own) for _ in nodes]
+    dist.all_gather(rows, own)
+    if dist.get_rank() == 0:
+        for line in speed.report([row.tolist() for row in rows], nodes):
+            print(line, flush=True)
 
 
 def absent(store: Any, size: int, timeout: int) -> str:

@@ -40,11 +40,17 @@ check_step() { # STEP: what the user provides must be there, and a configuration
   need_file MODEL "$MODEL/config.json" "file of a model in Hugging Face format"
   if [[ $1 == extend || $1 == sft ]]; then
     train_options "$1"
-    python examples/slurm/check.py --world-size $((NODES * GPUS_PER_NODE)) "${TRAIN_OPTIONS[@]}"
+    if [[ -n $SRUN_OPTIONS ]]; then # its Python and its MODEL are in the container, which no login node has
+      echo "$1: the job itself checks its settings, in what SRUN_OPTIONS names"
+    else
+      inside python examples/slurm/check.py --world-size $((NODES * GPUS_PER_NODE)) "${TRAIN_OPTIONS[@]}"
+    fi
   fi
 }
 
 resources() { # STEP: what the job asks for, one word a line
+  local whole_nodes
+  read -ra whole_nodes <<<"$NODE_OPTIONS"
   case $1 in
   preprocess) printf '%s\n' --array="0-$((SHARDS - 1))" --nodes=1 --ntasks=1 --cpus-per-task="${DATA_CPUS:-16}" ;;
   pack | chats | convert | export) printf '%s\n' --nodes=1 --ntasks=1 --cpus-per-task="${DATA_CPUS:-16}" ;;
@@ -52,6 +58,7 @@ resources() { # STEP: what the job asks for, one word a line
   extend | sft)
     printf '%s\n' --nodes="$NODES" --ntasks-per-node="$GPUS_PER_NODE" --cpus-per-task="$CPUS_PER_TASK" \
       --time="${TIME_LIMIT:-04:00:00}" --signal="USR1@${WARN_SECONDS:-600}"
+    ((${#whole_nodes[@]} == 0)) || printf '%s\n' "${whole_nodes[@]}"
     ;;
   esac
   [[ $DEVICE == cpu ]] || case $1 in

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_ultralong.cli import run
+from megatron_ultralong.data.tokenizer.chat import ChatTokenizer, Message
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.benchmarks.haystack import Haystack
 from megatron_ultralong.evaluation.benchmarks.retrieval import (
@@ -34,7 +35,6 @@ from megatron_ultralong.evaluation.benchmarks.retrieval import (
     random_facts,
     recall_conversation,
 )
-from megatron_ultralong.evaluation.chat import ChatTokenizer, Message
 from megatron_ultralong.files import atomic_directory, atomic_file
 from megatron_ultralong.progress import track
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.families.defaults import completed
 from megatron_ultralong.files import read_json, write_json
 from megatron_ultralong.rope.scaling import RopeScaling
 
@@ -29,7 +30,7 @@ class Description:
     """What a checkpoint says of itself.
 
     Attributes:
-        hf_config: the model's Hugging Face config.json.
+        hf_config: the model's Hugging Face config.json, with its loader's defaults.
         rope: the scaling that the weights were trained with.
         tokenizer_fingerprint: of the tokenizer whose ids the model takes, or "".
         step: optimizer steps done; 0 for converted weights.
@@ -78,6 +79,7 @@ class Description:
             for name in ("hf_config", "run"):
                 if not isinstance(fields[name], dict):
                     raise TypeError(f"{name} is {fields[name]!r}")
+            fields["hf_config"] = completed(fields["hf_config"])
             return cls(**{**fields, **optional, "rope": RopeScaling(**value["rope"])})
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder / DESCRIPTION}: an entry is missing or unknown ({error}); {mend}.") from None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
 
 from megatron_ultralong.checkpoint import shares
+from megatron_ultralong.checkpoint.metadata import check_pickles
 from megatron_ultralong.checkpoint.shares import Copy
 from megatron_ultralong.engine import mcore
 from megatron_ultralong.errors import UserError
@@ -53,32 +55,51 @@ def weight_copies(model: torch.nn.Module) -> list[Copy]:
 
 
 def load_sharded(state: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """dist_checkpointing.load; if the checkpoint is at fault on one rank, every rank says it in one sentence.
+    """dist_checkpointing.load, after every rank has checked the pickles that it will read.
 
     Raises:
-        DamagedError: on every rank.
+        DamagedError: on every rank, in one sentence, if the checkpoint is at fault on one.
         OSError, MemoryError, RuntimeError: on the rank that could not read a disk or had no memory left, which says
             nothing of the checkpoint. The others wait until they are ended (training/watchdog.py).
     """
     loaded: dict[str, Any] = {}
     reason = ""
     try:
+        check_pickles(folder, _keys(state))
         loaded = mcore.dist_checkpointing.load(state, str(folder), validate_access_integrity=False)
+    except UserError as error:
+        raise_the_machines(error)
+        reason = str(error)
     except (Exception, CheckpointException) as error:  # the latter is a BaseException: each rank's failure
         failures = error.failures if isinstance(error, CheckpointException) else {dist.get_rank(): (error, None)}
         own, _ = failures.get(dist.get_rank(), (None, None))
         if own is not None and _is_the_machines(own):
             raise own from None
         cause = next(failure for failure, _ in failures.values())
-        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+        said = f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+        reason = f"{folder}: the checkpoint cannot be loaded ({said}); convert or copy it again, or give another."
     reasons = [""] * dist.get_world_size()
     dist.all_gather_object(reasons, reason)
     if any(reasons):
-        raise DamagedError(
-            f"{folder}: the checkpoint cannot be loaded ({next(filter(None, reasons))}); "
-            "convert or copy it again, or give another."
-        )
+        raise DamagedError(next(filter(None, reasons)))
     return loaded
+
+
+def _keys(state: Any) -> Iterator[str]:
+    """Keys of megatron-core's sharded tensors and objects, however deep."""
+    if isinstance(state, dict):
+        state = list(state.values())
+    if isinstance(state, (list, tuple)):
+        for value in state:
+            yield from _keys(value)
+    elif hasattr(state, "key"):
+        yield state.key
+
+
+def raise_the_machines(error: UserError) -> None:
+    """Raise what made a checkpoint unreadable, if that was a disk's failure or a lack of memory."""
+    if error.__context__ is not None and _is_the_machines(error.__context__):
+        raise error.__context__ from None
 
 
 def _is_the_machines(error: BaseException) -> bool:

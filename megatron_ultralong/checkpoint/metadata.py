@@ -1,46 +1,62 @@
-"""The .metadata of a DCP checkpoint, unpickled with nothing but DCP's own plain data classes.
+"""The pickles of a sharded checkpoint, read with nothing but the classes that it consists of.
 
-DCP itself unpickles it with everything allowed, so a checkpoint from outside could run any code; here a name that
-no checkpoint needs is refused.
+DCP unpickles `.metadata`, and entries that are no tensors, with everything allowed, so a checkpoint from outside could
+run any code. Here each class is named that a checkpoint of megatron-core's or of our own holds; any other name is
+refused before it is looked up. Conversion reads through `read_metadata`; training calls `check_pickles` before
+megatron-core's own load.
 """
 
 from __future__ import annotations
 
+import io
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from megatron_ultralong.errors import UserError
 
-_CHECKPOINT_MODULES = ("torch.distributed.checkpoint.", "megatron.core.dist_checkpointing.")
-_PLAIN = {
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("pathlib", "PosixPath"),
-    ("pathlib._local", "PosixPath"),
-    ("collections", "OrderedDict"),
-}
+_DCP = "torch.distributed.checkpoint."
+_NAMES = frozenset(
+    {
+        *((_DCP + "metadata", name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING")),
+        *((_DCP + "metadata", name) for name in ("TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata")),
+        (_DCP + "metadata", "BytesStorageMetadata"),
+        (_DCP + "filesystem", "_StorageInfo"),
+        *((_DCP + "planner", name) for name in ("SavePlan", "WriteItem", "WriteItemType")),
+        *((_DCP + "planner", name) for name in ("TensorWriteData", "BytesIOWriteData")),
+        ("torch", "Size"),
+        ("torch.serialization", "_get_layout"),
+        ("collections", "OrderedDict"),
+        ("pathlib", "PosixPath"),  # where DCP keeps the folder's name as a path
+        ("pathlib._local", "PosixPath"),
+    }
+)
+"""(module, name) of all that a `.metadata` names beside the dtypes of torch. A test holds it against real files."""
 _DAMAGE = (
     *(pickle.UnpicklingError, EOFError, OSError, AttributeError, ValueError, LookupError),
     *(TypeError, ImportError, RuntimeError, MemoryError, OverflowError),
 )
 """What a pickle with flipped bits may raise."""
+_AGAIN = "copy the checkpoint again"
 
 
 def read_metadata(path: Path) -> Metadata:
-    """Unpickle .metadata, letting only DCP's own plain classes be named in it."""
+    """Unpickle .metadata, letting only `_NAMES` and dtypes be named in it.
+
+    Raises:
+        UserError: it is damaged, or names anything else.
+    """
     try:
         with path.open("rb") as stream:
             metadata = _MetadataUnpickler(stream).load()
     except _DAMAGE as error:
-        raise UserError(
-            f"{path} is damaged ({str(error) or type(error).__name__}); copy the checkpoint again."
-        ) from None
+        raise UserError(f"{path} is damaged ({str(error) or type(error).__name__}); {_AGAIN}.") from None
     if not isinstance(metadata, Metadata) or metadata.storage_data is None:
-        raise UserError(f"{path} is damaged (no storage_data); copy the checkpoint again.")
+        raise UserError(f"{path} is damaged (no storage_data); {_AGAIN}.")
     return metadata
 
 
@@ -48,11 +64,38 @@ class _MetadataUnpickler(pickle.Unpickler):
     """Refuses everything but the data classes that .metadata consists of."""
 
     def find_class(self, module: str, name: str) -> Any:
-        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if dtype or (module, name) in _PLAIN:
+        if (module, name) in _NAMES or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
             return super().find_class(module, name)
-        if module.startswith(_CHECKPOINT_MODULES) and "." not in name:
-            found = super().find_class(module, name)
-            if isinstance(found, type) and found.__module__.startswith(_CHECKPOINT_MODULES):
-                return found
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
+
+
+def check_pickles(folder: Path, keys: Iterable[str]) -> None:
+    """Read everything that loading `keys` unpickles, with only plain data allowed; costs one reading of .metadata.
+
+    Args:
+        folder: a torch_dist directory.
+        keys: of what will be loaded.
+
+    Raises:
+        UserError: `.metadata`, common.pt or an entry of `keys` is damaged or names code.
+    """
+    metadata = read_metadata(folder / ".metadata")
+    _plain(folder / "common.pt", 0, None)
+    wanted = set(keys)
+    for index, info in metadata.storage_data.items():
+        described = metadata.state_dict_metadata.get(index.fqn)
+        if isinstance(described, BytesStorageMetadata) and index.fqn.partition("/shard_")[0] in wanted:
+            _plain(folder / info.relative_path, info.offset, info.length)
+
+
+def _plain(path: Path, offset: int, length: int | None) -> None:
+    """Load a torch.save'd object with weights_only, to see that it can be."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            torch.load(io.BytesIO(stream.read(-1 if length is None else length)), map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {_AGAIN}.") from None
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is damaged, or holds more than plain values ({reason}); {_AGAIN}.") from None

@@ -14,8 +14,8 @@ from typing import Any
 
 from megatron_ultralong.checkpoint.checkpoint_checks import checkpoint_problems
 from megatron_ultralong.config.sections import ParallelConfig, RunConfig
+from megatron_ultralong.config.stages import stage_problems
 from megatron_ultralong.context_parallel.requirements import attention_problems
-from megatron_ultralong.data.tokenizer.tokenizer import tokenizer_fingerprint
 from megatron_ultralong.engine.optimizer_checks import optimizer_problems
 from megatron_ultralong.errors import UserError, raise_problems
 from megatron_ultralong.files import read_json
@@ -30,7 +30,8 @@ _AT_LEAST_ZERO = (
     "rope.target_length rope.original_length optimizer.learning_rate optimizer.min_learning_rate "
     "optimizer.warmup_steps optimizer.weight_decay optimizer.clip_grad checkpoint.interval checkpoint.export_interval "
     "train.loss_chunk train.z_loss parallel.recompute_layers parallel.mlp_chunk train.requeue_code log.profile "
-    "checkpoint.keep_last checkpoint.keep_every train.max_skipped log.spike optimizer.offload_fraction"
+    "checkpoint.keep_last checkpoint.keep_every train.max_skipped log.spike optimizer.offload_fraction "
+    "parallel.ddp_bucket_size parallel.first_stage_layers parallel.last_stage_layers"
 ).split()
 
 
@@ -122,23 +123,17 @@ def _sharding(parallel: ParallelConfig, length: int, hf_config: dict[str, Any]) 
     """What tensor and pipeline parallelism must divide."""
     heads = hf_config["num_attention_heads"]
     kv_heads = hf_config.get("num_key_value_heads") or heads
-    for value, what in ((heads, "attention heads"), (kv_heads, "key-value heads")):
-        if value % parallel.tensor:
-            yield (
-                f"parallel.tensor is {parallel.tensor}, which does not divide the model's {value} {what}; "
-                f"give a divisor of {value}."
-            )
-    layers = hf_config["num_hidden_layers"]
-    if layers % parallel.pipeline:
+    if heads % parallel.tensor:
         yield (
-            f"parallel.pipeline is {parallel.pipeline}, which does not divide the model's {layers} layers; "
-            f"give a divisor of {layers}."
+            f"parallel.tensor is {parallel.tensor}, which does not divide the model's {heads} attention heads; "
+            f"give a divisor of {heads}."
         )
-    elif parallel.recompute_layers > layers // parallel.pipeline:
+    elif kv_heads % parallel.tensor and parallel.tensor % kv_heads:
         yield (
-            f"parallel.recompute_layers is {parallel.recompute_layers}, but a pipeline stage has "
-            f"{layers // parallel.pipeline}; give at most that, or 0 for all."
+            f"parallel.tensor is {parallel.tensor}, neither a divisor nor a multiple of the model's {kv_heads} "
+            f"key-value heads; give a divisor of {heads} that is one."
         )
+    yield from stage_problems(parallel, hf_config["num_hidden_layers"])
     if parallel.recompute_layers and parallel.recompute == "none":
         yield (
             f'parallel.recompute_layers is {parallel.recompute_layers} with parallel.recompute "none"; '
@@ -160,12 +155,8 @@ def _sharding(parallel: ParallelConfig, length: int, hf_config: dict[str, Any]) 
 
 
 def _data(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
-    """Indexes packed for another length, or of another vocabulary or tokenizer than the model's."""
-    length, tokenizer = config.data.sequence_length, None
-    try:
-        tokenizer = tokenizer_fingerprint(config.model.hf)
-    except UserError as error:
-        yield str(error)
+    """Indexes packed for another length, or of another vocabulary than the model's."""
+    length = config.data.sequence_length
     manifests = []
     for source in config.data.sources:
         try:
@@ -184,11 +175,6 @@ def _data(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
             yield (
                 f"{where}: tokens of a vocabulary of {manifest['vocab_size']}, but the model has "
                 f"{hf_config['vocab_size']}; tokenize with the model's own tokenizer."
-            )
-        if tokenizer is not None and manifest["tokenizer_fingerprint"] != tokenizer:
-            yield (
-                f"{where}: tokens of another tokenizer than {config.model.hf / 'tokenizer.json'}; "
-                "tokenize with the model's own, or set model.hf to the model that the data was made for."
             )
     if not config.data.loss_on_separators and manifests and not any(m.get("separator") for m in manifests):
         yield "data.loss_on_separators is false, but no source has separators; remove data.loss_on_separators."

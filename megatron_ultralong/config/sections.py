@@ -34,7 +34,8 @@ class RopeConfig:
     target_length: int = 0
     """Tokens of context to reach; 0: data.sequence_length."""
     original_length: int = 0
-    """Tokens of context the frequencies are relative to; 0: the model's own original length."""
+    """Tokens of context the frequencies are relative to; 0: the model's own original length, which must be given here
+    where config.json leaves it open (linear scaling)."""
     alpha: float = 1.0
     """Rotations at or below which a dimension is fully scaled."""
     beta: float = 4.0
@@ -69,6 +70,9 @@ class DataConfig:
     """Whether the model learns to write separators: the loss counts where the next token is part of one."""
     loss_on_first_tokens: bool = True
     """Whether the loss counts where the next token is a document's first; with document_mask it never does."""
+    repacked: Literal["refuse", "restart"] = "refuse"
+    """When a run resumes and a source's folder holds another index than the run has read there: refuse it, or read the
+    new one from its beginning, whatever was read of the old."""
     pad_to_divisible: bool = False
     """True: a sequence_length that the layout does not divide is padded where samples are read, without loss on the
     padding; False: it is an error."""
@@ -79,9 +83,14 @@ class ParallelConfig:
     """How the model and the sequence are spread over processes; data parallelism is what remains."""
 
     tensor: int = 1
-    """Tensor parallel size (TP)."""
+    """Tensor parallel size (TP): divides the attention heads, and the key-value heads or is a multiple of them, which
+    then lie on several ranks each."""
     pipeline: int = 1
     """Pipeline parallel size (PP)."""
+    first_stage_layers: int = 0
+    """Layers of the first pipeline stage, which also holds the embedding; 0: as many as the others."""
+    last_stage_layers: int = 0
+    """Layers of the last pipeline stage, which also holds the head and its loss; 0: as many as the others."""
     context: int = 1
     """Context parallel size (CP): each rank holds sequence_length / CP tokens."""
     ulysses: int = 1
@@ -91,8 +100,18 @@ class ParallelConfig:
     """Split norms and dropouts along the sequence within the TP group; needs tensor > 1."""
     distributed_optimizer: bool = False
     """Spread optimizer state over the data-parallel ranks (ZeRO-1)."""
+    overlap_grad_reduce: bool = True
+    """Add gradients up over data-parallel ranks while backward goes on, a bucket at a time; False: after it."""
+    overlap_param_gather: bool = True
+    """With the distributed optimizer, gather the updated weights while the next forward goes on; False: before it."""
+    ddp_bucket_size: int = 0
+    """Parameters in a bucket of the two overlaps; 0: megatron-core's choice, 40M, or 1M a data-parallel rank."""
     attention: Literal["torch", "te"] = "torch"
     """Ring attention over PyTorch's own flash kernels, or Transformer Engine's context parallelism."""
+    kernel: Literal["auto", "cudnn", "flash2", "flash3", "torch"] = "auto"
+    """Of attention "torch" on GPUs, which kernel computes a block: cuDNN's, flash-attn 2 or 3 where installed, or
+    PyTorch's own flash kernel; "auto" takes the fastest that the heads allow. Whichever it is must first agree with
+    plain matrix products as the run starts; one that does not is passed over with a warning."""
     cp_comm_type: Literal["p2p", "all_gather", "a2a", "a2a+p2p"] = "p2p"
     """Of attention "te": Transformer Engine's ring, all keys and values gathered, heads for sequence, or the last
     within `ulysses` neighbours and the ring across."""
@@ -127,6 +146,15 @@ class TrainConfig:
     grad_reduce_in_fp32: bool = True
     """With bf16: add up gradients, over microbatches and ranks, in fp32. False: in bf16, which halves their memory and
     traffic, and rounds every addition."""
+    gradient_accumulation_fusion: bool = True
+    """Let the matrix product that makes a weight's gradient add it to the buffer itself: apex's extension where it is
+    installed, else PyTorch's addmm. False, and with parallel.mlp_chunk or recompute "selective" always: make it in the
+    model's precision, then add it."""
+    swiglu_fusion: bool = True
+    """On a GPU, megatron-core's fused SwiGLU, which torch.compile builds and which keeps its input alone; False, and
+    on a CPU always: PyTorch's operators one by one."""
+    prefetch: bool = True
+    """Read the next microbatch while the present one is computed."""
     loss_chunk: int = 0
     """Positions whose logits exist at once on a rank; 0: as many as fill 1 GiB."""
     z_loss: float = 0.0
@@ -169,6 +197,9 @@ class OptimizerConfig:
     """Adam's epsilon."""
     clip_grad: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
+    fused: bool = True
+    """Adam in one kernel: Transformer Engine's or apex's where installed, else PyTorch's; False: its operators one
+    by one (those two have no other)."""
     offload_fraction: float = 0.0
     """Share of the main weights and Adam's moments that lies in host memory and is stepped there (megatron-core's
     HybridDeviceOptimizer); needs GPUs, bf16, parallel.distributed_optimizer and Transformer Engine. 0: none."""

@@ -81,7 +81,7 @@ def backward(
             if start == first:
                 dq[:, rows] = more
             else:
-                dq[:, rows] += more
+                dq[:, rows].add_(more)
     for batch in batches:
         q, k, v = (batch.take(x) for x in inputs)
         grad, out = (batch.take(x, padding=0.0) for x in (grad_BLNH, out_BLNH))

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_ultralong.engine.device import to_device
+
 _aten = torch.ops.aten
 _Bounds = tuple[int, ...] | None
 
@@ -68,7 +70,7 @@ class _Rows:
 def _bounds(bounds: tuple[int, ...], batch: int, device: torch.device) -> tuple[Tensor, tuple[int, int]]:
     longest = max(stop - start for start, stop in itertools.pairwise(bounds))
     repeated = [0, *(b * bounds[-1] + stop for b in range(batch) for stop in bounds[1:])]
-    return torch.tensor(repeated, dtype=torch.int32, device=device), (longest, longest)
+    return to_device(torch.tensor(repeated, dtype=torch.int32), device), (longest, longest)
 
 
 def _like(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -16,6 +16,7 @@ from megatron_ultralong.engine import transformer_engine
 def attention_problems(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
     """Each mistake in a sentence with its field, value and mend; sizes are positive and tensor divides the heads."""
     yield from _heads_for_sequence(config.parallel, hf_config)
+    yield from _kernel(config.parallel)
     yield from _transformer_engine(config)
 
 
@@ -39,9 +40,9 @@ def _heads_for_sequence(parallel: ParallelConfig, hf_config: dict[str, Any]) -> 
         return
     heads = hf_config["num_attention_heads"]
     kv_heads = hf_config.get("num_key_value_heads") or heads
-    if heads % parallel.tensor or kv_heads % parallel.tensor:
+    if heads % parallel.tensor or (kv_heads % parallel.tensor and parallel.tensor % kv_heads):
         return  # named by _sharding
-    heads, kv_heads = heads // parallel.tensor, kv_heads // parallel.tensor
+    heads, kv_heads = heads // parallel.tensor, max(kv_heads // parallel.tensor, 1)
     if parallel.attention == "torch":
         problem = ulysses_problem(heads, kv_heads, ulysses)
         if problem is not None:
@@ -55,6 +56,20 @@ def _heads_for_sequence(parallel: ParallelConfig, hf_config: dict[str, Any]) -> 
                 f'parallel.cp_comm_type is "{parallel.cp_comm_type}" and {name} {size} does not divide a rank\'s '
                 f'{value} {what}; give a divisor of {value}, or set parallel.attention to "torch".'
             )
+
+
+def _kernel(parallel: ParallelConfig) -> Iterator[str]:
+    """A kernel that nothing would use."""
+    if parallel.kernel != "auto" and parallel.attention == "te":
+        yield (
+            f'parallel.kernel is "{parallel.kernel}", which only parallel.attention "torch" reads; remove it, or set '
+            'parallel.attention to "torch".'
+        )
+    elif parallel.kernel not in ("auto", "torch") and parallel.device == "cpu":
+        yield (
+            f'parallel.kernel is "{parallel.kernel}" with parallel.device "cpu", where that kernel does not run; '
+            'set parallel.kernel to "auto".'
+        )
 
 
 def _transformer_engine(config: RunConfig) -> Iterator[str]:

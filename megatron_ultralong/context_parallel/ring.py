@@ -2,7 +2,7 @@
 
 Each rank keeps its queries and passes keys and values on around the ring, receiving the next share while it
 computes with the one at hand. Partial outputs are folded at once into one fp32 accumulator, so a call holds two
-KV shares and one fp32 output whatever the ring's size (`memory.ring_memory`). Backward sends KV around again, and
+KV shares and one fp32 output whatever the ring's size (`ring_memory`). Backward sends KV around again, and
 behind it an fp32 dKV that comes home after a full turn. `rectangles` says what is computed when, `exchange` moves rows.
 """
 
@@ -223,7 +223,7 @@ def ring_attention(
         softmax_scale: factor on the logits, with any attention factor in it; None: 1 / sqrt(H).
 
     Returns:
-        [B, L, N, H] in q's dtype. Memory: `memory.ring_memory`.
+        [B, L, N, H] in q's dtype. Memory: `ring_memory.ring_memory`.
 
     Raises:
         ValueError: tensors that are not of such shapes, dtypes and one device; a group that is none.
@@ -242,12 +242,8 @@ def ring_attention(
     bounds = None if cu_seqlens is None else _whole_numbers(cu_seqlens)
     if neighbours is not None:
         neighbours.connect(q_BLNH.device)
-    call = _Call(
-        rectangles.plan(q_BLNH.shape[1] * size, rank, size, bounds, causal),
-        neighbours,
-        causal,
-        scale,
-    )
+    plan = rectangles.plan(q_BLNH.shape[1] * size, rank, size, bounds, causal)
+    call = _Call(plan, neighbours, causal, scale)
     return _RingAttention.apply(*(_for_kernels(x) for x in (q_BLNH, k_BLKH, v_BLKH)), call)
 
 

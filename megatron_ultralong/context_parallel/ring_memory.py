@@ -29,7 +29,9 @@ def ring_memory(
 ) -> RingMemory:
     """Peak extra memory of one `ring_attention` call.
 
-    Forward: two buffers of keys and values, the fp32 output, its log-sum-exp, and one block's output with its own.
+    Forward: two buffers of keys and values, the fp32 output, its log-sum-exp, one block's output with its own, and in
+    folding the block in its share of each row, as large as the log-sum-exp (a CPU's few rows, which are less, and what
+    a Triton kernel does without are counted so too).
     Backward: two buffers of keys and values, two of their gradients in fp32, dq in fp32, one block's dq, dk and dv.
     For cp 1 the kernel's results are the call's: nothing but the log-sum-exp.
 
@@ -47,7 +49,7 @@ def ring_memory(
     block = q * bytes_per_element + lse
     accumulator = q * wide if bytes_per_element < wide else 0
     return RingMemory(
-        forward=2 * kv * bytes_per_element + accumulator + lse + block,
+        forward=2 * kv * bytes_per_element + accumulator + 2 * lse + block,
         backward=2 * kv * (bytes_per_element + wide) + accumulator + (q + kv) * bytes_per_element,
         saved=lse,
     )

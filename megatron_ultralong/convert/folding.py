@@ -56,3 +56,12 @@ class QueryFold:
         factors = torch.ones(rule.shapes(dimensions)[0][0])
         factors[: heads * dimensions.H].view(heads, dimensions.H)[:, : self.rotary_dim] = self.factor
         return factors
+
+    def fused(self, rule: Rule, dimensions: Dimensions) -> torch.Tensor | None:
+        """Factors of the rows of a rule's megatron-core tensor, fp32 [rows]; None: it holds no queries to scale."""
+        scales = [self.scale(rule, number, dimensions) for number in range(len(rule.hf))]
+        if all(scale is None for scale in scales):
+            return None
+        shapes = rule.shapes(dimensions)
+        parts = [torch.ones(shape[0]) if scale is None else scale for scale, shape in zip(scales, shapes, strict=True)]
+        return rule.merge(parts, dimensions)

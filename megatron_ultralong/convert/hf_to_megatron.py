@@ -61,6 +61,7 @@ def convert_hf_to_megatron(
     hf: Path,
     output: Path,
     dtype: Dtype = "keep",
+    original_length: int = 0,
     workers: int = 1,
     overwrite: bool = False,
     verify: Literal["checksums", "logits", "none"] = "checksums",
@@ -75,6 +76,7 @@ def convert_hf_to_megatron(
         hf: folder with config.json and safetensors.
         output: folder to write; it appears whole or not at all.
         dtype: of the stored weights; "keep" as they are in the file.
+        original_length: tokens of context before its rope was scaled, where config.json leaves that open.
         workers: processes that share the work; the result is the same, bit for bit.
         overwrite: replace OUTPUT if it exists and holds nothing but a checkpoint.
         verify: "checksums" reads the result back and compares every tensor's checksum with the source's; "logits"
@@ -90,58 +92,51 @@ def convert_hf_to_megatron(
     """
     refuse_loss(output, hf)
     refuse_existing(output, overwrite, FILES)
-    check_counts(workers=workers, verify_length=verify_length)
+    check_counts(workers=workers, verify_length=verify_length, original_length=original_length)
     check_text(verify_text, verify)
-    source = HfFolder.open(hf, allow_pickle=allow_pickle)
-    table, rope = _described(source)
-    dtypes = {rule.megatron: TORCH_DTYPES.get(dtype) or _common_dtype(source, rule, table) for rule in table.rules}
-    size = sum(math.prod(shape) * dtypes[key].itemsize for key, shape in table.megatron_shapes.items())
+    work = _Import.plan(HfFolder.open(hf, allow_pickle=allow_pickle), TORCH_DTYPES.get(dtype), original_length)
     if dry_run:
-        logger.info("%s", import_plan(source, table, rope, dtypes, output))
+        logger.info("%s", import_plan(work.source, work.table, work.rope, work.dtypes, output))
         return
-    _check_tie(source, table)
-    with writing(output, size) as folder:
-        tally = _write_weights(folder, source, table, dtypes, workers)
-        warn_not_finite(hf, tally)
-        _describe(folder, source, rope, precision_name(dtypes.values()))
+    _check_tie(work.source, work.table)
+    with writing(output, work.size) as folder:
+        tally = _write(dataclasses.replace(work, folder=folder), workers)
         if verify != "none":
-            check_megatron(Reader(folder), table, tally.checksums, workers)
+            check_megatron(Reader(folder), work.table, tally.checksums, workers)
         if verify == "logits":
-            verify_logits(
-                Verification(hf, folder, verify_text, verify_length or rope.length, dtype=TORCH_DTYPES.get(dtype))
-            )
-    logger.info("%s: %d tensors, %s, rope %s", output, len(tally.checksums), precision_name(dtypes.values()), rope.kind)
-
-
-def _described(source: HfFolder) -> tuple[Table, RopeScaling]:
-    """The table and the rope of a folder's config.json, which must fit each other and the tensors."""
-    table = Table.from_hf(source.config)
-    rope = config_json.read(source.config)
-    rope.inverse_frequencies(rope.rotary_dim(table.dimensions.H))  # its lists must fit the heads
-    table.check_hf(source.shapes, str(source.path))
-    return table, rope
-
-
-def _describe(folder: Path, source: HfFolder, rope: RopeScaling, precision: str) -> None:
-    """Write ultralong.json beside the weights."""
-    Description(
-        hf_config=source.config,
-        rope=rope,
-        tokenizer_fingerprint=own_tokenizer_fingerprint(source.path),
-        step=0,
-        run={"source": str(source.path.resolve()), "precision": precision, "versions": provenance.versions()},
-        files=sizes(folder),
-    ).write(folder)
+            verify_logits(Verification(hf, folder, verify_text, verify_length, dtype=TORCH_DTYPES.get(dtype)))
+    logger.info("%s: %d tensors, %s, rope %s", output, len(tally.checksums), work.precision, work.rope.kind)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Import:
-    """Writes one .distcp file: the pieces of one group of the table."""
+    """What becomes of a model; called, it writes one .distcp file: the pieces of one group of the table."""
 
     folder: Path
     source: HfFolder
     table: Table
+    rope: RopeScaling
     dtypes: dict[str, torch.dtype]
+
+    @classmethod
+    def plan(cls, source: HfFolder, dtype: torch.dtype | None, original_length: int) -> _Import:
+        """The table, the rope and the dtypes of a folder, which must fit each other and the tensors."""
+        table = Table.from_hf(source.config)
+        rope = config_json.read(source.config, original_length)
+        rope.inverse_frequencies(rope.rotary_dim(table.dimensions.H))  # its lists must fit the heads
+        table.check_hf(source.shapes, str(source.path))
+        dtypes = {rule.megatron: dtype or _common_dtype(source, rule, table) for rule in table.rules}
+        return cls(Path(), source, table, rope, dtypes)
+
+    @property
+    def size(self) -> int:
+        """Bytes of tensors."""
+        return sum(math.prod(shape) * self.dtypes[key].itemsize for key, shape in self.table.megatron_shapes.items())
+
+    @property
+    def precision(self) -> str:
+        """The name of the dtype that all tensors have, or "mixed"."""
+        return precision_name(self.dtypes.values())
 
     def __call__(self, number: int) -> tuple[list[Stored], Tally]:
         tally = Tally()
@@ -159,16 +154,26 @@ class _Import:
         return TensorChunk(rule.megatron, shape, layer if rule.layered else None, self.dtypes[rule.megatron])
 
 
-def _write_weights(folder: Path, source: HfFolder, table: Table, dtypes: dict[str, torch.dtype], workers: int) -> Tally:
-    """Write every tensor, and the description of where each lies."""
+def _write(work: _Import, workers: int) -> Tally:
+    """Write every tensor, the description of where each lies, and ultralong.json."""
     tally, stored = Tally(), []
-    jobs = range(len(table.groups()))
-    with Progress("converting", len(table.hf_shapes), "tensors") as progress:
-        for places, found in share(_Import(folder, source, table, dtypes), jobs, workers):
+    jobs = range(len(work.table.groups()))
+    with Progress("converting", len(work.table.hf_shapes), "tensors") as progress:
+        for places, found in share(work, jobs, workers):
             stored += places
             tally.update(found)
             progress.advance(len(found.checksums))
-    write_metadata(folder, stored)
+    write_metadata(work.folder, stored)
+    warn_not_finite(work.source.path, tally)
+    source = {"source": str(work.source.path.resolve()), "precision": work.precision}
+    Description(
+        hf_config=work.source.config,
+        rope=work.rope,
+        tokenizer_fingerprint=own_tokenizer_fingerprint(work.source.path),
+        step=0,
+        run={**source, "versions": provenance.versions()},
+        files=sizes(work.folder),
+    ).write(work.folder)
     return tally
 
 

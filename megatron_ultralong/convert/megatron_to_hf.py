@@ -18,16 +18,13 @@ import torch
 
 from megatron_ultralong.checkpoint.description import Description
 from megatron_ultralong.convert.average import Mean, open_mean
+from megatron_ultralong.convert.companions import COMPANIONS, Companions
 from megatron_ultralong.convert.conversion_plan import export_plan
 from megatron_ultralong.convert.folding import QueryFold
 from megatron_ultralong.convert.formats.hf_folder import (
     INDEX,
     RUN,
-    TOKENIZER_FILES,
     HfFolder,
-    copy_files,
-    matching,
-    own_tokenizer_fingerprint,
     plan_shards,
     runs,
     write_index,
@@ -52,12 +49,10 @@ from megatron_ultralong.convert.workers import share
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.families.rules import Rule
 from megatron_ultralong.families.tables import EMBEDDING
-from megatron_ultralong.files import read_json, write_json
+from megatron_ultralong.files import write_json
 from megatron_ultralong.progress import Progress
 
 logger = logging.getLogger(__name__)
-
-COMPANIONS = (*TOKENIZER_FILES, "generation_config.json")
 
 
 def convert_megatron_to_hf(
@@ -72,7 +67,7 @@ def convert_megatron_to_hf(
     overwrite: bool = False,
     verify: Literal["checksums", "logits", "none"] = "checksums",
     verify_text: Path | None = None,
-    verify_length: int = 0,
+    verify_length: int = 2048,
     dry_run: bool = False,
 ) -> None:
     """Convert a Megatron checkpoint into a model in Hugging Face format.
@@ -86,9 +81,9 @@ def convert_megatron_to_hf(
         max_shard_size: gigabytes (1e9 bytes) a safetensors file.
         workers: processes that share the work; the result is the same, bit for bit.
         overwrite: replace OUTPUT if it exists and holds nothing but a model.
-        verify: "checksums" reads the result back and compares every tensor's checksum with the checkpoint's;
-            "logits" also runs transformers and Megatron over the same tokens, in fp32 (4 bytes a parameter), and
-            names the tensor at which they part. OUTPUT/verification.json holds what was found.
+        verify: "checksums" reads the result back and compares every checksum; "logits" also runs transformers and
+            Megatron over the same tokens, in fp32, and names the tensor at which they part.
+            OUTPUT/verification.json holds what was found.
         verify_text: text to compare logits on; by default random token ids.
         verify_length: tokens to compare logits on at most; 0: the model's whole context.
         dry_run: say what would be written, and write nothing.
@@ -96,39 +91,32 @@ def convert_megatron_to_hf(
     Raises:
         UserError: anything wrong with the input, or OUTPUT exists.
     """
-    refuse_loss(output, load, *average)
+    _check_options(output, [load, *average], verify, verify_text, max_shard_size)
     refuse_existing(output, overwrite, (*COMPANIONS, "config.json", "verification.json", "*.safetensors", INDEX))
     check_counts(workers=workers, verify_length=verify_length)
+    export = _Export.plan([load, *average], verify != "none", TORCH_DTYPES.get(dtype), round(max_shard_size * 1e9))
+    companions = Companions.of(hf, Description.read(load))
+    refuse_loss(output, companions.folder)
+    if dry_run:
+        logger.info("%s", export_plan(*export.described(), companions.files(), output))
+        return
+    with writing(output, sum(export.file_sizes().values())) as folder:
+        export = dataclasses.replace(export, folder=folder)
+        tally = _write(export, companions, workers)
+        _prove(export, tally, verify, Verification(folder, load, verify_text, verify_length, True), workers)
+    logger.info("%s: %d tensors, %d tokens of context", output, len(tally.checksums), companions.length)
+
+
+def _check_options(
+    output: Path, sources: list[Path], verify: str, verify_text: Path | None, max_shard_size: float
+) -> None:
+    """Refuse options that cannot be meant."""
+    refuse_loss(output, *sources)
     check_text(verify_text, verify)
     if not 0 < max_shard_size < math.inf:
         raise UserError(f"--max-shard-size is {max_shard_size}; give gigabytes above 0.")
-    if average and verify == "logits":
+    if len(sources) > 1 and verify == "logits":
         raise UserError("--verify logits compares with one checkpoint; with --average, take --verify checksums.")
-    source = open_mean([load, *average], checked=verify != "none")
-    description = Description.read(load)
-    companions = _companions(hf, description)
-    refuse_loss(output, companions)
-    export = _Export.plan(source, description, TORCH_DTYPES.get(dtype), round(max_shard_size * 1e9))
-    config = exported(description, export.tensors[EMBEDDING.hf[0]].dtype)
-    if dry_run:
-        copied = matching(companions, COMPANIONS)
-        logger.info("%s", export_plan(source, export.table, config, export.file_sizes(), copied, output))
-        return
-    length = description.rope.length
-    with writing(output, sum(export.file_sizes().values())) as folder:
-        tally = _write_weights(dataclasses.replace(export, folder=folder), workers)
-        warn_not_finite(load, tally)
-        write_json(folder / "config.json", config)
-        _write_companions(folder, companions, length)
-        if verify != "none":
-            check_hf(HfFolder.open(folder), export.table, tally.checksums, workers)
-            found = _found(export, tally)
-            if verify == "logits":
-                found |= verify_logits(
-                    Verification(folder, load, verify_text, verify_length or length, True, TORCH_DTYPES.get(dtype))
-                )
-            write_json(folder / "verification.json", found)
-    logger.info("%s: %d tensors, %s, %d tokens of context", output, len(tally.checksums), config["torch_dtype"], length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,13 +142,16 @@ class _Export:
     folder: Path
     source: Mean
     table: Table
+    config: dict[str, Any]
     fold: QueryFold
+    dtype: torch.dtype | None
     tensors: dict[str, _Tensor]
     shards: dict[str, list[str]]
 
     @classmethod
-    def plan(cls, source: Mean, description: Description, dtype: torch.dtype | None, largest: int) -> _Export:
+    def plan(cls, folders: list[Path], checked: bool, dtype: torch.dtype | None, largest: int) -> _Export:
         """Which tensor goes into which file, in the order of the forward pass; every checkpoint must have them all."""
+        source, description = open_mean(folders, checked), Description.read(folders[0])
         table = Table.from_hf(description.hf_config)
         for reader in source.readers:
             table.check_megatron(reader.shapes(), str(reader.folder))
@@ -170,7 +161,12 @@ class _Export:
             for part, name in enumerate(rule.names(layer))
         }
         shards = plan_shards({name: tensor.size for name, tensor in tensors.items()}, largest)
-        return cls(Path(), source, table, QueryFold.of(description, table), tensors, shards)
+        config = exported(description, tensors[EMBEDDING.hf[0]].dtype)
+        return cls(Path(), source, table, config, QueryFold.of(description, table), dtype, tensors, shards)
+
+    def described(self) -> tuple[Mean, Table, dict[str, Any], dict[str, int]]:
+        """What `export_plan` says of it."""
+        return self.source, self.table, self.config, self.file_sizes()
 
     def file_sizes(self) -> dict[str, int]:
         """Bytes of tensors by file."""
@@ -197,8 +193,8 @@ class _Export:
         return tally
 
 
-def _write_weights(export: _Export, workers: int) -> Tally:
-    """Write every file and the index."""
+def _write(export: _Export, companions: Companions, workers: int) -> Tally:
+    """Write every file of weights, the index, config.json, and what comes along."""
     if export.fold.factor != 1.0:
         exact = export.tensors[EMBEDDING.hf[0]].dtype == torch.float32
         logger.info(
@@ -212,11 +208,17 @@ def _write_weights(export: _Export, workers: int) -> Tally:
             tally.update(found)
             progress.advance(len(found.checksums))
     write_index(export.folder, export.shards, sum(export.file_sizes().values()))
+    warn_not_finite(export.source.readers[0].folder, tally)
+    write_json(export.folder / "config.json", export.config)
+    companions.write(export.folder)
     return tally
 
 
-def _found(export: _Export, tally: Tally) -> dict[str, Any]:
-    """What verification.json says of the checksums."""
+def _prove(export: _Export, tally: Tally, verify: str, what: Verification, workers: int) -> None:
+    """Check what was written as `verify` says, and write down what was found."""
+    if verify == "none":
+        return
+    check_hf(HfFolder.open(export.folder), export.table, tally.checksums, workers)
     found: dict[str, Any] = {
         "tensors": len(tally.checksums),
         "crc32": tally.checksums,
@@ -224,40 +226,6 @@ def _found(export: _Export, tally: Tally) -> dict[str, Any]:
     }
     if len(export.source.readers) > 1:
         found["averaged"] = [str(reader.folder.resolve()) for reader in export.source.readers]
-    return found
-
-
-def _companions(hf: Path | None, description: Description) -> Path:
-    """The folder of tokenizer and generation_config.json; its tokenizer must be the one the model was trained with."""
-    run = description.run  # a converter's has `source`, a training run's the model section of its configuration
-    named = hf or run.get("source") or run.get("model", {}).get("hf")
-    if named is None or not Path(named).is_dir():
-        raise UserError(f"{named}, to take the tokenizer from, is no folder; give --hf FOLDER.")
-    folder = Path(named)
-    found = own_tokenizer_fingerprint(folder)
-    if description.tokenizer_fingerprint and found != description.tokenizer_fingerprint:
-        raise UserError(
-            f"{folder / 'tokenizer.json'} is not the tokenizer of this checkpoint; give --hf FOLDER with it."
-        )
-    return folder
-
-
-def _write_companions(folder: Path, source: Path, length: int) -> None:
-    """Tokenizer, chat templates and generation_config.json, with the new length where they state an older one."""
-    copy_files(source, folder, COMPANIONS)
-    path = folder / "tokenizer_config.json"
-    if path.exists():
-        write_json(path, _object(source / path.name, "the tokenizer's configuration") | {"model_max_length": length})
-    path = folder / "generation_config.json"
-    if path.exists():
-        content = _object(source / path.name, "the generation configuration")
-        if isinstance(content.get("max_length"), int) and content["max_length"] < length:
-            write_json(path, content | {"max_length": length})  # Llama-2 states 4,096 there, and it would cut
-
-
-def _object(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object of the source folder."""
-    content = read_json(path, what, "mend or replace it")
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: {what} is no JSON object; mend or replace it.")
-    return content
+    if verify == "logits":
+        found |= verify_logits(dataclasses.replace(what, dtype=export.dtype))
+    write_json(export.folder / "verification.json", found)

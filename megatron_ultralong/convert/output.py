@@ -49,9 +49,9 @@ def refuse_loss(output: Path, *sources: Path | None) -> None:
 
 
 def check_counts(**counts: int) -> None:
-    """Raise UserError for an option that must be 1 or more and is not."""
+    """Raise UserError for an option that is too small: workers below 1, another below 0."""
     for name, value in counts.items():
-        least = 0 if name == "verify_length" else 1
+        least = 1 if name == "workers" else 0
         if value < least:
             raise UserError(f"--{name.replace('_', '-')} is {value}; give {least} or more.")
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron_ultralong.errors import UserError, listing
+from megatron_ultralong.families.defaults import completed
 from megatron_ultralong.families.rules import Dimensions, Rule, Shape
-from megatron_ultralong.families.tables import EMBEDDING, OUTPUT, completed, rules_of
+from megatron_ultralong.families.tables import EMBEDDING, OUTPUT, rules_of
 
 _DERIVED = ".rotary_emb.inv_freq"  # a buffer that old checkpoints carry; recomputed from config.json
 _MODEL_PREFIXES = ("embedding.", "decoder.", "output_layer.")
@@ -31,9 +32,8 @@ class Table:
             UserError: an architecture that no table describes, an entry that asks for what is not computed here, or
                 a bad size.
         """
-        return cls(
-            rules_of(config), Dimensions.from_hf(completed(config)), bool(config.get("tie_word_embeddings", False))
-        )
+        config = completed(config)
+        return cls(rules_of(config), Dimensions.from_hf(config), bool(config.get("tie_word_embeddings", False)))
 
     def pieces(self) -> Iterator[tuple[Rule, int]]:
         """Every (rule, layer) of the model, a layer's together, in the order of the forward pass.

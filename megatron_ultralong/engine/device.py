@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -12,11 +14,41 @@ from megatron_ultralong.engine import cpu
 from megatron_ultralong.errors import UserError
 
 _highest_before = 0
+_assumed: tuple[int, int] | None = None
 
 
 def has_gpu() -> bool:
     """Whether PyTorch sees a GPU that this process may use."""
     return torch.cuda.is_available() and not cpu.is_active()
+
+
+def gpu_capability(device: torch.device) -> tuple[int, int] | None:
+    """Compute capability of the GPU whose code path tensors on `device` take; None: that of a CPU.
+
+    What is tuned for the one or the other asks here and nowhere else.
+    """
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else _assumed
+
+
+@contextlib.contextmanager
+def assume_gpu(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
+    """Within it, tensors on the CPU take the path of such a GPU: for counting and rehearsing with fake tensors."""
+    global _assumed
+    before, _assumed = _assumed, capability
+    try:
+        yield
+    finally:
+        _assumed = before
+
+
+def current() -> torch.device:
+    """Where this process computes."""
+    return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else torch.device("cpu")
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A host tensor on `device`; on a GPU by way of pinned memory, so that the host need not wait for the copy."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def use(device: Literal["auto", "cpu", "gpu"] = "auto") -> torch.device:

@@ -36,7 +36,11 @@ def _uncompiled() -> Iterator[None]:
 
 with warnings.catch_warnings(), _uncompiled():  # on import it warns of each optional package that is missing
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+    import megatron.core.fusions.fused_bias_swiglu as fused_bias_swiglu
+    import megatron.core.optimizer.clip_grads as clip_grads
+    import megatron.core.tensor_parallel.layers as tensor_parallel_layers
     import megatron.core.tensor_parallel.random as megatron_random
+    import megatron.core.utils as mcore_utils
     from megatron.core import dist_checkpointing, parallel_state
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
     from megatron.core.dist_checkpointing.strategies import filesystem_async
@@ -93,16 +97,20 @@ __all__ = [
     "TransformerLayer",
     "TransformerLayerSubmodules",
     "clip_grad_by_total_norm_fp32",
+    "clip_grads",
     "dist_checkpointing",
     "filesystem_async",
     "finalize_model_grads",
+    "fused_bias_swiglu",
     "get_bias_dropout_add",
     "get_forward_backward_func",
     "get_gpt_layer_with_transformer_engine_spec",
     "get_megatron_optimizer",
     "get_num_layers_to_build",
+    "mcore_utils",
     "megatron_random",
     "model_parallel_cuda_manual_seed",
     "parallel_state",
     "register_default_strategy",
+    "tensor_parallel_layers",
 ]

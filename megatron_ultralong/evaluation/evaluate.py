@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.backends.hf import Dtype, LanguageModel, ModelInfo, read_info
 from megatron_ultralong.evaluation.benchmarks.haystack import Haystack
@@ -30,7 +31,6 @@ from megatron_ultralong.evaluation.benchmarks.tasks import (
     recall_prompts,
     recall_score,
 )
-from megatron_ultralong.evaluation.chat import ChatTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,9 @@ class Settings:
     samples_per_cell: int = 4
     """Prompts for each length and depth."""
     recall_samples: int = 200
-    """Conversations of the short task, at the base's context length."""
+    """Conversations of the short task."""
+    recall_length: int = 0
+    """Tokens of each of them, at most the base's context length; 0: as many."""
     recall_facts: int = 3
     """Facts in each of them at random depths, and questions about them."""
     perplexity_windows: int = 32
@@ -56,7 +58,7 @@ class Settings:
     dtype: Dtype = "fp32"
     """Precision of weights and activations."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Refuse counts that ask nothing.
 
         Raises:
@@ -72,6 +74,7 @@ class _Tasks:
     """The same for every model."""
 
     target_length: int
+    recall_length: int
     cells: list[Cell]
     recall: list[Prompt]
     windows: torch.Tensor
@@ -96,8 +99,9 @@ def evaluate(
         is their mean over depths at the target length.
 
     Raises:
-        UserError: a folder, a length, the haystack or the documents cannot be used.
+        UserError: a folder, a setting, the haystack or the documents cannot be used.
     """
+    settings.check()
     started = time.monotonic()
     infos = {name: read_info(folder) for name, folder in folders.items()}
     tokenizer = ChatTokenizer(next(iter(infos.values())).folder)
@@ -115,6 +119,7 @@ def evaluate(
         "settings": {
             **dataclasses.asdict(settings),
             "lengths": sorted({cell.length for cell in tasks.cells}),
+            "recall_length": tasks.recall_length,
             "perplexity_windows": len(tasks.windows),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
             "torch": torch.__version__,
@@ -140,9 +145,11 @@ def _draw(
     first, *_, last = [info.context_length for info in infos.values()] * 2
     lengths = settings.lengths or doubled_lengths(first, last)
     target = last if last in lengths else max(lengths)
+    recall_length = _recall_length(settings.recall_length, next(iter(infos)), first)
     haystack = Haystack(haystack_texts, tokenizer)
     return _Tasks(
         target_length=target,
+        recall_length=recall_length,
         cells=passkey_cells(
             haystack,
             tokenizer,
@@ -154,7 +161,7 @@ def _draw(
         recall=recall_prompts(
             haystack,
             tokenizer,
-            length=first,
+            length=recall_length,
             facts=settings.recall_facts,
             samples=settings.recall_samples,
             seed=settings.seed,
@@ -162,6 +169,16 @@ def _draw(
         windows=cut_windows(documents, tokenizer, target, settings.perplexity_windows),
         edges=bucket_edges(target),
     )
+
+
+def _recall_length(asked: int, base: str, context: int) -> int:
+    """Tokens of the short task's conversations, which the base must be able to read."""
+    if not 0 <= asked <= context:
+        raise UserError(
+            f"recall_length = {asked} is out of range: the short task shows what {base} could do before, within its "
+            f"context of {context} tokens; give 1 to {context}, or 0 for all of it."
+        )
+    return asked or context
 
 
 def _evaluate_model(

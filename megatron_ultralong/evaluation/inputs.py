@@ -7,7 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.data.tokenizing.documents import Fields, read_documents
+from megatron_ultralong.data.tokenizer.encoders import as_strings
+from megatron_ultralong.data.tokenizing.documents import Fields
+from megatron_ultralong.data.tokenizing.readers import Reading, read_range
+from megatron_ultralong.data.tokenizing.shards import FileRange
+from megatron_ultralong.data.tokenizing.walk import find_files
+from megatron_ultralong.data.tokenizing.worker import place
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import read_json
 
@@ -37,14 +42,21 @@ def model_folders(base: Path | None, extended: Path | None, named: Iterable[str]
 
 
 def read_texts(path: Path) -> list[str]:
-    """The texts of a JSON Lines file (`text` fields, .gz allowed).
+    """The texts that an input holds, whole and in order: a file, folder or glob, in any format that tokenizing reads.
 
     Raises:
-        UserError: the file is missing or holds no text, or a line cannot be read.
+        UserError: the input is missing or holds no text, or a document cannot be read or is a chat.
     """
-    texts = [document.text for document in read_documents(Path(path), Fields()) if document.text.strip()]
+    reading, texts = Reading(Fields(), "text"), list[str]()
+    for piece in find_files([path]):
+
+        def complain(row: int, reason: str, piece: FileRange = piece) -> None:
+            raise UserError(f"{place(piece, row)}: {reason}")
+
+        for batch in read_range(piece, reading, complain, lambda size: None):
+            texts += (text for text in as_strings(batch.texts) if text.strip())
     if not texts:
-        raise UserError(f"{path}: there is no text in it; give JSON Lines with a 'text' field.")
+        raise UserError(f"{path}: there is no text in it; give documents with a 'text' field, or text files.")
     return texts
 
 

@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.families.defaults import check_window, completed
 from megatron_ultralong.families.rules import Copy, FusedQKV, GatedMLP, Rule
 
 _HF, _MCORE = "model.layers.{layer}.", "decoder.layers."
@@ -53,24 +54,8 @@ FAMILIES: dict[str, tuple[Rule, ...]] = {
     "Phi3ForCausalLM": PHI3,
 }
 """By config.json's `architectures`. With tie_word_embeddings, OUTPUT falls away."""
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "LlamaForCausalLM": {"max_position_embeddings": 2048},
-    "MistralForCausalLM": {"max_position_embeddings": 131072, "num_key_value_heads": 8},
-    "Qwen2ForCausalLM": {"max_position_embeddings": 32768, "num_key_value_heads": 32},
-    "Qwen3ForCausalLM": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
-    "Phi3ForCausalLM": {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
-}
-"""What transformers takes where config.json says nothing; a test compares."""
 _SCALES = re.compile("multiplier|softcap|_scal(e|ar|ing)$|^scale_|^clip_|^dim_model_base$|^quantization_config$")
 """Entries that change what a model computes, or how its weights are to be read, and that no family here knows."""
-
-
-def completed(config: dict[str, Any]) -> dict[str, Any]:
-    """`config` with its architecture's defaults where it says nothing."""
-    named = config.get("architectures")
-    own = _DEFAULTS.get(named[0], {}) if isinstance(named, list) and named and isinstance(named[0], str) else {}
-    given = {name: value for name, value in config.items() if value is not None}
-    return {**config, "rms_norm_eps": 1e-6, **own, **given}
 
 
 def rules_of(config: dict[str, Any]) -> tuple[Rule, ...]:
@@ -80,6 +65,7 @@ def rules_of(config: dict[str, Any]) -> tuple[Rule, ...]:
         UserError: an architecture that no table describes, or an entry that asks for what is not computed here: an
             activation, a sliding window, a bias, a scale.
     """
+    config = completed(config)
     named = config.get("architectures") or ["(none)"]
     if not isinstance(named, list) or not isinstance(named[0], str):
         raise UserError(
@@ -93,15 +79,8 @@ def rules_of(config: dict[str, Any]) -> tuple[Rule, ...]:
         )
     if config.get("hidden_act", "silu") != "silu":
         raise UserError(f"config.json: hidden_act {config['hidden_act']!r} is not supported; known: 'silu'.")
-    window = config.get("sliding_window")
-    if window is not None and not isinstance(window, int):
-        raise UserError(f"config.json: sliding_window is {window!r}; give null or tokens.")
-    if window and config.get("use_sliding_window", True) and window < (config.get("max_position_embeddings") or 0):
-        raise UserError(
-            f"config.json: sliding_window {window} is not supported; set it to null for a model that is to attend "
-            "to the whole sequence."
-        )
-    epsilon = completed(config)["rms_norm_eps"]
+    check_window(config, config.get("max_position_embeddings") or 0)
+    epsilon = config["rms_norm_eps"]
     if not isinstance(epsilon, float) or not 0 < epsilon < 1:
         raise UserError(f"config.json: rms_norm_eps is {epsilon!r}; give a number above 0, such as 1e-6.")
     _refuse_what_is_not_computed(config, FAMILIES[architecture])

@@ -19,8 +19,10 @@ from megatron_ultralong.context_parallel.activation_recomputation import checkpo
 from megatron_ultralong.context_parallel.core_attention import RingCoreAttention, TECoreAttention
 from megatron_ultralong.engine import cpu, groups, mcore, transformer_engine
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.families.tables import completed, rules_of
-from megatron_ultralong.model.loss import DEFAULT, LossOptions, sum_of_losses
+from megatron_ultralong.families.defaults import completed
+from megatron_ultralong.families.tables import rules_of
+from megatron_ultralong.model.loss import sum_of_losses
+from megatron_ultralong.model.loss_options import DEFAULT, LossOptions
 from megatron_ultralong.model.offload import saved_on_host
 from megatron_ultralong.model.rotary import Angles, Rotary, RotarySelfAttention
 from megatron_ultralong.model.tiling import tile
@@ -32,6 +34,22 @@ SAVED_NAMES = {
     "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
 }
 """This project's layers' names -> those under which a Transformer Engine layer saves the same weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fusions:
+    """Which operators of a layer are one.
+
+    Attributes:
+        gradient_accumulation: weights' gradients and their addition to DDP's buffer, which must be there.
+        swiglu: megatron-core's.
+    """
+
+    gradient_accumulation: bool = False
+    swiglu: bool = False
+
+
+NO_FUSIONS = Fusions()
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -53,7 +71,10 @@ class SelectiveLayer(mcore.TransformerLayer):
 
 
 def transformer_config(
-    hf_config: dict[str, Any], parallel: ParallelConfig, precision: Literal["fp32", "bf16"]
+    hf_config: dict[str, Any],
+    parallel: ParallelConfig,
+    precision: Literal["fp32", "bf16"],
+    fusions: Fusions = NO_FUSIONS,
 ) -> mcore.TransformerConfig:
     """megatron-core's configuration of the model in `hf_config` under `parallel`.
 
@@ -85,6 +106,8 @@ def transformer_config(
         bf16=precision == "bf16",
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        num_layers_in_first_pipeline_stage=parallel.first_stage_layers or None,
+        num_layers_in_last_pipeline_stage=parallel.last_stage_layers or None,
         context_parallel_size=parallel.context,
         cp_comm_type=parallel.cp_comm_type,
         hierarchical_context_parallel_sizes=groups.hierarchy(parallel),
@@ -92,8 +115,8 @@ def transformer_config(
         calculate_per_token_loss=True,
         **_recompute(parallel),
         deallocate_pipeline_outputs=not cpu.is_active(),
-        gradient_accumulation_fusion=False,
-        bias_activation_fusion=False,
+        gradient_accumulation_fusion=fusions.gradient_accumulation,
+        bias_activation_fusion=fusions.swiglu,
         masked_softmax_fusion=False,
         cuda_graph_scope=[],
     )
@@ -177,8 +200,10 @@ class LanguageModel(mcore.GPTModel):
     ) -> Tensor:
         if labels is None or not self.post_process:
             return super()._postprocess(hidden_states=hidden_states, labels=labels, loss_mask=loss_mask, **rest)
-        shared = self.share_embeddings_and_output_weights
-        weight_VD = self.shared_embedding_or_output_weight() if shared else self.output_layer.weight
+        head = self.embedding.word_embeddings if self._head_is_embedding() else self.output_layer
+        for hook in head._forward_pre_hooks.values():  # DDP's: the weight may still be on its way
+            hook(head, ())
+        weight_VD = head.weight
         return sum_of_losses(
             hidden_states,
             weight_VD,
@@ -188,6 +213,10 @@ class LanguageModel(mcore.GPTModel):
             self.config.sequence_parallel,
             self.loss_options,
         )
+
+    def _head_is_embedding(self) -> bool:
+        """Whether this stage's head is its embedding, and not a copy that another stage's embedding is tied to."""
+        return bool(self.share_embeddings_and_output_weights and self.pre_process)
 
 
 def padded(vocabulary: int, tensor: int) -> int:
@@ -202,6 +231,7 @@ def build_model(
     precision: Literal["fp32", "bf16"],
     angles: Angles = "fp32",
     loss: LossOptions = DEFAULT,
+    fusions: Fusions = NO_FUSIONS,
 ) -> mcore.GPTModel:
     """This rank's part of the model, with random weights, on the current device.
 
@@ -212,7 +242,7 @@ def build_model(
         UserError: the architecture is not supported.
     """
     vocabulary = hf_config["vocab_size"]
-    config = transformer_config(hf_config, parallel, precision)
+    config = transformer_config(hf_config, parallel, precision, fusions)
     model = LanguageModel(
         config=config,
         transformer_layer_spec=_layer_spec(config, parallel),

@@ -18,42 +18,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_CHUNK_ELEMENTS = 2**28
-"""Logits that exist at once on a rank unless a chunk is given: 1 GiB in fp32."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LossOptions:
-    """How the loss is computed.
-
-    Attributes:
-        chunk: positions a rank sends through the head at once; 0: as many as make 2^28 logits.
-        vocabulary: entries over all ranks; logits beyond are of rows that padding added, and count as minus infinity;
-            0: none was added.
-        z_loss: weight of the squared logarithm of the softmax's denominator (PaLM, arXiv 2204.02311, section 5).
-    """
-
-    chunk: int = 0
-    z_loss: float = 0.0
-    vocabulary: int = 0
-
-
-DEFAULT = LossOptions()
-
-
-def chunk_rows(options: LossOptions, vocabulary: int, ranks: int = 1) -> int:
-    """Positions of this rank's hidden states in a chunk.
-
-    Args:
-        options: may fix the chunk.
-        vocabulary: logits a position on this rank, V / tp.
-        ranks: whose positions are gathered: tp with sequence parallelism, else 1.
-    """
-    return max(1, (options.chunk or _CHUNK_ELEMENTS // vocabulary) // ranks)
+from megatron_ultralong.engine.device import to_device
+from megatron_ultralong.model.loss_options import DEFAULT, LossOptions, chunk_rows
 
 
 def sum_of_losses(
@@ -71,7 +43,8 @@ def sum_of_losses(
         hidden_LBD: output of the last norm; with `sequence_parallel`, this rank's L / tp consecutive positions.
         weight_VD: this rank's rows of the head, V / tp, in the hidden states' dtype.
         labels_BL: int64; the same on every rank of the group.
-        loss_mask_BL: float32 weights; where 0, the label may be anything and costs nothing.
+        loss_mask_BL: float32 weights; where 0, the label may be anything and costs nothing. Best on the host: from a
+            GPU it is copied, which waits for all that the GPU has still to do.
         group: the tensor-parallel group.
         sequence_parallel: hidden states are split over the group along L.
         options: chunk and z-loss.
@@ -104,31 +77,33 @@ class _SumOfLosses(torch.autograd.Function):
         rows_ND = hidden_LBD.reshape(-1, width)
         # Row r of every rank's share side by side: [ranks, L / ranks x B].
         labels_RN = labels_BL.t().reshape(ranks, length * batch)
-        mask_RN = loss_mask_BL.t().reshape(ranks, length * batch)
+        weights_RN = loss_mask_BL.cpu().numpy().T.reshape(ranks, length * batch)
+        mask_RN = to_device(torch.from_numpy(weights_RN), hidden_LBD.device)
         total = hidden_LBD.new_zeros((), dtype=torch.float64)
         wanted = hidden_LBD.requires_grad or weight_VD.requires_grad
-        d_rows_ND = torch.zeros_like(rows_ND) if wanted else None
+        d_rows_ND = torch.empty_like(rows_ND) if wanted else None
         d_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wanted else None
         step = chunk_rows(options, weight_VD.shape[0], ranks)
         for first in range(0, rows_ND.shape[0], step):
             part = slice(first, first + step)
+            labelled = _Labelled.of(weights_RN[:, part], hidden_LBD.device)
+            if not labelled.count:  # on every rank, since the mask is the same on every rank
+                if d_rows_ND is not None:
+                    d_rows_ND[part].zero_()
+                continue
             chunk_ND = _gather(rows_ND[part], group) if ranks > 1 else rows_ND[part]
-            mask_N = mask_RN[:, part].reshape(-1)
-            kept = mask_N.nonzero().squeeze(1)
-            if not kept.numel():
-                continue  # on every rank, since the mask is the same on every rank
-            used_ND = chunk_ND[kept]
-            loss, d_logits_NV = _chunk(
-                used_ND, weight_VD, labels_RN[:, part].reshape(-1)[kept], mask_N[kept], group, options
+            used_ND, labels_N, mask_N = (
+                labelled.of_all(x) for x in (chunk_ND, labels_RN[:, part].reshape(-1), mask_RN[:, part].reshape(-1))
             )
+            loss, d_logits_NV = _chunk(used_ND, weight_VD, labels_N, mask_N, group, options)
             total += loss
             if d_rows_ND is None or d_weight_VD is None:
                 continue
             d_logits_NV = d_logits_NV.to(weight_VD.dtype)
             _accumulate(d_weight_VD, d_logits_NV, used_ND)
-            d_chunk_ND = torch.zeros_like(chunk_ND).index_copy_(0, kept, d_logits_NV @ weight_VD)
-            d_rows_ND[part] = _scatter(d_chunk_ND, group) if ranks > 1 else d_chunk_ND
-            del chunk_ND, used_ND, d_logits_NV, d_chunk_ND  # before the next chunk's are made
+            del used_ND
+            labelled.back_to_all(d_logits_NV, weight_VD, d_rows_ND[part], group if ranks > 1 else None)
+            del chunk_ND, d_logits_NV  # before the next chunk's are made
         ctx.gradients = d_rows_ND, d_weight_VD
         ctx.shape, ctx.dtype, ctx.reduce_over = hidden_LBD.shape, weight_VD.dtype, None if sequence_parallel else group
         return total.float()
@@ -143,14 +118,55 @@ class _SumOfLosses(torch.autograd.Function):
         return d_rows_ND.view(ctx.shape), d_weight_VD.mul_(d_total).to(ctx.dtype), None, None, None, None, None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Labelled:
+    """Which positions of a chunk have a label, known on the host, so that nothing waits for the GPU to say it.
+
+    Attributes:
+        count: how many.
+        places: int64, which; None: all of them, which then need no copy.
+    """
+
+    count: int
+    places: Tensor | None
+
+    @classmethod
+    def of(cls, weights_RN: npt.NDArray[np.float32], device: torch.device) -> _Labelled:
+        """By a chunk's loss mask."""
+        places = weights_RN.reshape(-1).nonzero()[0]
+        if len(places) in (0, weights_RN.size):
+            return cls(len(places), None)
+        return cls(len(places), to_device(torch.from_numpy(places), device))
+
+    def of_all(self, x_N: Tensor) -> Tensor:
+        """Of a tensor over the chunk, the rows with labels."""
+        return x_N if self.places is None else x_N[self.places]
+
+    def back_to_all(
+        self, d_logits_NV: Tensor, weight_VD: Tensor, out_ND: Tensor, group: dist.ProcessGroup | None
+    ) -> None:
+        """The gradient of this rank's hidden states in the chunk; `group`: whose rows were gathered, if they were."""
+        if self.places is None and group is None:
+            torch.mm(d_logits_NV, weight_VD, out=out_ND)
+            return
+        d_rows_ND = d_logits_NV @ weight_VD
+        if self.places is not None:
+            rows = out_ND.shape[0] * (1 if group is None else group.size())
+            whole_ND = out_ND.new_zeros(rows, out_ND.shape[1]) if group is not None else out_ND.zero_()
+            d_rows_ND = whole_ND.index_copy_(0, self.places, d_rows_ND)
+        if group is not None:
+            dist.reduce_scatter_tensor(out_ND, d_rows_ND, group=group)
+
+
 def _chunk(
     rows_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, mask_N: Tensor, group: dist.ProcessGroup, options: LossOptions
 ) -> tuple[Tensor, Tensor]:
     """Weighted loss of these rows (fp64 scalar), and its gradient by this rank's logits (fp32, [N, V / tp])."""
     z_loss = options.z_loss
     logits_NV = (rows_ND @ weight_VD.t()).float()
-    if options.vocabulary:
-        logits_NV[:, max(0, options.vocabulary - group.rank() * weight_VD.shape[0]) :] = -torch.inf
+    real = options.vocabulary - group.rank() * weight_VD.shape[0] if options.vocabulary else weight_VD.shape[0]
+    if real < weight_VD.shape[0]:
+        logits_NV[:, max(0, real) :] = -torch.inf
     highest_N = logits_NV.amax(dim=-1)
     if group.size() > 1:
         dist.all_reduce(highest_N, dist.ReduceOp.MAX, group=group)
@@ -189,10 +205,3 @@ def _gather(rows_ND: Tensor, group: dist.ProcessGroup) -> Tensor:
     gathered = rows_ND.new_empty(group.size() * rows_ND.shape[0], rows_ND.shape[1])
     dist.all_gather_into_tensor(gathered, rows_ND.contiguous(), group=group)
     return gathered
-
-
-def _scatter(rows_ND: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """This rank's rows of the sum over ranks."""
-    own = rows_ND.new_empty(rows_ND.shape[0] // group.size(), rows_ND.shape[1])
-    dist.reduce_scatter_tensor(own, rows_ND, group=group)
-    return own

@@ -15,11 +15,15 @@ import dataclasses
 import math
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from megatron_ultralong.context_parallel.core_attention import SequenceLayout
 from megatron_ultralong.engine import mcore
+from megatron_ultralong.engine.device import current, to_device
+from megatron_ultralong.model import rotate_triton
 from megatron_ultralong.rope.scaling import RopeScaling
 
 Angles = Literal["fp32", "fp64"]
@@ -31,6 +35,7 @@ class Rotary(torch.nn.Module):
 
     The last table is kept and given again for the same positions: a run without document masks computes one
     table, and microbatches that a pipeline has in flight share it. It is dropped as soon as positions change.
+    Positions are best on the host, where they can be compared without waiting for a GPU.
 
     Args:
         rope: the scaling, its attention factor included.
@@ -50,7 +55,9 @@ class Rotary(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.rope, self.rotary_dim, self.angles, self.dtype, self.group = rope, rotary_dim, angles, dtype, group
-        self._kept: tuple[Tensor, Tensor] | None = None  # positions and their table; no buffer, so never saved
+        self._kept: tuple[Tensor | npt.NDArray[np.int64], Tensor] | None = (
+            None  # positions and their table; no buffer, so never saved
+        )
 
     def get_rotary_seq_len(
         self, inference_context: Any, decoder: Any, decoder_input: Any, config: Any, layout: SequenceLayout
@@ -65,7 +72,8 @@ class Rotary(torch.nn.Module):
         del packed_seq, cp_group
         if self._kept is None or not _same(self._kept[0], position_ids_BL):
             self._kept = None  # the old table goes before the new one comes
-            self._kept = (position_ids_BL.clone(), self._made(position_ids_BL))
+            here = position_ids_BL if position_ids_BL.is_cuda else to_device(position_ids_BL, current())
+            self._kept = (_copy(position_ids_BL), self._made(here))
         return self._kept[1]
 
     @torch.no_grad()
@@ -98,8 +106,15 @@ class Rotary(torch.nn.Module):
         return frequencies_P.to(position_ids_BL.device)
 
 
-def _same(old: Tensor, new: Tensor) -> bool:
-    return old.shape == new.shape and old.device == new.device and torch.equal(old, new)
+def _copy(positions: Tensor) -> Tensor | npt.NDArray[np.int64]:
+    return positions.numpy().copy() if positions.device.type == "cpu" else positions.clone()
+
+
+def _same(old: Tensor | npt.NDArray[np.int64], new: Tensor) -> bool:
+    """Where both lie on a GPU, this waits for it."""
+    if isinstance(old, Tensor):
+        return old.shape == new.shape and old.device == new.device and torch.equal(old, new)
+    return new.device.type == "cpu" and np.array_equal(old, new.numpy())
 
 
 def rotate(heads_LBNH: Tensor, table_LB1C: Tensor) -> Tensor:
@@ -126,13 +141,19 @@ class _Rotation(torch.autograd.Function):
 
 
 def _rotated(heads_LBNH: Tensor, table_LB1C: Tensor, sign: int) -> Tensor:
-    """heads x cos + (the halves exchanged) x (-sin, sin), over whole channels: half the time of going by halves."""
-    dim = table_LB1C.shape[-1]
-    cos, sin = table_LB1C.to(heads_LBNH.dtype).chunk(2, dim=-1)
+    """heads x cos + (the halves exchanged) x (-sin, sin), over whole channels: half the time of going by halves.
+
+    On a GPU one Triton kernel where Triton is.
+    """
+    dim, table_LB1C = table_LB1C.shape[-1], table_LB1C.to(heads_LBNH.dtype)
+    if rotate_triton.takes(heads_LBNH):
+        return rotate_triton.rotated(heads_LBNH, table_LB1C, sign)
+    cos, sin = table_LB1C.chunk(2, dim=-1)
     turned = heads_LBNH[..., :dim]
     first, second = turned.chunk(2, dim=-1)
     out = turned * torch.cat((cos, cos), dim=-1)
-    out += torch.cat((second, first), dim=-1) * torch.cat((-sign * sin, sign * sin), dim=-1)
+    signed = (sin.neg(), sin) if sign > 0 else (sin, sin.neg())
+    out += torch.cat((second, first), dim=-1) * torch.cat(signed, dim=-1)
     return out if dim == heads_LBNH.shape[-1] else torch.cat((out, heads_LBNH[..., dim:]), dim=-1)
 
 

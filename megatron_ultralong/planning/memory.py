@@ -13,8 +13,9 @@ import dataclasses
 from typing import Any
 
 from megatron_ultralong.config.sections import RunConfig
+from megatron_ultralong.config.stages import layers_of_stages
 from megatron_ultralong.context_parallel.ring_memory import RingMemory, ring_memory
-from megatron_ultralong.model.loss import LossOptions, chunk_rows
+from megatron_ultralong.model.loss_options import LossOptions, chunk_rows
 from megatron_ultralong.planning.flops import ModelShape
 
 
@@ -49,9 +50,10 @@ class StepMemory:
 def loss_memory(rows: int, labels: int, width: int, vocabulary: int, element: int, ranks: int = 1) -> int:
     """Bytes that model/loss.py holds at most for the head and the loss, beyond its inputs; on one rank.
 
-    Two gradients stay: the hidden states' and, in fp32, the head's. Beside them a chunk's hidden states and its logits,
-    in fp32 and in the model's precision, or what it adds to either gradient. (On a CPU that addition makes an fp32 copy
-    of a bf16 head's gradient besides.)
+    Two gradients stay: the hidden states' and, in fp32, the head's. Beside them a chunk's logits, in fp32 and in the
+    model's precision, or what it adds to either gradient; with sequence parallelism also its gathered hidden states.
+    (On a CPU that addition makes an fp32 copy of a bf16 head's gradient besides. Where only some positions of a chunk
+    have labels, their hidden states and gradients are copies, of at most a chunk's size each.)
 
     Args:
         rows: positions in a chunk, over all ranks that gather them.
@@ -63,11 +65,12 @@ def loss_memory(rows: int, labels: int, width: int, vocabulary: int, element: in
     """
     rows = min(rows, labels * ranks)
     logits, chunk, head = rows * vocabulary, rows * width * element, vocabulary * width
+    gathered = chunk if ranks > 1 else 0
     if element == 4:
-        most = 4 * logits + 2 * chunk
+        most = 4 * logits + gathered
     else:
-        most = max((4 + element) * logits, element * (logits + head), element * logits + 2 * chunk)
-    return labels * width * element + 4 * head + chunk * (2 if ranks > 1 else 1) + most
+        most = max((4 + element) * logits, element * (logits + head), element * logits + gathered)
+    return labels * width * element + 4 * head + gathered + most
 
 
 def eager_loss_memory(labels: int, vocabulary: int) -> int:
@@ -113,7 +116,7 @@ class _Rank:
 
     @property
     def layers(self) -> int:
-        return self.shape.layers // self.config.parallel.pipeline
+        return layers_of_stages(self.config.parallel, self.shape.layers)[self.stage]
 
     @property
     def last(self) -> bool:

@@ -8,12 +8,12 @@ nobody here knows is an error, because ignoring it would compute another model.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.families.tables import completed
+from megatron_ultralong.families.defaults import check_window, completed, loader_of
+from megatron_ultralong.rope.context import declared, linear_original
 from megatron_ultralong.rope.scaling import RopeScaling, longrope_attention, temperature
 
 ENTRIES = (
@@ -35,22 +35,48 @@ _KNOWN = frozenset(
 _LEAST = {"factor": 1, "max_position_embeddings": 1, "original_max_position_embeddings": 1}
 
 
-def read(config: dict[str, Any]) -> RopeScaling:
+def read(config: dict[str, Any], original_length: int = 0) -> RopeScaling:
     """The rope of a config.json, with transformers' defaults for what is not said.
 
+    Args:
+        config: a config.json.
+        original_length: tokens of context before scaling, where config.json does not say it; 0: not known.
+
     Raises:
-        UserError: a kind or key that this project does not compute, a value that can't be, a part missing, or two
-            entries that contradict each other.
+        UserError: a kind or key that this project does not compute, a value that can't be, a part missing, two
+            entries that contradict each other, a context that cannot be known, or one that layers look at in part.
     """
     config = completed(config)
     entries = {name: config[name] for name in ("rope_scaling", "rope_parameters") if config.get(name)}
-    ropes = {name: _read_entry(config, entry, name) for name, entry in (entries or {"rope_scaling": {}}).items()}
+    ropes = {
+        name: _read_entry(config, entry, name, original_length)
+        for name, entry in (entries or {"rope_scaling": {}}).items()
+    }
     first, *others = ropes.values()
     if others and others[0] != first:
         raise UserError(
             "config.json: rope_scaling and rope_parameters state different ropes; keep the one that the model has."
         )
+    _check_loader(config, first)
+    check_window(config, first.length)
     return first
+
+
+def _check_loader(config: dict[str, Any], rope: RopeScaling) -> None:
+    """Refuse what the family's own code does not compute, or its configuration class does not take."""
+    found = loader_of(config)
+    if found is None:
+        return
+    architecture, loader = found
+    if rope.rotary_fraction != 1.0 and not loader.partial:
+        raise UserError(
+            f"config.json: partial_rotary_factor is {rope.rotary_fraction}, but {architecture} rotates whole heads; "
+            "remove it, or name another architecture."
+        )
+    if loader.ropes and rope.kind not in loader.ropes:
+        raise UserError(
+            f"config.json: {architecture} takes no rope of kind {rope.kind!r}; known: {', '.join(loader.ropes)}."
+        )
 
 
 def head_dim(config: dict[str, Any]) -> int:
@@ -59,35 +85,44 @@ def head_dim(config: dict[str, Any]) -> int:
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
-def _read_entry(config: dict[str, Any], entry: Any, where: str) -> RopeScaling:
+def _read_entry(config: dict[str, Any], entry: Any, where: str, known: int) -> RopeScaling:
     """The rope that one of the two dictionaries states."""
     entry = _checked(entry, where)
     kind = _kind(config, entry)
     maximum = int(_number(config, "max_position_embeddings", 2048))
     given: dict[str, Any] = {
-        "base": _number(entry, "rope_theta", None) or _number(config, "rope_theta", 10000.0),
-        "rotary_fraction": _number(entry, "partial_rotary_factor", None)
-        or _number(config, "partial_rotary_factor", 1.0),
+        "base": _either(config, entry, "rope_theta", 10000.0),
+        "rotary_fraction": _either(config, entry, "partial_rotary_factor", 1.0),
         "original_length": maximum,
     }
     factor = _number(entry, "factor", None)
     if kind == "default":
         return RopeScaling(**given)
-    if kind in ("linear", "dynamic"):
-        if factor is None:
-            raise UserError(f"config.json: the {kind} rope entry has no factor; add it.")
-        if kind == "dynamic":  # transformers measures from max_position_embeddings, whatever else is said
-            return RopeScaling(**given, kind="dynamic-ntk", factor=factor)
-        given |= {"kind": "linear", "factor": factor, "original_length": max(1, round(maximum / factor))}
-        return _declared(RopeScaling(**given), maximum)
-    phi = 4096 if config.get("model_type") == "phi3" else None  # Phi3Config's own default
-    original = int(
-        _number(config, "original_max_position_embeddings", phi)
-        or _number(entry, "original_max_position_embeddings", maximum)
-    )
+    if kind in ("linear", "dynamic") and factor is None:
+        raise UserError(f"config.json: the {kind} rope entry has no factor; add it.")
+    if kind == "dynamic":  # transformers measures from max_position_embeddings, whatever else is said
+        return RopeScaling(**given, kind="dynamic-ntk", factor=factor)
+    stated = _either(config, entry, "original_max_position_embeddings", 0)
+    if kind == "linear":
+        original = linear_original(config, factor, maximum, int(stated), known)
+        given |= {"kind": "linear", "factor": factor, "original_length": original}
+        return declared(RopeScaling(**given), maximum)
+    phi = 4096 if config.get("model_type") == "phi3" else maximum  # Phi3Config's own default
+    original = int(stated or phi)
     given |= {"original_length": original, "factor": maximum / original if factor is None else factor}
     ramp = {"llama3": _llama3, "yarn": _yarn, "longrope": _longrope}[kind]
-    return _declared(RopeScaling(**given | ramp(entry, given["factor"], original)), maximum)
+    return declared(RopeScaling(**given | ramp(entry, given["factor"], original)), maximum)
+
+
+def _either(config: dict[str, Any], entry: dict[str, Any], name: str, default: float) -> float:
+    """A number that may stand in the entry or beside it; in both, it must be the same."""
+    inside, beside = _number(entry, name, None), _number(config, name, None)
+    if inside is not None and beside is not None and inside != beside:
+        raise UserError(
+            f"config.json: {name} is {beside:g}, and {inside:g} in the rope's entry, of which loaders take one or the "
+            "other; keep the one that the model has."
+        )
+    return float(next((value for value in (inside, beside) if value), default))
 
 
 def _checked(entry: Any, where: str) -> dict[str, Any]:
@@ -112,6 +147,11 @@ def _checked(entry: Any, where: str) -> dict[str, Any]:
 def _kind(config: dict[str, Any], entry: dict[str, Any]) -> str:
     """The entry's kind under its present name."""
     kind = entry.get("rope_type") or entry.get("type") or "default"
+    if entry.get("type", kind) != kind:
+        raise UserError(
+            f"config.json: rope_type is {kind!r} and type {entry['type']!r}, of which loaders take one or the other; "
+            "keep the one that the model has."
+        )
     if kind not in KINDS:
         raise UserError(f"config.json: rope_type {kind!r} is not supported; known: {', '.join(KINDS)}.")
     early_phi = config.get("model_type") == "phi3" and kind == "yarn"  # what Phi3Config calls longrope today
@@ -129,17 +169,6 @@ def _number(values: dict[str, Any], name: str, default: float | None) -> Any:
     if least is not None and value < least:
         raise UserError(f"config.json: {name} is {value!r}; give {least} or more.")
     return float(value)
-
-
-def _declared(rope: RopeScaling, maximum: int) -> RopeScaling:
-    """`rope` with the length that the model declares, if it says more than the entry that was added to it.
-
-    A yarn entry is often added to a config.json whose maximum still is the original length (Qwen's manual says so),
-    and stacks read yarn's ratio of the two. llama3's factor is read as it stands, so a published maximum that is
-    less than factor x original, as Llama-3.2's, is what the model was made for.
-    """
-    less = rope.kind == "llama3" and rope.original_length < maximum < rope.length
-    return dataclasses.replace(rope, declared_length=maximum) if less or maximum > rope.length else rope
 
 
 def _llama3(entry: dict[str, Any], factor: float, original: int) -> dict[str, Any]:
@@ -219,8 +248,9 @@ def write(rope: RopeScaling) -> dict[str, Any]:
     if rope.rotary_fraction != 1.0:
         out["partial_rotary_factor"] = rope.rotary_fraction
     by_rotations = rope.kind == "llama3" or (rope.kind == "yarn" and rope.form == "paper")
-    if rope.kind == "longrope" or (by_rotations and rope.original_length != 8192):
-        # where Phi's readers look for it, and llama.cpp's converter, which takes 8,192 if it finds nothing
+    if rope.kind in ("linear", "longrope") or (by_rotations and rope.original_length != 8192):
+        # where Phi's readers look for it, and llama.cpp's converter, which takes 8,192 if it finds nothing; and a
+        # linear entry says only by it whether max_position_embeddings is the context before or after scaling
         out["original_max_position_embeddings"] = rope.original_length
     return out
 

@@ -146,6 +146,7 @@ class RopeScaling:
             return plain / self.factor
         if self.kind == "longrope":
             return plain / np.asarray(self.list_for(rotary_dim, length))
+        assert self.kind in ("llama3", "yarn"), self.kind
         kept = self.kept_share(rotary_dim)
         return kept * plain + (1 - kept) * plain / self.factor
 

@@ -94,6 +94,7 @@ class Anomalies:
         """Samples of the blend by number, source and place in it."""
         names = []
         for number in numbers[:_NAMED]:
+            self.run.ahead.wait()
             source, place = self.run.data.locate(number)
             names.append(f"sample {number} ({self.run.config.data.sources[source].index}, {place})")
         more = len(numbers) - _NAMED

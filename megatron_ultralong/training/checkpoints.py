@@ -226,6 +226,7 @@ def _main_weights(folder: Path) -> str:
             beginnings = [f"{_STATE}.{name}." for name in ("exp_avg", "param", "fp32_param")]
             found = [[any(key.startswith(beginning) for key in keys) for beginning in beginnings]]
         except UserError as error:
+            loading.raise_the_machines(error)
             found = [str(error)]
     dist.broadcast_object_list(found)
     if isinstance(found[0], str):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
 import shutil
 import time
 import uuid
@@ -23,7 +22,7 @@ from torch.distributed.checkpoint import CheckpointException
 from megatron_ultralong.checkpoint.description import Description, sizes
 from megatron_ultralong.engine.checkpoint_writer import CheckpointWriter
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import replace_directory
+from megatron_ultralong.files import replace_directory, sync
 from megatron_ultralong.training import checkpoints
 from megatron_ultralong.training.exporting import Exporter
 from megatron_ultralong.training.setup import Run
@@ -136,10 +135,12 @@ class Saver:
         dist.broadcast_object_list(tag)
         target = checkpoints.step_folder(save, done)
         folder = target.with_name(f".{target.name}.{tag[0]}.tmp")
+        run.ahead.wait()
         position = run.data.position(run.samples_before(done))
         description = dataclasses.replace(run.description, step=done, data=position.to_json())
         self._pending = pending = _Pending(description, folder, target, time.monotonic())
         _on_rank_0(lambda: folder.mkdir(parents=True))
+        run.gather_weights()
         state = checkpoints.run_state(run.weights, run.optimizer, run.scheduler, done)
         request, failure = self._writer.plan(state, str(folder))
         _on_rank_0(lambda: _raise(failure))
@@ -188,20 +189,14 @@ def _raise(error: OSError | None) -> None:
 
 
 def _rename(pending: _Pending) -> None:
-    """Record the sizes and give the folder its name, durably."""
+    """Record the sizes and give the folder its name, durably; every rank has synced its own .distcp files."""
     dataclasses.replace(pending.description, files=sizes(pending.folder)).write(pending.folder)
-    _sync(pending.folder)
+    for path in pending.folder.iterdir():
+        if path.suffix != ".distcp":
+            sync(path)
+    sync(pending.folder)
     replace_directory(pending.folder, pending.target)
-    _sync(pending.target.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Have the names in a folder on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(pending.target.parent)
 
 
 def _prune(save: Path, keep_last: int, keep_every: int, needed: set[Path]) -> None:

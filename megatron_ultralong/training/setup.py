@@ -20,17 +20,18 @@ from megatron_ultralong.checkpoint.description import Description
 from megatron_ultralong.checkpoint.loading import DamagedError, load_weights
 from megatron_ultralong.config import reading
 from megatron_ultralong.config.sections import RunConfig
+from megatron_ultralong.context_parallel import kernel_choice
 from megatron_ultralong.data.reading.blend import BlendedDataset
-from megatron_ultralong.data.reading.dataset import PackedDataset
-from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
-from megatron_ultralong.engine import determinism, groups, label_count, mcore
+from megatron_ultralong.engine import determinism, groups
 from megatron_ultralong.engine import device as engine_device
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.families.defaults import completed
 from megatron_ultralong.files import read_json
 from megatron_ultralong.model import build
-from megatron_ultralong.model.loss import LossOptions
+from megatron_ultralong.model.loss_options import LossOptions
 from megatron_ultralong.rope import config_json, recipes
-from megatron_ultralong.training import checkpoints
+from megatron_ultralong.training import checkpoints, optimizing, sources
+from megatron_ultralong.training.ahead import Ahead
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Run:
         samples: samples of the blend read before them.
         resumed_from: the checkpoint that held them, or None for a new run.
         device: where batches go.
+        ahead: reads the next microbatch.
     """
 
     config: RunConfig
@@ -64,6 +66,12 @@ class Run:
     samples: int
     resumed_from: Path | None
     device: torch.device
+    ahead: Ahead = dataclasses.field(default_factory=Ahead)
+
+    def gather_weights(self) -> None:
+        """Have every rank hold all that the last step updated, which overlap leaves to the next forward."""
+        if optimizing.gathers_late(self.config.parallel):
+            self.model.start_param_sync(force_sync=True)  # type: ignore[operator]
 
     def samples_before(self, step: int) -> int:
         """Samples of the blend that the run, resumed or not, has read before optimizer step `step`."""
@@ -85,25 +93,44 @@ def prepare(config: RunConfig, joined: Callable[[], None] = lambda: None) -> Run
     _check_offload(config.optimizer.offload_fraction)
     candidates = checkpoints.sound(config.checkpoint.save)
     resume_from = next(candidates, None)
-    description = _describe(config, hf_config, resume_from or config.checkpoint.load)
-    data = _blend(config, resume_from)
-    _say_what_is_read(data)
     if config.train.deterministic:
         determinism.require()
     device = groups.initialize(config.parallel, config.train.seed)
     joined()
+    data = sources.blend(config, sources.open_sources(config), resume_from)
+    sources.say_what_is_read(data)
+    tokenizer = data.datasets[0].tokenizer_fingerprint  # of every source and, as rank 0 saw, of model.hf
+    description = _describe(config, hf_config, resume_from or config.checkpoint.load, tokenizer)
+    if config.parallel.attention == "torch":
+        kernel_choice.settle(config.parallel.kernel, _heads(config, hf_config, device))
     loss = LossOptions(config.train.loss_chunk, config.train.z_loss)
     weights = build.build_model(
-        hf_config, description.rope, config.parallel, config.train.precision, config.rope.angles, loss
+        hf_config,
+        description.rope,
+        config.parallel,
+        config.train.precision,
+        config.rope.angles,
+        loss,
+        optimizing.fusions(config, device),
     ).to(device)
     if resume_from is None and config.checkpoint.load is not None:
         load_weights(weights, config.checkpoint.load)
-    model, optimizer = _optimize(weights, config)
-    scheduler = _schedule(optimizer, config)
+    model, optimizer = optimizing.optimize(weights, config)
+    scheduler = optimizing.schedule(optimizer, config)
     run = Run(config, model, weights, optimizer, scheduler, data, description, 0, data.first, None, device)
     if resume_from is not None:
         _resume(run, [resume_from], candidates)
     return run
+
+
+def _heads(config: RunConfig, hf_config: dict[str, Any], device: torch.device) -> kernel_choice.Heads:
+    """What one rank attends with."""
+    heads, ranks = hf_config["num_attention_heads"], config.parallel.tensor * config.parallel.ulysses
+    kv_heads = hf_config.get("num_key_value_heads") or heads
+    dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    return kernel_choice.Heads(
+        device, dtype, heads // ranks, max(kv_heads // ranks, 1), config_json.head_dim(hf_config)
+    )
 
 
 def _check_offload(fraction: float) -> None:
@@ -131,45 +158,10 @@ def _resume(run: Run, first: list[Path], others: Iterator[Path]) -> None:
             logger.warning("%s is damaged and passed over: %s", choice[0], error)
             continue
         if choice != first:  # which the data was opened for
-            run.data = _blend(run.config, choice[0])
+            run.data = sources.blend(run.config, run.data.datasets, choice[0])
         run.samples, run.resumed_from = run.data.first, choice[0]
         logger.info("resuming from %s", choice[0])
         return
-
-
-def _blend(config: RunConfig, resume_from: Path | None) -> BlendedDataset:
-    """The blend, from where the checkpoint's run had read it."""
-    section = config.data
-    datasets = [
-        PackedDataset(
-            source.index,
-            document_mask=section.document_mask,
-            loss_on_separators=section.loss_on_separators,
-            loss_on_first_tokens=section.loss_on_first_tokens,
-            padded_length=config.padded_length,
-        )
-        for source in section.sources
-    ]
-    weights = [source.weight for source in section.sources]
-    start = None if resume_from is None else checkpoints.data_position(resume_from)
-    return BlendedDataset(datasets, weights, config.train.seed, start)
-
-
-def _say_what_is_read(data: BlendedDataset) -> None:
-    """A line a source: what packing made of it."""
-    for dataset in data.datasets:
-        manifest = dataset.index.manifest
-        padding = manifest["padding_tokens"] / (len(dataset) * (dataset.sequence_length + 1))
-        overlong = manifest.get("overlong_documents", 0)
-        verb = {"cut": "cut", "drop": "dropped"}[manifest["overlong"]]
-        logger.info(
-            "%s: %s samples of %s tokens, %.1f %% of them padding%s",
-            dataset.index.folder,
-            f"{len(dataset):,}",
-            f"{dataset.sequence_length:,}",
-            100 * padding,
-            f"; {overlong:,} documents were longer and {verb}" if overlong else "",
-        )
 
 
 def read_hf_config(config: RunConfig) -> dict[str, Any]:
@@ -178,13 +170,14 @@ def read_hf_config(config: RunConfig) -> dict[str, Any]:
     value = read_json(config.model.hf / "config.json", "the model's configuration", mend)
     if not isinstance(value, dict):
         raise UserError(f"{config.model.hf / 'config.json'}: the model's configuration is no JSON object; {mend}.")
-    return value
+    return completed(value)
 
 
-def _describe(config: RunConfig, hf_config: dict[str, Any], start: Path | None) -> Description:
+def _describe(config: RunConfig, hf_config: dict[str, Any], start: Path | None, tokenizer: str) -> Description:
     """The model of this run: the rope continues from that of the checkpoint it starts from, where there is one."""
-    own = config_json.read(hf_config)
-    if start is not None:
+    if start is None:
+        own = config_json.read(hf_config, config.rope.original_length)
+    else:
         loaded = Description.read(start)
         for key in ("architectures", "hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size"):
             if loaded.hf_config.get(key) != hf_config.get(key):
@@ -196,68 +189,7 @@ def _describe(config: RunConfig, hf_config: dict[str, Any], start: Path | None) 
     return Description(
         hf_config=hf_config,
         rope=recipes.scaled(own, config.rope, config.data.sequence_length),
-        tokenizer_fingerprint=load_tokenizer(config.model.hf).fingerprint,
+        tokenizer_fingerprint=tokenizer,
         step=0,
         run=reading.resolved(config, processes=groups.world_size_from_environment()),
-    )
-
-
-def _optimize(weights: torch.nn.Module, config: RunConfig) -> tuple[torch.nn.Module, Any]:
-    """megatron-core's DDP around the model, and its Adam."""
-    transformer_config: Any = weights.config
-    model = mcore.DistributedDataParallel(
-        config=transformer_config,
-        ddp_config=mcore.DistributedDataParallelConfig(
-            grad_reduce_in_fp32=config.train.grad_reduce_in_fp32,
-            use_distributed_optimizer=config.parallel.distributed_optimizer,
-            overlap_grad_reduce=False,
-        ),
-        module=mcore.Float16Module(transformer_config, weights) if config.train.precision == "bf16" else weights,
-    )
-    optimizer = mcore.get_megatron_optimizer(optimizer_config(config), [model])
-    transformer_config.finalize_model_grads_func = label_count.finalize_model_grads
-    transformer_config.grad_scale_func = optimizer.scale_loss
-    transformer_config.no_sync_func = model.no_sync
-    return model, optimizer
-
-
-def optimizer_config(config: RunConfig) -> mcore.OptimizerConfig:
-    """megatron-core's; its offload needs the "precision-aware" path, here with everything in fp32. Not run so far."""
-    section, half, offload = config.optimizer, config.train.precision == "bf16", config.optimizer.offload_fraction > 0
-    return mcore.OptimizerConfig(
-        optimizer="adam",
-        lr=section.learning_rate,
-        min_lr=section.min_learning_rate,
-        weight_decay=section.weight_decay,
-        adam_beta1=section.beta1,
-        adam_beta2=section.beta2,
-        adam_eps=section.eps,
-        clip_grad=section.clip_grad,
-        bf16=half,
-        params_dtype=torch.bfloat16 if half else torch.float32,
-        use_distributed_optimizer=config.parallel.distributed_optimizer,
-        optimizer_cpu_offload=offload,
-        optimizer_offload_fraction=section.offload_fraction,
-        overlap_cpu_optimizer_d2h_h2d=offload,
-        use_precision_aware_optimizer=offload,
-    )
-
-
-def _schedule(optimizer: Any, config: RunConfig) -> Any:
-    section = config.optimizer
-    return mcore.OptimizerParamScheduler(
-        optimizer,
-        init_lr=0.0,
-        max_lr=section.learning_rate,
-        min_lr=section.min_learning_rate,
-        lr_warmup_steps=section.warmup_steps,
-        lr_decay_steps=max(config.train.steps, section.warmup_steps + 1),
-        lr_decay_style=section.decay,
-        start_wd=section.weight_decay,
-        end_wd=section.weight_decay,
-        wd_incr_steps=config.train.steps,
-        wd_incr_style="constant",
-        # The configuration wins on resume: a run may be given more steps or another rate.
-        use_checkpoint_opt_param_scheduler=False,
-        override_opt_param_scheduler=True,
     )

@@ -18,81 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_ultralong.config.sections import RunConfig
-from megatron_ultralong.context_parallel import document_zigzag, zigzag
 from megatron_ultralong.context_parallel.core_attention import SequenceLayout
-from megatron_ultralong.data.reading.blend import BlendedDataset
 from megatron_ultralong.engine import mcore
-from megatron_ultralong.planning.flops import causal_pairs
+from megatron_ultralong.engine.device import to_device
+from megatron_ultralong.training.batches import Microbatch, microbatches
 from megatron_ultralong.training.setup import Run
-
-
-@dataclasses.dataclass(frozen=True)
-class Microbatch:
-    """One microbatch on this rank: its share of the sequence.
-
-    Attributes:
-        tokens, labels, position_ids: int64 [B, L].
-        loss_mask: float32 [B, L].
-        documents: bounds over the whole sequence for document masks, or None.
-        pairs: query-key pairs of all these samples that attention computes, counted on one context-parallel rank.
-    """
-
-    tokens: Tensor
-    labels: Tensor
-    loss_mask: Tensor
-    position_ids: Tensor
-    documents: tuple[int, ...] | None
-    pairs: int
-
-
-def microbatches(run: Run, step: int) -> Iterator[Microbatch]:
-    """This rank's microbatches of optimizer step `step` (0 for the first).
-
-    Sample k of the run is the k-th of the blend, whatever the layout: microbatch m on data-parallel rank d
-    takes the samples from the step's first + (m x dp + d) x micro on. Only this rank's positions are read.
-    """
-    state, config = mcore.parallel_state, run.config
-    place = state.get_context_parallel_rank(), state.get_context_parallel_world_size()
-    dp_rank, dp_size = state.get_data_parallel_rank(), state.get_data_parallel_world_size()
-    micro = config.train.micro_batch_size
-    for m in range(config.train.global_batch_size // (micro * dp_size)):
-        first = run.samples_before(step) + (m * dp_size + dp_rank) * micro
-        spans = held_spans(config, run.data, first, *place)
-        yield _read(run, range(first, first + micro), spans)
-
-
-def held_spans(
-    config: RunConfig, data: BlendedDataset, sample: int, cp_rank: int, cp_size: int
-) -> tuple[tuple[int, int], ...]:
-    """Positions of `sample` that a rank holds: Transformer Engine cuts each masked document, our ring the whole.
-
-    Raises:
-        UserError: a document that Transformer Engine cannot cut.
-    """
-    if config.data.document_mask and config.parallel.attention == "te":
-        bounds = data.read(sample, ((0, 1),)).cu_seqlens
-        return document_zigzag.spans(bounds.tolist(), cp_rank, cp_size, sample)
-    return zigzag.spans(config.padded_length, cp_rank, cp_size)
-
-
-def _read(run: Run, samples: range, spans: tuple[tuple[int, int], ...]) -> Microbatch:
-    rows = [run.data.read(sample, spans) for sample in samples]
-    masked = run.config.data.document_mask
-    lengths = np.diff(rows[0].cu_seqlens).tolist() if masked else [run.config.data.sequence_length] * len(rows)
-    counts_here = mcore.parallel_state.get_context_parallel_rank() == 0
-
-    def stack(name: str) -> Tensor:
-        return torch.from_numpy(np.stack([getattr(row, name) for row in rows])).to(run.device)
-
-    return Microbatch(
-        tokens=stack("tokens"),
-        labels=stack("labels"),
-        loss_mask=stack("loss_mask"),
-        position_ids=stack("position_ids"),
-        documents=tuple(rows[0].cu_seqlens.tolist()) if masked else None,
-        pairs=causal_pairs(lengths) if counts_here else 0,
-    )
 
 
 def _forward(batches: Iterator[Microbatch], model: Any) -> tuple[Tensor, Any]:
@@ -111,8 +41,9 @@ def _forward(batches: Iterator[Microbatch], model: Any) -> tuple[Tensor, Any]:
 
 def _count(batch: Microbatch, total: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
     """The sum of the losses, the number of labels, and for the report both again and the pairs attention saw."""
-    count = batch.loss_mask.sum(dtype=torch.float64)
-    return total, count.int(), (total.detach().double(), count.double(), total.new_tensor(batch.pairs).double())
+    count = float(batch.loss_mask.numpy().sum(dtype=np.float64))
+    labels, pairs = to_device(torch.tensor((count, batch.pairs), dtype=torch.float64), total.device)
+    return total, torch.tensor(int(count), dtype=torch.int), (total.detach().double(), labels, pairs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ class Encoder:
         self.folder = folder
 
     def initializer(self) -> None:
-        Encoder.tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        Encoder.tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
 
     def encode(self, line: str) -> tuple[list[int], list[int], int]:
         ids = Encoder.tokenizer(json.loads(line)["text"], add_special_tokens=False).input_ids
@@ -33,7 +33,7 @@ class Encoder:
 
 
 def main(path: str, prefix: str, folder: str, workers: int) -> None:
-    size = len(AutoTokenizer.from_pretrained(folder))
+    size = len(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     encoder = Encoder(folder)
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(size))
     with open(path, encoding="utf-8") as stream, multiprocessing.Pool(workers, initializer=encoder.initializer) as pool:

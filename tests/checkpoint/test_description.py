@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 from megatron_ultralong.checkpoint.description import DESCRIPTION, Description
+from megatron_ultralong.families.defaults import completed
 from megatron_ultralong.rope import config_json
 from tests.rope.real_configs import REAL
 
 
 def test_every_real_rope_reads_back(tmp_path: Path) -> None:
     for config in REAL.values():
-        written = Description(config, config_json.read(config), "abc", 3, {"source": "x"})
+        written = Description(completed(config), config_json.read(config), "abc", 3, {"source": "x"})
         written.write(tmp_path)
         assert Description.read(tmp_path) == written
 

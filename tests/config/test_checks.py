@@ -1,4 +1,3 @@
-import hashlib
 import importlib.util
 import json
 from pathlib import Path
@@ -7,6 +6,7 @@ import pytest
 
 from megatron_ultralong.config.reading import check_config, load_config
 from megatron_ultralong.config.sections import DataConfig, ModelConfig, ParallelConfig, RunConfig, TrainConfig
+from megatron_ultralong.config.stages import layers_of_stages, stage_problems
 from megatron_ultralong.errors import UserError
 
 HF = {"num_attention_heads": 8, "num_key_value_heads": 4, "num_hidden_layers": 6, "vocab_size": 1024}
@@ -21,8 +21,6 @@ def run(tmp_path, monkeypatch):
         '[train]\nsteps = 3\nglobal_batch_size = 4\n[checkpoint]\nload = "start"\n'
     )
     Path("start").mkdir()
-    Path("m").mkdir()
-    Path("m/tokenizer.json").write_text("{}")
     pack("a")
 
     def check(flags: str = "", world_size: int = 1, hf: dict = HF) -> list[str]:
@@ -43,7 +41,7 @@ def pack(folder: str, **changes: object) -> None:
     manifest = {
         "sequence_length": 2048,
         "vocab_size": 1024,
-        "tokenizer_fingerprint": hashlib.sha256(b"{}").hexdigest(),
+        "tokenizer_fingerprint": "t1",
     } | changes
     Path(folder, "manifest.json").write_text(json.dumps(manifest))
 
@@ -57,6 +55,8 @@ def pack(folder: str, **changes: object) -> None:
         ("--parallel.context 8 --parallel.ulysses 8", 8),
         ("--parallel.context 4 --parallel.ulysses 2 --data.document_mask true", 4),
         ("--parallel.context 2 --parallel.tensor 2 --parallel.sequence_parallel true --parallel.pipeline 3", 12),
+        ("--parallel.tensor 8", 8),
+        ("--parallel.pipeline 4 --parallel.first_stage_layers 1 --parallel.last_stage_layers 1", 4),
         ("--train.micro_batch_size 2", 2),
         ("--rope.kind yarn --rope.target_length 4096", 1),
         ("--rope.kind yarn --rope.form coded --rope.temperature true", 1),
@@ -103,8 +103,19 @@ def test_runs_that_work(run, flags, world_size):
             1,
             'parallel.cp_comm_type is "a2a", which only parallel.attention "te" reads; ',
         ),
-        ("--parallel.tensor 8", 8, "parallel.tensor is 8, which does not divide the model's 4 key-value heads; "),
-        ("--parallel.pipeline 4", 4, "parallel.pipeline is 4, which does not divide the model's 6 layers; "),
+        (
+            "--parallel.kernel flash3 --parallel.device cpu",
+            1,
+            'parallel.kernel is "flash3" with parallel.device "cpu", ',
+        ),
+        ("--parallel.tensor 16", 16, "parallel.tensor is 16, which does not divide the model's 8 attention heads; "),
+        ("--parallel.pipeline 4", 4, "parallel.pipeline is 4, which does not divide the model's 6 layers; give a div"),
+        ("--parallel.last_stage_layers 2", 1, "parallel.last_stage_layers is 2 with parallel.pipeline 1, whose one "),
+        (
+            "--parallel.pipeline 3 --parallel.first_stage_layers 1",
+            3,
+            "parallel.first_stage_layers 1 and parallel.last_stage_layers 0 leave 5 of the model's 6 layers for the ",
+        ),
         ("--parallel.recompute_layers 2", 1, 'parallel.recompute_layers is 2 with parallel.recompute "none"; remove'),
         ("--parallel.recompute full --parallel.recompute_layers 7", 1, "parallel.recompute_layers is 7, but a pipelin"),
         ("--parallel.offload true", 1, 'parallel.offload is true with parallel.recompute "none"; set that to "full"'),
@@ -187,6 +198,10 @@ TE_FLAGS = "--parallel.attention te --parallel.context 4 "
             "--train.precision fp32",
             'train.precision is "fp32", in which Transformer Engine has no flash attention; set',
         ),
+        (
+            "--parallel.kernel cudnn",
+            'parallel.kernel is "cudnn", which only parallel.attention "torch" reads; remove it, ',
+        ),
         ("--parallel.device cpu", 'parallel.device is "cpu" with parallel.attention "te", which needs a GPU; set '),
         ("--parallel.recompute full --parallel.recompute_layers 2", None),
         (
@@ -267,21 +282,12 @@ def test_without_kv_heads_in_config_json_the_heads_count(run):
     assert run("--parallel.tensor 8", 8, hf) == []
 
 
-def test_data_of_another_length_vocabulary_or_tokenizer(run):
+def test_data_of_another_length_or_vocabulary(run):
     pack("short", sequence_length=1024)
     pack("wide", vocab_size=2000)
-    pack("other", tokenizer_fingerprint="t2")
-    flags = "--data.sources.1.index short --data.sources.2.index wide --data.sources.3.index other"
-    short, wide, other = run(flags)
+    short, wide = run("--data.sources.1.index short --data.sources.2.index wide")
     assert short.startswith("short/manifest.json: packed for sequence_length 1024, but data.sequence_length is 2048; ")
     assert wide.startswith("wide/manifest.json: tokens of a vocabulary of 2000, but the model has 1024; ")
-    assert other.startswith("other/manifest.json: tokens of another tokenizer than m/tokenizer.json; tokenize with ")
-
-
-def test_a_model_without_a_tokenizer(run):
-    Path("m/tokenizer.json").unlink()
-    (problem,) = run()
-    assert problem.startswith("m/tokenizer.json: the tokenizer is missing; ")
 
 
 def test_a_manifest_without_an_entry(run):
@@ -307,3 +313,18 @@ def test_places_where_nothing_can_be_written(run):
         f"{name} needs the folder {folder}, but nothing can be written there; give another place."
         for name, folder in (("checkpoint.save", "file/x"), ("log.metrics", "file"), ("log.tensorboard", "file"))
     ]
+
+
+def test_neither_a_divisor_nor_a_multiple_of_the_key_value_heads(run):
+    (problem,) = run("--parallel.tensor 4", 4, {**HF, "num_attention_heads": 12, "num_key_value_heads": 6})
+    assert problem.startswith("parallel.tensor is 4, neither a divisor nor a multiple of the model's 6 key-value heads")
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "first", "last", "wanted"),
+    [(4, 0, 0, [8] * 4), (4, 6, 0, None), (4, 5, 0, [5, 9, 9, 9]), (4, 7, 5, [7, 10, 10, 5]), (2, 17, 15, [17, 15])],
+)
+def test_layers_of_the_stages(pipeline, first, last, wanted):
+    parallel = ParallelConfig(pipeline=pipeline, first_stage_layers=first, last_stage_layers=last)
+    problems = list(stage_problems(parallel, 32))
+    assert problems if wanted is None else (layers_of_stages(parallel, 32), problems) == (wanted, [])

@@ -1,11 +1,9 @@
-"""Block kernels against the plain products that they stand for, and which of them a device runs."""
-
-import logging
+"""Block kernels against the plain products that they stand for."""
 
 import pytest
 import torch
 
-from megatron_ultralong.context_parallel import kernels, kernels_cpu, kernels_gpu, kernels_plain
+from megatron_ultralong.context_parallel import kernels, kernels_cpu, kernels_plain
 
 BOUNDS = (0, 1, 4, 40, 130, 400, 529, 600)
 
@@ -51,36 +49,3 @@ def test_plain_blocks_equal_whole_attention():
     found = kernels_plain.backward(grad.detach(), *(x.detach() for x in (q, k, v)), out, lse, True, 0.3, BOUNDS)
     for a, b in zip(found, (q.grad, k.grad, v.grad), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
-
-
-@pytest.mark.parametrize(
-    ("capability", "head_dim", "documents", "deterministic", "forward", "backward"),
-    [
-        ((8, 0), 128, False, False, "PyTorch's flash kernel", "PyTorch's flash kernel"),
-        ((9, 0), 128, False, False, "cuDNN's kernel", "cuDNN's kernel"),
-        ((9, 0), 128, False, True, "cuDNN's kernel", "PyTorch's flash kernel"),
-        ((9, 0), 128, True, False, "PyTorch's flash kernel", "PyTorch's flash kernel"),
-        ((9, 0), 256, False, False, "PyTorch's flash kernel", "PyTorch's flash kernel"),
-    ],
-)
-def test_what_a_gpu_runs_without_flash_attn(
-    monkeypatch, capability, head_dim, documents, deterministic, forward, backward
-):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(kernels_gpu, "flash_attn", lambda major: None)
-    chosen = [
-        kernels._on_gpu(torch.device("cuda"), torch.bfloat16, head_dim, documents, way, deterministic).name
-        for way in (False, True)
-    ]
-    assert chosen == [forward, backward]
-
-
-def test_the_choice_is_logged_once(caplog):
-    kernels.choose.cache_clear()
-    q, k, v, _ = block(4, 4, torch.float32)
-    with caplog.at_level(logging.INFO):
-        for _ in range(2):
-            kernels.forward(q, k, v, True, 0.3)
-    assert [record.message for record in caplog.records] == [
-        "Attention forward: PyTorch's flash kernel for CPUs (cpu, torch.float32, head dim 16)."
-    ]

@@ -1,6 +1,6 @@
 """Kernels and the whole ring on one device, CPU or GPU, against plain attention in fp64.
 
-On a GPU: make test-gpu. That needs PyTorch with CUDA and pytest, and nothing that is built or downloaded.
+On a GPU: make test-gpu; or this file alone, which needs PyTorch with CUDA and pytest, and nothing that is built.
 """
 
 import itertools

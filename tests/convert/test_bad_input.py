@@ -136,7 +136,7 @@ def test_config_that_disagrees(hf: Path) -> None:
 
 def test_sliding_window(hf: Path) -> None:
     edit_json(hf / "config.json", sliding_window=16)
-    refuse_hf(hf, "sliding_window 16 is not supported; set it to null")
+    refuse_hf(hf, "sliding_window 16 (stated, or what llama takes where nothing is)", "set it to null for a model that")
     edit_json(hf / "config.json", use_sliding_window=False)
     convert_hf_to_megatron(hf=hf, output=hf.parent / "out")
 
@@ -263,6 +263,17 @@ def test_companion_files_come_along(hf: Path, tmp_path: Path) -> None:
         "verification.json",
     }
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == {"model_max_length": 64, "x": 1}
+
+
+def test_names_of_code_files_that_do_not_come_along_are_left_out(hf: Path, tmp_path: Path) -> None:
+    (hf / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["code.Slow", null]}, "x": 1}')
+    edit_json(hf / "config.json", auto_map={"AutoModelForCausalLM": "code.Model"})
+    (hf / "code.py").write_text("1 / 0")
+    convert_hf_to_megatron(hf=hf, output=tmp_path / "megatron")
+    convert_megatron_to_hf(load=tmp_path / "megatron", output=tmp_path / "out")
+    for name in ("config.json", "tokenizer_config.json"):
+        assert "auto_map" not in json.loads((tmp_path / "out" / name).read_text())
+    assert not (tmp_path / "out" / "code.py").exists()
 
 
 @pytest.mark.parametrize("tool", ["convert_hf_to_megatron.py --hf", "convert_megatron_to_hf.py --load"])

@@ -63,7 +63,7 @@ ROPES = {
 def test_transformers_computes_the_same_frequencies(tmp_path: Path, name: str, config: dict[str, Any]) -> None:
     rope = ROPES[name]
     (tmp_path / "config.json").write_text(json.dumps(with_rope(config, rope)))
-    loaded = transformers.AutoConfig.from_pretrained(tmp_path)
+    loaded = transformers.AutoConfig.from_pretrained(tmp_path, trust_remote_code=False)
     rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(loaded)
     np.testing.assert_allclose(rotary.inv_freq.numpy(), rope.inverse_frequencies(128), rtol=2e-6)
     assert rotary.attention_scaling == pytest.approx(rope.attention_factor)
@@ -108,7 +108,7 @@ def test_phi3s_code_takes_any_frequencies_as_longrope(tmp_path: Path, name: str)
     phi |= {"partial_rotary_factor": 0.75, "rope_scaling": None}
     rope = dataclasses.replace(ROPES[name], rotary_fraction=0.75)
     (tmp_path / "config.json").write_text(json.dumps(with_rope(phi, rope)))
-    loaded = transformers.AutoConfig.from_pretrained(tmp_path)
+    loaded = transformers.AutoConfig.from_pretrained(tmp_path, trust_remote_code=False)
     stated, factor = served(phi, rope)
     for length in (1, rope.length):  # the lists are the same
         frequencies, attention = ROPE_INIT_FUNCTIONS["longrope"](loaded, seq_len=length)

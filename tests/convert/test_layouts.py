@@ -78,7 +78,7 @@ def wanted(layout: str, family: str, dtype: torch.dtype) -> bool:
 
 def save_logits(source: Path, path: Path) -> None:
     tokens = torch.randint(101, (24,), generator=torch.Generator().manual_seed(2))
-    model = transformers.AutoModelForCausalLM.from_pretrained(source)
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False)
     with torch.no_grad():
         save_file({"tokens": tokens, "logits": model(tokens[None]).logits[0].contiguous()}, path)
 

@@ -55,7 +55,9 @@ def test_logits_near_the_end_of_the_context(build: Build, tmp_path: Path, length
     convert_hf_to_megatron(hf=source, output=tmp_path / "megatron")
     positions = torch.cat((torch.arange(12), torch.arange(length - 12, length)))[None]
     tokens = torch.randint(101, (1, 24), generator=torch.Generator().manual_seed(0))
-    hf = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="sdpa").eval()
+    hf = AutoModelForCausalLM.from_pretrained(
+        source, trust_remote_code=False, dtype=torch.float32, attn_implementation="sdpa"
+    ).eval()
     with torch.inference_mode():
         theirs = hf(input_ids=tokens, position_ids=positions, attention_mask=torch.ones(1, 1, 24, 24).tril().bool())
     logits = theirs.logits

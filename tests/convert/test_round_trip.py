@@ -41,9 +41,9 @@ def test_round_trip_is_exact(build: Build, tmp_path: Path, family: str, dtype: t
     convert_megatron_to_hf(load=tmp_path / "megatron", output=tmp_path / "hf", max_shard_size=30e-6)
     assert_same(weights(source), weights(tmp_path / "hf"))
     assert len(list((tmp_path / "hf").glob("model-*.safetensors"))) > 1
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", trust_remote_code=False)
     assert model.dtype == dtype
-    original = transformers.AutoModelForCausalLM.from_pretrained(source)
+    original = transformers.AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False)
     tokens = torch.arange(20)[None]
     assert torch.equal(model(tokens).logits, original(tokens).logits)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from megatron_ultralong.convert.formats.hf_folder import INDEX
+from megatron_ultralong.convert.formats.hf_folder import INDEX, SINGLE
 from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
 from megatron_ultralong.convert.megatron_to_hf import convert_megatron_to_hf
 from megatron_ultralong.errors import UserError
@@ -117,3 +121,52 @@ def test_a_flipped_bit_of_a_weight_is_seen(megatron: Path) -> None:
     path.write_bytes(content)
     refuse_megatron(megatron, "is damaged", f"{path} does not have the checksum that it was written with")
     convert_megatron_to_hf(load=megatron, output=megatron.parent / "unchecked", verify="none")
+
+
+def test_a_single_file_beside_an_index_of_others_is_refused_naming_both(hf: Path) -> None:
+    save_file({"model.norm.weight": torch.ones(32)}, hf / SINGLE)
+    refuse_hf(hf, f"{hf} holds model.safetensors and model.safetensors.index.json, whose files are others (model-0000")
+    (hf / INDEX).unlink()
+    for path in hf.glob("model-*"):
+        path.unlink()
+    (hf / INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": SINGLE}}))
+    refuse_hf(hf, "are missing: ")  # the index names the one file: no contradiction, but it lacks the rest
+
+
+def test_two_files_that_hold_one_tensor_are_refused_naming_both(hf: Path) -> None:
+    index = json.loads((hf / INDEX).read_text())["weight_map"]
+    other = next(file for file in index.values() if file != index["model.norm.weight"])
+    tensors = load_file(hf / other)
+    save_file({**tensors, "model.norm.weight": torch.ones(32)}, hf / other)
+    files = sorted((other, index["model.norm.weight"]))
+    refuse_hf(hf, f"{hf / files[0]} and {hf / files[1]} both hold model.norm.weight; remove one of them")
+
+
+@pytest.mark.parametrize("place", ["../away", "/tmp", "down", ".", ".."])
+def test_an_index_that_leads_out_of_the_folder_is_refused(hf: Path, place: str) -> None:
+    index = json.loads((hf / INDEX).read_text())
+    file = index["weight_map"]["model.norm.weight"]
+    away = f"{place}/{file}" if place.strip(".") else place
+    index["weight_map"]["model.norm.weight"] = away
+    (hf / INDEX).write_text(json.dumps(index))
+    refuse_hf(hf, f"{hf / INDEX}: the entry of model.norm.weight is {away!r}, no plain file name beside the index")
+
+
+def test_links_into_a_cache_are_followed(hf: Path, tmp_path: Path) -> None:
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    for path in hf.glob("*.safetensors"):
+        path.rename(blobs / path.name)
+        path.symlink_to(Path("..") / "blobs" / path.name)
+    convert_hf_to_megatron(hf=hf, output=tmp_path / "megatron")
+
+
+def test_a_mean_of_a_checkpoint_and_itself_is_refused(megatron: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "link").symlink_to(megatron)
+    monkeypatch.chdir(tmp_path)
+    for other in (megatron, tmp_path / "link", Path("megatron"), megatron / ".." / "megatron"):
+        said = f"{other} and {megatron} are one folder; name each checkpoint of --average once"
+        refuse_megatron(megatron, said, average=(other,))
+    copy = shutil.copytree(megatron, tmp_path / "copy")
+    refuse_megatron(megatron, "are one folder", average=(copy, copy))
+    convert_megatron_to_hf(load=megatron, average=(copy,), output=tmp_path / "mean")

@@ -13,6 +13,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from megatron_ultralong.data.corpus.corpus import (
+    VERSION,
     Corpus,
     combined_fingerprint,
     manifest_path,
@@ -97,7 +98,7 @@ def write_corpus(tmp_path: Path) -> Callable[..., Corpus]:
         names = list(dict.fromkeys(labels))
         np.save(sources_path(prefix), np.array([names.index(label) for label in labels], dtype=np.int32))
         manifest = {
-            "version": 1,
+            "version": VERSION,
             "kind": kind,
             "sources": names,
             "tokenizer_fingerprint": "t",

@@ -110,7 +110,7 @@ def test_another_tokenizer_and_other_tokens(tool, preprocess, tmp_path, tokenize
     other = tmp_path / "other"
     other.mkdir()
     for path in tokenizer_folder.iterdir():
-        (other / path.name).write_text(path.read_text() + " ")
+        (other / path.name).write_text(path.read_text().replace("<|im_end|>", "<|end|>"))
     flags = ("--tokens", tmp_path / "out" / "c", "--sequence-length", 16, "--output", tmp_path / "packed")
     result = tool("pack_corpus", *flags, "--tokenizer-model", other)
     assert failed_with(result, "other/tokenizer.json: is not the tokenizer that made")

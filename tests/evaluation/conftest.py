@@ -13,9 +13,9 @@ import torch
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.evaluation.backends.hf import LanguageModel, read_info
 from megatron_ultralong.evaluation.benchmarks.haystack import Haystack
-from megatron_ultralong.evaluation.chat import ChatTokenizer
 
 CONTEXT = 192
 SPLIT = (

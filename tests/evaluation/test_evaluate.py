@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_ultralong.cli import run
+from megatron_ultralong.evaluation.benchmarks.tasks import recall_prompts
 from megatron_ultralong.evaluation.evaluate import doubled_lengths
 from tools.evaluate import main
 
@@ -77,6 +78,25 @@ def test_a_second_run_gives_the_same_scores(
     assert scores(first, "extended") == scores(second, "new") != scores(second, "old")
 
 
+def test_the_short_task_is_of_the_length_asked_for(
+    arguments: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn: list[list[int]] = []
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        prompts = recall_prompts(*args, **kwargs)
+        drawn.append([len(prompt.ids) for prompt in prompts])
+        return prompts
+
+    monkeypatch.setattr("megatron_ultralong.evaluation.evaluate.recall_prompts", recorded)
+    for flags, length in (([], 192), (["--recall-length", "150"], 150), (["--recall-length", "192"], 192)):
+        settings = evaluate(arguments, "--recall-facts", "1", *flags)["settings"]
+        assert settings["recall_length"] == length
+        assert len(drawn[-1]) == 3 and all(length - 30 < tokens <= length for tokens in drawn[-1]), drawn
+        page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+        assert f"of a text of {length} tokens, {'the' if length == 192 else 'within the'} context of base" in page
+
+
 def test_doubled_lengths() -> None:
     assert doubled_lengths(256, 2048) == (256, 512, 1024, 2048)
     assert doubled_lengths(256, 1500) == (256, 512, 1024, 1500)
@@ -125,7 +145,7 @@ def test_a_tokenizer_without_chat_template(
     del config["chat_template"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     arguments["--base"] = str(folder)
-    assert "its tokenizer has no chat template" in refused(arguments, capsys)
+    assert "the tokenizer has no chat template" in refused(arguments, capsys)
 
 
 def test_models_with_other_tokenizers(
@@ -189,6 +209,9 @@ def test_documents_shorter_than_the_target(
         (["--lengths", "30"], "length 30 is too short: needle, question and answer take"),
         (["--samples-per-cell", "0"], "samples_per_cell = 0 is too small; give at least 1."),
         (["--depths", "0"], "depths = 0 is too small; give at least 1."),
+        (["--recall-length", "193"], "recall_length = 193 is out of range: the short task shows what base could do"),
+        (["--recall-length", "-1"], "recall_length = -1 is out of range"),
+        (["--recall-length", "40"], "= 40 is too short"),
         (["--model", "a=b"], "name the models either by --base and --extended or by --model NAME=DIR"),
         (["--metrics", "curve"], "--metrics curve: write it as NAME=PATH."),
         (["--extra", "nowhere.json"], "nowhere.json: the file of further results is missing"),

@@ -53,7 +53,7 @@ def test_all_steps_wait_for_what_they_need(files):
         "evaluate": "export",
     }
     (extend,) = (line for line in done.stdout.splitlines() if line.startswith("STAGE=extend"))
-    for word in ("--nodes=32", "--ntasks-per-node=8", "--gres=gpu:8", "--signal=USR1@300", "--partition=big"):
+    for word in ("--nodes=32", "--exclusive", "--mem=0", "--gres=gpu:8", "--signal=USR1@300", "--partition=big"):
         assert f" {word} " in extend
     assert "256 processes = TP 8 x CP 4 x PP 1 x DP 8; 8 samples of 1,048,576 tokens a step, 120 steps" in done.stdout
 
@@ -162,3 +162,42 @@ def test_gpu_findings(answer, wanted):
     assert len(found) == len(wanted)
     for sentence, beginning in zip(found, wanted, strict=True):
         assert sentence.startswith(beginning)
+
+
+def test_the_groups_whose_speed_is_measured_are_megatron_cores():
+    from megatron.core.parallel_state import RankGenerator
+
+    from examples.slurm import speed
+
+    ranks = RankGenerator(tp=2, ep=1, dp=3, pp=2, cp=4, order="tp-cp-ep-dp-pp")
+    assert speed.groups(48, 2, 4) == (ranks.get_ranks("tp"), ranks.get_ranks("cp"))
+
+
+def test_a_slow_node_is_named():
+    from examples.slurm import speed
+
+    rows = [[100.0, 50.0, 300.0, 2.0], [101.0, 20.0, 290.0, 0.0], [99.0, 51.0, 310.0, 1.9], [98.0, 49.0, 305.0, 0.0]]
+    assert list(speed.report(rows, ["n1", "n1", "n2", "n2"])) == [
+        "TP all-gather: 99.5 GB/s at the median, slowest 98 on n2 (rank 3)",
+        "warning: CP send: 49.5 GB/s at the median, slowest 20 on n1 (rank 1): every step waits for it; "
+        "look at that node",
+        "attention block: 302 TFLOPS at the median, slowest 290 on n1 (rank 1)",
+        "file: 1.95 GB/s at the median, slowest 1.9 on n2 (rank 2)",
+    ]
+
+
+def test_nothing_is_looked_for_on_the_host_of_a_container(files):
+    done = bash(
+        "examples/slurm/submit.sh",
+        EXAMPLE,
+        "all",
+        **{
+            **files,
+            "SRUN_OPTIONS": "--container-image=x",
+            "VENV": "/nowhere",
+            "MODEL": "/inside/model",
+            "CORPUS": "/c",
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    assert "extend: the job itself checks its settings, in what SRUN_OPTIONS names" in done.stdout

@@ -11,7 +11,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from megatron_ultralong.model.loss import LossOptions, chunk_rows, sum_of_losses
+from megatron_ultralong.model.loss import sum_of_losses
+from megatron_ultralong.model.loss_options import LossOptions, chunk_rows
 from tests.ranks import leave
 
 L, B, D, V = 24, 2, 16, 40

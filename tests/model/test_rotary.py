@@ -20,10 +20,13 @@ from megatron_ultralong.config.sections import ParallelConfig
 from megatron_ultralong.context_parallel import zigzag
 from megatron_ultralong.context_parallel.core_attention import SequenceLayout
 from megatron_ultralong.engine import groups
+from megatron_ultralong.model import rotary as rotary_module
+from megatron_ultralong.model import rotate_triton
 from megatron_ultralong.model.build import build_model
 from megatron_ultralong.model.rotary import Rotary, rotate, serving_frequencies
 from megatron_ultralong.rope import config_json
 from megatron_ultralong.rope.scaling import RopeScaling, temperature
+from tests.triton_kernels import compile_for_gpus
 
 PLAIN = RopeScaling(base=10000.0, original_length=64)
 FOUR_MILLION = RopeScaling(base=5e5, kind="yarn", factor=512.0, original_length=8192)
@@ -236,3 +239,24 @@ def test_the_attention_factor_is_in_the_table() -> None:
     hot = RopeScaling(base=1e4, kind="yarn", factor=8.0, original_length=16, attention_factor=temperature(8.0))
     cold = RopeScaling(base=1e4, kind="yarn", factor=8.0, original_length=16)
     assert torch.equal(Rotary(hot, 8)(positions), Rotary(cold, 8)(positions) * temperature(8.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(("head", "turned"), [(16, 16), (24, 8), (128, 128)])
+def test_the_triton_kernel_rotates_to_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, head: int, turned: int
+) -> None:
+    """Run by Triton's interpreter, which cuts bf16 off where a GPU rounds it, so in fp16; heads as a projection has."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    monkeypatch.setattr(rotate_triton, "_kernel", interpreter.InterpretedFunction(rotate_triton._rotate))
+    heads = torch.randn(19, 2, 5, 3 * head).to(dtype)[..., head : 2 * head]
+    table = Rotary(PLAIN, turned, dtype=dtype)(torch.stack((torch.arange(19), torch.arange(19) * 7)))
+    for sign in (1, -1):
+        ours = rotate_triton.rotated(heads, table, sign)
+        assert ours.dtype == dtype and torch.equal(ours, rotary_module._rotated(heads, table, sign))
+
+
+def test_the_rotating_triton_kernel_compiles_for_gpus() -> None:
+    pytest.importorskip("triton")
+    signature = {"heads": "*bf16", "table": "*bf16", "out": "*bf16", "sign": "fp32"}
+    compile_for_gpus(rotate_triton._kernel, signature, {"ROWS": 16, "CHANNELS": 128})

@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_ultralong.model.loss import LossOptions, chunk_rows, sum_of_losses
+from megatron_ultralong.model.loss import sum_of_losses
+from megatron_ultralong.model.loss_options import LossOptions, chunk_rows
 from megatron_ultralong.planning.memory import eager_loss_memory, loss_memory
 from tests.context_parallel.test_ring_memory import peak_bytes
 

@@ -77,8 +77,8 @@ REAL: dict[str, dict[str, Any]] = {
     "Qwen3-8B, its YaRN entry": _config(
         "qwen3", 4096, 32, 1000000, 40960, head_dim=128, rope_scaling=_yarn(4.0, 32768, rope_type="yarn")
     ),
-    "Mistral-7B-v0.3": _config("mistral", 4096, 32, 1000000.0, 32768),
-    "Mistral-Nemo": _config("mistral", 5120, 32, 1000000.0, 131072, head_dim=128),
+    "Mistral-7B-v0.3": _config("mistral", 4096, 32, 1000000.0, 32768, sliding_window=None),
+    "Mistral-Nemo": _config("mistral", 5120, 32, 1000000.0, 131072, head_dim=128, sliding_window=None),
     "Phi-3-mini-128k": _config(
         "phi3",
         3072,

@@ -26,7 +26,7 @@ def transformers_frequencies(config: dict[str, Any], folder: Path, length: int) 
     if (config.get("rope_scaling") or {}).get("type") == "su":  # transformers 5 no longer reads its own first name
         config["rope_scaling"]["type"] = "longrope"
     (folder / "config.json").write_text(json.dumps(config))
-    loaded = AutoConfig.from_pretrained(folder)
+    loaded = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     kind = loaded.rope_parameters["rope_type"]
     if kind == "default":
         dim = int(head_dim(config) * loaded.rope_parameters.get("partial_rotary_factor", 1.0))

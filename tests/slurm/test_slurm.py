@@ -8,14 +8,18 @@ import json
 import os
 import re
 import signal
+import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.conftest import LENGTH, STEPS, Cluster, Submit, losses, tail
+from tests.slurm.conftest import BATCH, LAYOUT, LENGTH, STEPS, Cluster, Submit, losses, tail
 
 pytestmark = pytest.mark.slurm
+SHORT = f"{LAYOUT} --train.steps 3 --train.global_batch_size {BATCH}"
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL")
 
 
@@ -58,6 +62,8 @@ def test_every_step_to_a_finished_job(pipeline):
     assert results["target_length"] == LENGTH
     logs = "".join(path.read_text() for path in (pipeline / "logs").iterdir())
     assert "examined 2 processes on 2 nodes (n1, n2)" in logs
+    assert re.search(r"^CP send: \S+ GB/s at the median, slowest \S+ on n[12] \(rank [01]\)$", logs, re.MULTILINE)
+    assert re.search(r"^(warning: )?file: \S+ GB/s at the median, slowest \S+ on n[12] ", logs, re.MULTILINE)
     assert "== sft is finished" in logs
 
 
@@ -101,6 +107,76 @@ def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(cluster, submit, 
     assert losses(beside / "extend") == losses(pipeline / "extend")
 
 
+def test_a_limit_that_comes_before_the_run_has_left_does_not_break_the_chain(cluster, submit, pipeline, beside):
+    """Ranks that do not react are killed at the limit; the job is queued again, and what waits for it waits on."""
+    number = submit("extend", RUN=str(beside), TIME_LIMIT="30", WARN_SECONDS="1")["extend"]
+    words = ["--parsable", f"--dependency=afterok:{number}", "--kill-on-invalid-dep=yes", "--output=/dev/null"]
+    waiting = cluster.call("sbatch", *words, "--wrap=true").strip()
+    log = extend(beside, number)
+    cluster.wait(number, lambda job: moved(job) or len(losses(beside / "extend")) >= 13, 120, log)
+    training = [b"-m", b"megatron_ultralong.train"]
+    ranks = [pid for pid, _ in processes_of(cluster, "n1", "n2") if words_of(pid)[1:3] == training]
+    assert len(ranks) == 2
+    with held(ranks):
+        cluster.call("scontrol", "update", f"JobId={number}", "TimeLimit=1")
+        cluster.wait(number, moved, 150, log)
+    cluster.call("scontrol", "update", f"JobId={number}", "TimeLimit=30")
+    assert "the time limit came before the run had left" in log.read_text(), tail(log)
+    job = cluster.wait(number, over, 150, log)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), tail(log)
+    assert losses(beside / "extend") == losses(pipeline / "extend")
+    assert cluster.wait(waiting, over, 60, log)["JobState"] == "COMPLETED"
+
+
+@contextlib.contextmanager
+def held(processes: list[int]) -> Iterator[None]:
+    """Keep processes from reacting to signals: SLURM sends SIGCONT before each of its own."""
+    done = threading.Event()
+
+    def hold() -> None:
+        while not done.wait(0.01):
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGSTOP)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+CONTAINER = """#!/usr/bin/env bash
+# COMMAND... in a root of its own, where the Python environment and the model lie at paths that the host does not have.
+exec unshare --mount --propagation private bash -c '
+mount --rbind / "$ROOT_OF_CONTAINER" && mount -t tmpfs none "$ROOT_OF_CONTAINER/opt" || exit 1
+mkdir "$ROOT_OF_CONTAINER/opt/environment" "$ROOT_OF_CONTAINER/opt/model"
+mount --bind "$ENVIRONMENT_OF_CONTAINER" "$ROOT_OF_CONTAINER/opt/environment"
+mount --bind examples/tiny_cpu/base "$ROOT_OF_CONTAINER/opt/model"
+exec chroot "$ROOT_OF_CONTAINER" bash -c "cd \\"\\$0\\" && exec \\"\\$@\\"" "$PWD" "$@"' - "$@"
+"""
+
+
+def test_everything_runs_in_a_container(cluster, submit, tmp_path):
+    """SRUN_OPTIONS end in the words that put srun's command into it; nothing is looked for on the host."""
+    wrapper = tmp_path / "container.sh"
+    wrapper.write_text(CONTAINER)
+    wrapper.chmod(0o755)
+    (tmp_path / "root").mkdir()
+    inside = {"SRUN_OPTIONS": str(wrapper), "VENV": "/opt/environment", "MODEL": "/opt/model"}
+    inside |= {"ROOT_OF_CONTAINER": str(tmp_path / "root"), "ENVIRONMENT_OF_CONTAINER": sys.prefix}
+    jobs = submit("all", RUN=str(tmp_path / "run"), EXTEND_OPTIONS=SHORT, **inside)
+    for step, number in jobs.items():
+        name = f"preprocess_{number}_0.log" if step == "preprocess" else f"{step}_{number}.log"
+        log = tmp_path / "run/logs" / name
+        job = cluster.wait(number, over, 240, log)
+        assert job["JobState"] == "COMPLETED", (step, tail(log))
+    assert (tmp_path / "run/report/report.html").exists()
+    assert not Path("/opt/environment").exists() and not Path("/opt/model").exists()
+
+
 def wait_for_tick(cluster: Cluster, before: float) -> None:
     """Return about `before` seconds before the slurmctld looks at time limits again, as it does every 30 seconds."""
     log = cluster.folder / "log/slurmctld"
@@ -112,21 +188,33 @@ def wait_for_tick(cluster: Cluster, before: float) -> None:
     time.sleep((30 - before - age) % 30)
 
 
-def lose_node(cluster: Cluster, name: str) -> None:
-    """Kill a node's daemon, its job steps and their ranks at once, as a power cut would."""
-    ranks, daemons = [], []
+def processes_of(cluster: Cluster, *nodes: str) -> Iterator[tuple[int, str]]:
+    """Process ids of what this cluster's jobs run on these nodes, each with its node."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             environment = (folder / "environ").read_bytes().split(b"\0")
-            words = (folder / "cmdline").read_bytes().split(b"\0")
         except OSError:  # it ended meanwhile
             continue
         if f"SLURM_CONF={cluster.folder}/slurm.conf".encode() not in environment:
             continue
-        if f"SLURMD_NODENAME={name}".encode() in environment:
-            ranks.append(int(folder.name))
-        elif words[:4] == [b"slurmd", b"-D", b"-N", name.encode()]:
-            daemons.append(int(folder.name))
+        for node in nodes:
+            if f"SLURMD_NODENAME={node}".encode() in environment:
+                yield int(folder.name), node
+
+
+def words_of(process: int) -> list[bytes]:
+    """Its command line; none of one that has ended."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def lose_node(cluster: Cluster, name: str) -> None:
+    """Kill a node's daemon, its job steps and their ranks at once, as a power cut would."""
+    ranks = [process for process, _ in processes_of(cluster, name)]
+    every = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
+    daemons = [process for process in every if words_of(process)[:4] == [b"slurmd", b"-D", b"-N", name.encode()]]
     assert ranks and len(daemons) == 1, (ranks, daemons)
     steps = {int(re.findall(r"PPid:\t(\d+)", Path(f"/proc/{rank}/status").read_text())[0]) for rank in ranks}
     for process in (*daemons, *steps - {1}, *ranks):

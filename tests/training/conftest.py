@@ -49,6 +49,9 @@ load = "{root}/megatron"
 
 [log]
 interval = 1
+
+[parallel]
+device = "cpu"
 """
 
 Train = Callable[..., list[dict[str, Any]]]

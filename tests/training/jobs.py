@@ -17,8 +17,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["megatron_ultralong.training.loop", "tests.training.jobs"])
+if not torch.cuda.device_count():  # megatron-core asks for CUDA as it is imported, and no fork can use it then
+    _CONTEXT.set_forkserver_preload(["megatron_ultralong.training.loop", "tests.training.jobs"])
 
 
 class Job:
@@ -91,8 +94,6 @@ def _rank(environment: dict[str, str], log: str, words: list[str], change: Calla
     os.dup2(output, 2)
     os.environ.update(environment)
     sys.argv = ["train", *words]
-    import torch
-
     torch.set_num_threads(1)
     from megatron_ultralong.train import main
 

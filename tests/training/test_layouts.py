@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from megatron_ultralong.context_parallel import zigzag
+from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
+from megatron_ultralong.convert.megatron_to_hf import convert_megatron_to_hf
 from megatron_ultralong.data.corpus.corpus import open_corpus
 from megatron_ultralong.data.packing.index import PackOptions, write_packed_index
 from megatron_ultralong.data.reading.blend import BlendedDataset
@@ -16,6 +20,7 @@ from megatron_ultralong.data.reading.dataset import PackedDataset
 from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
 from megatron_ultralong.data.tokenizing.documents import Fields
 from megatron_ultralong.data.tokenizing.run import tokenize_corpus
+from tests.convert.tiny_models import build_model
 from tests.training.conftest import SEQUENCE_LENGTH, Train
 
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
@@ -33,6 +38,18 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     ),
     "PP 2": (2, ["--parallel.pipeline", "2"]),
     "DP 2, distributed optimizer": (2, ["--parallel.distributed_optimizer", "true"]),
+    "PP 2, three layers and one": (2, ["--parallel.pipeline", "2", "--parallel.last_stage_layers", "1"]),
+    "DP 2, overlaps in small buckets": (
+        2,
+        ["--parallel.distributed_optimizer", "true", "--parallel.ddp_bucket_size", "5000"],
+    ),
+    "DP 2 without overlaps, nothing fused": (
+        2,
+        [
+            *["--parallel.overlap_grad_reduce", "false", "--train.gradient_accumulation_fusion", "false"],
+            *["--optimizer.fused", "false", "--train.prefetch", "false"],
+        ],
+    ),
     "CP 2 x TP 2": (4, ["--parallel.context", "2", "--parallel.tensor", "2"]),
 }
 DOCUMENTS = ["--data.document_mask", "true"]
@@ -146,6 +163,29 @@ def test_gradients_may_be_reduced_in_bf16(train: Train) -> None:
     assert rounded["loss"] == exact["loss"]
     assert rounded["grad_norm"] != exact["grad_norm"]
     assert rounded["grad_norm"] == pytest.approx(exact["grad_norm"], rel=2**-7)
+
+
+@pytest.mark.gloo
+def test_more_tensor_parallel_ranks_than_key_value_heads_equal_one_process(
+    train: Train, workspace: Path, tmp_path: Path
+) -> None:
+    """Two query heads and one key-value head on two ranks, from one converted checkpoint, and exported again."""
+    hf = shutil.copytree(workspace / "hf", tmp_path / "hf", ignore=shutil.ignore_patterns("model*"))
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    build_model(hf, "llama", vocab_size=400, num_hidden_layers=2, max_position_embeddings=64, **heads)
+    convert_hf_to_megatron(hf=hf, output=tmp_path / "megatron")
+    model = ["--model.hf", str(hf), "--checkpoint.load", str(tmp_path / "megatron"), "--checkpoint.save"]
+    wanted = train(1, *model, str(tmp_path / "one"))
+    rows = train(2, *model, str(tmp_path / "two"), "--parallel.tensor", "2", "--parallel.sequence_parallel", "true")
+    for row, expected in zip(rows, wanted, strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
+    for run in ("one", "two"):
+        convert_megatron_to_hf(load=tmp_path / run / "step_000003", output=tmp_path / f"{run}_hf")
+    one, two = (load_file(tmp_path / f"{run}_hf" / "model.safetensors") for run in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        assert (two[name] - weight).norm() <= 1e-4 * weight.norm(), name  # Adam makes much of a gradient near 0
 
 
 CURVES: dict[str, tuple[int, list[str]]] = {

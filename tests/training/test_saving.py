@@ -80,7 +80,7 @@ def damaged(saved: Path, tmp_path: Path, kind: str) -> tuple[Path, str]:
         return save, "ultralong.json: the checkpoint's description is missing"
     assert kind == "garbage"
     (newest / ".metadata").write_bytes(b"?" * (newest / ".metadata").stat().st_size)
-    return save, "the checkpoint cannot be loaded"
+    return save, f"{newest / '.metadata'} is damaged ("
 
 
 SEEN_BY_SIZE = ["truncated", "missing", "no metadata", "garbage json", "no json"]

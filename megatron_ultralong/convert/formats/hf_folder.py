@@ -18,8 +18,9 @@ import torch
 from megatron_ultralong.convert.formats import pickles
 from megatron_ultralong.convert.formats.row_stream import Files
 from megatron_ultralong.convert.formats.safetensors_file import read_header
-from megatron_ultralong.data.tokenizer.tokenizer import tokenizer_fingerprint
+from megatron_ultralong.data.tokenizer.identity import tokenizer_fingerprint
 from megatron_ultralong.errors import UserError, listing
+from megatron_ultralong.families.defaults import completed
 from megatron_ultralong.families.rules import Shape
 from megatron_ultralong.files import read_json
 
@@ -48,7 +49,7 @@ class HfFolder:
 
     Attributes:
         path: the folder.
-        config: its config.json.
+        config: its config.json, with its loader's defaults.
         files: tensor name -> the file that holds it.
         shapes: tensor name -> shape.
         dtypes: tensor name -> dtype.
@@ -80,27 +81,26 @@ class HfFolder:
         config = read_json(path / "config.json", "the model's configuration", "give a folder in Hugging Face format")
         if not isinstance(config, dict):
             raise UserError(f"{path / 'config.json'}: no JSON object; give a folder in Hugging Face format.")
-        names = SINGLE, INDEX
-        if allow_pickle and not any((path / name).exists() for name in names):
-            names = pickles.SINGLE, pickles.INDEX
-        single, index_name = names
+        config = completed(config)
+        pickled = allow_pickle and not any((path / name).exists() for name in (SINGLE, INDEX))
+        single, index_name = (pickles.SINGLE, pickles.INDEX) if pickled else (SINGLE, INDEX)
         index = _read_index(path, single, index_name)
-        folder = cls(path, config, {}, {}, {}, {}, pickles.Pickles() if single == pickles.SINGLE else Files())
+        folder = cls(path, config, {}, {}, {}, {}, pickles.Pickles() if pickled else Files())
         for name in [single] if index is None else sorted(set(index.values())):
-            for tensor, (shape, dtype, offset) in folder._header(path / name).items():
-                if index is not None and index.get(tensor) != name:
-                    raise UserError(
-                        f"{path / index_name}: the entry of {tensor}, which {name} holds, is missing or wrong."
-                    )
-                folder.files[tensor], folder.shapes[tensor] = path / name, shape
-                folder.dtypes[tensor], folder.offsets[tensor] = dtype, offset
-        absent = [tensor for tensor in index or {} if tensor not in folder.files]
-        if absent:
-            held = path / (index or {})[absent[0]]
-            raise UserError(
-                f"{held} lacks {listing(absent)}, which {index_name} says it holds; download or copy it again."
-            )
+            folder._take(path / name)
+        if index is not None:
+            _compare(path / index_name, index, folder.files)
         return folder
+
+    def _take(self, file: Path) -> None:
+        """Add the tensors of a file."""
+        for tensor, (shape, dtype, offset) in self._header(file).items():
+            if tensor in self.files:
+                raise UserError(
+                    f"{self.files[tensor]} and {file} both hold {tensor}; remove one of them, or copy the model again."
+                )
+            self.files[tensor], self.shapes[tensor] = file, shape
+            self.dtypes[tensor], self.offsets[tensor] = dtype, offset
 
     def _header(self, path: Path) -> dict[str, tuple[Shape, torch.dtype, int]]:
         return self.reader.header(path) if isinstance(self.reader, pickles.Pickles) else read_header(path)
@@ -116,23 +116,42 @@ class HfFolder:
 
 def _read_index(path: Path, single: str, index_name: str) -> dict[str, str] | None:
     """The weight map, or None for a model in a single file."""
-    if (path / index_name).exists():
-        mend = "download or copy it again"
-        index = read_json(path / index_name, "the index of the weights' files", mend)
-        weight_map = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise UserError(f"{path / index_name}: weight_map is missing or empty; {mend}.")
-        wrong = [name for name, file in weight_map.items() if not isinstance(file, str)]
-        if wrong:
+    if not (path / index_name).exists():
+        if (path / single).exists():
+            return None
+        pickled = list(path.glob("*.bin")) and single == SINGLE
+        hint = "save the model as safetensors, or give --allow-pickle" if pickled else "download or copy it"
+        raise UserError(f"{path / single} is missing, and so is {index_name}; {hint}.")
+    mend = "download or copy it again"
+    index = read_json(path / index_name, "the index of the weights' files", mend)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{path / index_name}: weight_map is missing or empty; {mend}.")
+    for name, file in weight_map.items():
+        if not isinstance(file, str):
+            raise UserError(f"{path / index_name}: the entry of {name} is {file!r}, no file; {mend}.")
+        if file != Path(file).name or file == ".." or "\0" in file:  # a folder, or a way out of this one
             raise UserError(
-                f"{path / index_name}: the entry of {wrong[0]} is {weight_map[wrong[0]]!r}, no file; {mend}."
+                f"{path / index_name}: the entry of {name} is {file!r}, no plain file name beside the index; {mend}."
             )
-        return weight_map
-    if (path / single).exists():
-        return None
-    pickled = list(path.glob("*.bin")) and single == SINGLE
-    hint = "save the model as safetensors, or give --allow-pickle" if pickled else "download or copy it"
-    raise UserError(f"{path / single} is missing, and so is {index_name}; {hint}.")
+    if (path / single).exists() and set(weight_map.values()) != {single}:
+        raise UserError(
+            f"{path} holds {single} and {index_name}, whose files are others "
+            f"({listing(sorted(set(weight_map.values())))}); loaders disagree which of the two models it is, so remove "
+            "one."
+        )
+    return weight_map
+
+
+def _compare(path: Path, index: dict[str, str], files: dict[str, Path]) -> None:
+    """Refuse an index that says otherwise than the files."""
+    for tensor, file in files.items():
+        if index.get(tensor) != file.name:
+            raise UserError(f"{path}: the entry of {tensor}, which {file.name} holds, is missing or wrong.")
+    absent = [tensor for tensor in index if tensor not in files]
+    if absent:
+        held = path.parent / index[absent[0]]
+        raise UserError(f"{held} lacks {listing(absent)}, which {path.name} says it holds; download or copy it again.")
 
 
 def runs(sizes: dict[str, int], largest: int) -> list[list[str]]:

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import torch
 
+from megatron_ultralong.convert.formats.handles import Handles, unreadable
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.families.rules import Dimensions, Rule, Shape
 
@@ -53,19 +54,18 @@ class Fused(Protocol):
 
 
 class Files:
-    """Reads bytes of files into a buffer a thread; files stay open, and a copy in another process opens its own."""
+    """Reads bytes of files into a buffer a thread; a copy in another process opens its own.
+
+    Attributes:
+        handles: the open files, few of them whatever the number of files.
+    """
 
     def __init__(self) -> None:
-        self.descriptors: dict[Path, int] = {}
-        self.lock = threading.Lock()
+        self.handles = Handles()
         self.own = threading.local()
 
     def __reduce__(self) -> tuple[type[Files], tuple[()]]:
         return Files, ()
-
-    def __del__(self) -> None:
-        for descriptor in self.descriptors.values():
-            os.close(descriptor)
 
     def read(self, path: Path, offset: int, dtype: torch.dtype, shape: Shape) -> torch.Tensor:
         """A tensor that lies at `offset`, in a buffer: it holds until the thread's next call.
@@ -78,18 +78,15 @@ class Files:
             self.own.buffer = torch.empty(size, dtype=torch.uint8)
         values = self.own.buffer[:size]
         try:
-            with self.lock:
-                if path not in self.descriptors:
-                    self.descriptors[path] = os.open(path, os.O_RDONLY)
-                descriptor = self.descriptors[path]
-            target, done = values.numpy().data, 0
-            while done < size:
-                count = os.preadv(descriptor, [target[done:]], offset + done)
-                if not count:
-                    raise UserError(f"{path} is truncated (it ends before byte {offset + size}); copy it again.")
-                done += count
+            with self.handles.opened(path) as descriptor:
+                target, done = values.numpy().data, 0
+                while done < size:
+                    count = os.preadv(descriptor, [target[done:]], offset + done)
+                    if not count:
+                        raise UserError(f"{path} is truncated (it ends before byte {offset + size}); copy it again.")
+                    done += count
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); copy it again.") from None
+            raise unreadable(path, error) from None
         return values.view(dtype).view(shape)
 
 

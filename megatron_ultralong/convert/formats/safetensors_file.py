@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from megatron_ultralong.convert.formats.handles import unreadable
 from megatron_ultralong.convert.formats.row_stream import portions, raw
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.families.rules import Shape
@@ -33,9 +34,13 @@ def read_header(path: Path) -> dict[str, tuple[Shape, torch.dtype, int]]:
     if not path.exists():
         raise UserError(f"{path} is missing; download or copy it.")
     try:
-        with safe_open(path, framework="pt"):  # checks sizes, offsets and names
-            pass
-        with path.open("rb") as stream:
+        stream = path.open("rb")
+    except OSError as error:
+        raise unreadable(path, error) from None
+    try:
+        with stream:
+            with safe_open(path, framework="pt"):  # checks sizes, offsets and names
+                pass
             length = int.from_bytes(stream.read(8), "little")
             header: dict[str, Any] = json.loads(stream.read(length))
     except (SafetensorError, OSError, ValueError) as error:

@@ -37,6 +37,7 @@ from torch.distributed.checkpoint.metadata import (
 from megatron_ultralong.checkpoint.description import DESCRIPTION
 from megatron_ultralong.checkpoint.metadata import read_metadata
 from megatron_ultralong.convert.formats.blob import Place, Window, find_values, write_blob
+from megatron_ultralong.convert.formats.handles import unreadable
 from megatron_ultralong.convert.formats.row_stream import Files, crc32, cut, raw
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.families.rules import Shape
@@ -128,8 +129,10 @@ class Reader:
         tensors: key -> DCP's description of every tensor, optimizer state included.
     """
 
-    def __init__(self, folder: Path, checked: bool = False) -> None:
+    def __init__(self, folder: Path, checked: bool = False, files: Files | None = None) -> None:
         """Read the description, and check that every file it names is there and whole.
+
+        `files` is what reads, where several readers share their open files.
 
         Raises:
             UserError: not a torch_dist directory, or files missing or truncated.
@@ -150,7 +153,7 @@ class Reader:
             for key, value in metadata.state_dict_metadata.items()
             if isinstance(value, TensorStorageMetadata)
         }
-        self.files = Files()
+        self.files = files or Files()
         self.places: dict[MetadataIndex, Place | None] = {}
         self.own = threading.local()
         self.chunks: dict[tuple[str, int | None], list[tuple[MetadataIndex, Shape, Shape]]] = {}
@@ -255,6 +258,8 @@ class Reader:
                         self.own.whole = torch.load(blob, map_location="cpu", weights_only=True)
                     self.own.index = index
                 return (self.own.whole if layer is None else self.own.whole[number])[first:last]
+        except UserError:
+            raise
         except _DAMAGE as error:
             reason = str(error).split("\n")[0]
             raise UserError(f"{self.folder}: {key} is damaged ({reason}); copy the checkpoint again.") from None
@@ -276,5 +281,10 @@ class Reader:
     @contextlib.contextmanager
     def _open(self, info: _StorageInfo) -> Iterator[IO[bytes]]:
         """One piece's bytes as a file of their own."""
-        with (self.folder / info.relative_path).open("rb") as stream:
+        path = self.folder / info.relative_path
+        try:
+            stream = path.open("rb")
+        except OSError as error:
+            raise unreadable(path, error) from None
+        with stream:
             yield io.BufferedReader(Window(stream, info.offset, info.length))

@@ -2,13 +2,15 @@
 
 The manifest PREFIX.json is written last and removed first, so a corpus with a manifest is complete. It holds a
 fingerprint of the token files that is checked whenever the corpus is opened; that reads at most 4 MiB a file and
-therefore notices other tokens, but not a few bytes changed by hand in a file larger than that.
+therefore notices other tokens, but not a few bytes changed by hand in a file larger than that. It is small whatever
+the corpus: PREFIX.inputs.tsv lists the files that the corpus was made from, and nothing but people reads that.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from megatron_ultralong.data.corpus.indexed_dataset import IndexedTokens, bin_pa
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import fingerprint, read_json
 
-VERSION = 1
+VERSION = 2
 _NAMES = ("kind", "tokens_fingerprint", "tokenizer_fingerprint", "vocab_size", "sources")
 
 
@@ -38,6 +40,11 @@ def skipped_path(prefix: Path) -> Path:
     return Path(f"{prefix}.skipped.tsv")
 
 
+def inputs_path(prefix: Path) -> Path:
+    """PREFIX.inputs.tsv: fingerprint, bytes and path of each file of the input, in order."""
+    return Path(f"{prefix}.inputs.tsv")
+
+
 def mask_prefix(prefix: Path) -> Path:
     """Prefix of the loss mask, an IndexedDataset of uint8 with the documents' lengths."""
     return Path(f"{prefix}.loss_mask")
@@ -52,6 +59,21 @@ def token_files(prefix: Path, kind: str) -> list[Path]:
     """The files whose contents a packed index depends on."""
     prefixes = [prefix, mask_prefix(prefix)] if kind == "chat" else [prefix]
     return [path for each in prefixes for path in (idx_path(each), bin_path(each))]
+
+
+def all_files(prefix: Path) -> list[Path]:
+    """Every file that a corpus may consist of, the manifest first."""
+    others = [sources_path(prefix), inputs_path(prefix), skipped_path(prefix)]
+    return [manifest_path(prefix), *token_files(prefix, "chat"), *others]
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a .json file begins as a corpus's manifest does."""
+    try:
+        with Path(path).open("rb") as stream:
+            return re.match(rb'\{\s*"version": \d+,\s*"kind": "(text|chat)",', stream.read(100)) is not None
+    except OSError:
+        return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +92,8 @@ class Corpus:
     """Of the token files."""
     tokenizer_fingerprint: str
     """Of the tokenizer that made them."""
+    template_fingerprint: str | None
+    """Of the chat templates that rendered them; None for texts."""
     vocab_size: int
     """Ids of that tokenizer, added tokens included."""
     sources: tuple[str, ...]
@@ -86,8 +110,12 @@ class Corpus:
         return ids
 
 
-def open_corpus(prefix: Path) -> Corpus:
+def open_corpus(prefix: Path, *, believed: bool = False) -> Corpus:
     """Open what tools/preprocess_data.py wrote.
+
+    Args:
+        prefix: PREFIX.
+        believed: another process has found the token files to be those of the manifest: none of them is read through.
 
     Raises:
         UserError: a file is missing, or the tokens are not those that the manifest was written for.
@@ -103,18 +131,19 @@ def open_corpus(prefix: Path) -> Corpus:
     kind = manifest["kind"]
     tokens = open_indexed(prefix)
     loss_mask = open_indexed(mask_prefix(prefix)) if kind == "chat" else None
-    actual = combined_fingerprint(token_files(prefix, kind))
-    if actual != manifest["tokens_fingerprint"]:
-        raise UserError(f"{bin_path(prefix)}: is not the file that {path.name} was written for; {again}.")
-    if loss_mask is not None and not np.array_equal(loss_mask.lengths, tokens.lengths):
-        raise UserError(f"{bin_path(mask_prefix(prefix))}: differs in lengths from the tokens; {again}.")
+    if not believed:
+        if combined_fingerprint(token_files(prefix, kind)) != manifest["tokens_fingerprint"]:
+            raise UserError(f"{bin_path(prefix)}: is not the file that {path.name} was written for; {again}.")
+        if loss_mask is not None and not np.array_equal(loss_mask.lengths, tokens.lengths):
+            raise UserError(f"{bin_path(mask_prefix(prefix))}: differs in lengths from the tokens; {again}.")
     return Corpus(
         prefix=Path(prefix),
         kind=kind,
         tokens=tokens,
         loss_mask=loss_mask,
-        tokens_fingerprint=actual,
+        tokens_fingerprint=manifest["tokens_fingerprint"],
         tokenizer_fingerprint=manifest["tokenizer_fingerprint"],
+        template_fingerprint=manifest.get("template_fingerprint"),
         vocab_size=manifest["vocab_size"],
         sources=tuple(manifest["sources"]),
     )

@@ -8,7 +8,7 @@ begin in document_ids.
 Invariants: the index holds the fingerprints of its own arrays, of the tokens and of the resampled list it was made
 from; it is made off the training nodes, once, and a rank that opens it checks it and never makes another. Its own
 fingerprint is that of all this, wherever the folders lie. Cost: building takes a few passes over the lengths and
-32 bytes a document (best_fit: 56); opening maps the arrays and reads at most 4 MiB of each file.
+32 bytes a document (best_fit: 56); opening maps the arrays and reads at most 4 MiB of each file, or headers alone.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import numpy.typing as npt
 from megatron_ultralong.data.corpus.corpus import Corpus, manifest_path, open_corpus
 from megatron_ultralong.data.packing import _packing
 from megatron_ultralong.data.packing.specification import UNLIMITED
+from megatron_ultralong.data.resampling.listing import Documents
 from megatron_ultralong.data.shuffle import key, shuffled
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import (
@@ -46,16 +47,6 @@ VERSION = 2
 _ARRAYS = ("document_ids", "sample_index")
 _AGAIN = "pack again with tools/pack_corpus.py"
 _LONGEST = np.iinfo(np.int32).max - 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Documents:
-    """Which documents are packed."""
-
-    ids: Ints
-    """int64 [M]: ids in the corpus, repeats allowed."""
-    made_by: dict[str, Any]
-    """For the manifest: how the list was made (policy, seed, fingerprint)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +76,7 @@ def write_packed_index(
         corpus: the tokens.
         folder: where the index goes; an existing one is replaced.
         options: how to pack.
-        documents: the documents to pack, repeats allowed (see `resampled.read_documents`); None for all of the
+        documents: the documents to pack, repeats allowed (see `listing.read_documents`); None for all of the
             corpus.
 
     Returns:
@@ -113,6 +104,7 @@ def write_packed_index(
             "tokens": os.path.relpath(Path(corpus.prefix).resolve(), Path(folder).resolve()),
             "tokens_fingerprint": corpus.tokens_fingerprint,
             "tokenizer_fingerprint": corpus.tokenizer_fingerprint,
+            "template_fingerprint": corpus.template_fingerprint,
             "vocab_size": corpus.vocab_size,
             "resampled": None if documents is None else documents.made_by,
             "fingerprints": {name: fingerprint(temporary / f"{name}.npy") for name in _ARRAYS},
@@ -219,11 +211,17 @@ class PackedIndex:
     """SHA-256 of the index's arrays, its options and its tokens, wherever they lie."""
 
 
-def open_packed_index(folder: Path) -> PackedIndex:
+def open_packed_index(folder: Path, believed: str | None = None) -> PackedIndex:
     """Open an index and the corpus it was made from; nothing is built or copied.
 
+    Args:
+        folder: written by `write_packed_index`.
+        believed: the index's fingerprint as another process of the job found it, with the files behind it; then
+            manifests and headers are all that is read here. None: every file's fingerprint is taken.
+
     Raises:
-        UserError: a file is missing or damaged, or the tokens on disk are not those that were packed.
+        UserError: a file is missing or damaged, the tokens on disk are not those that were packed, or the index is not
+            the one that is believed.
     """
     folder = Path(folder)
     manifest = read_json(folder / "manifest.json", "the packed index's manifest", _AGAIN)
@@ -236,13 +234,14 @@ def open_packed_index(folder: Path) -> PackedIndex:
             f"{folder}: its tokens are not at {prefix} (whose {prefix.name}.json is missing); if one of the two was "
             f"moved, move the other as far, or {_AGAIN}."
         )
-    corpus = open_corpus(prefix)
+    corpus = open_corpus(prefix, believed=believed is not None)
     if corpus.tokens_fingerprint != manifest["tokens_fingerprint"]:
         raise UserError(
             f"{folder}: was packed from tokens with the fingerprint {manifest['tokens_fingerprint'][:12]}, but "
             f"{corpus.prefix}.bin has {corpus.tokens_fingerprint[:12]}; bring those tokens back, or {_AGAIN}."
         )
-    arrays = [_open_array(folder, name, manifest["fingerprints"][name]) for name in _ARRAYS]
+    expected = manifest["fingerprints"] if believed is None else dict.fromkeys(_ARRAYS)
+    arrays = [_open_array(folder, name, expected[name]) for name in _ARRAYS]
     rows = (manifest["samples"] + 1, 2) if manifest["packing"] == "concatenate" else (manifest["samples"] + 1,)
     for name, array, shape in zip(_ARRAYS, arrays, ((manifest["documents"],), rows), strict=True):
         if array.dtype != np.int64 or array.shape != shape:
@@ -252,18 +251,25 @@ def open_packed_index(folder: Path) -> PackedIndex:
             )
     content = {entry: value for entry, value in manifest.items() if entry != "tokens"}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    if believed is not None and believed != digest:
+        raise UserError(
+            f"{folder}: has the fingerprint {digest[:12]} here, but {believed[:12]} on the job's first rank; give "
+            "all machines the same files."
+        )
     return PackedIndex(folder, manifest, corpus, arrays[0], arrays[1], digest)
 
 
-def _open_array(folder: Path, name: str, expected: str) -> npt.NDArray[Any]:
+def _open_array(folder: Path, name: str, expected: str | None) -> npt.NDArray[Any]:
+    """The mapped array; `expected`: its file's fingerprint, None to leave that."""
     path = folder / f"{name}.npy"
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        actual = fingerprint(path)
+        actual = None if expected is None else fingerprint(path)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {_AGAIN}.") from None
-    if actual != expected:
+    if actual is not None and actual != expected:
         raise UserError(
-            f"{path}: has the fingerprint {actual[:12]}, but its manifest was written for {expected[:12]}; {_AGAIN}."
+            f"{path}: has the fingerprint {actual[:12]}, but its manifest was written for {str(expected)[:12]}; "
+            f"{_AGAIN}."
         )
     return array

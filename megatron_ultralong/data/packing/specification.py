@@ -148,26 +148,27 @@ def gather(
         ValueError: (C++ only) an index outside its array, an array of another dtype, a span that runs backwards.
     """
     rest = _rest(_stream(lengths, document_ids, len(separator), last, longest), position, offset)
+    sizes = {at: min(int(lengths[document_ids[at]]), longest) for at, _ in rest}
     values: list[int] = []
     for begin, end in spans:
-        for index in range(begin, end):
-            if index >= len(rest):
-                values.append(fill)
-                continue
-            at, within = rest[index]
-            document = document_ids[at]
-            size = min(int(lengths[document]), longest)
-            start = int(offsets[document]) // tokens.itemsize
-            values.append(int(tokens[start + within] if within < size else separator[within - size]))
+        for at, within in rest[begin:end]:
+            start = int(offsets[document_ids[at]]) // tokens.itemsize
+            values.append(int(tokens[start + within] if within < sizes[at] else separator[within - sizes[at]]))
+        values += [fill] * (end - max(begin, min(end, len(rest))))
+    starts, ends = _unit_bounds(rest, sizes, max([count, *(end for _, end in spans)]))
+    return np.array(values, dtype=np.int64), np.array(starts, dtype=np.int64), np.array(ends, dtype=np.int64)
+
+
+def _unit_bounds(rest: list[tuple[int, int]], sizes: dict[int, int], count: int) -> tuple[list[int], list[int]]:
+    """Of the units with a token among the first `count` of `rest`: starts and the last one's end; documents' ends."""
     starts: list[int] = []
     ends: list[int] = []
-    for unit in dict.fromkeys(at for at, _ in rest[: max([count, *(end for _, end in spans)])]):
+    for unit in dict.fromkeys(at for at, _ in rest[:count]):
         whole = [index for index, (at, _) in enumerate(rest) if at == unit]
         starts.append(whole[0])
-        size = min(int(lengths[document_ids[unit]]), longest)
-        ends.append(sum(1 for at, within in rest if at <= unit and (at < unit or within < size)))
+        ends.append(sum(1 for at, within in rest if at <= unit and (at < unit or within < sizes[unit])))
     starts.append(whole[-1] + 1 if starts else 0)
-    return np.array(values, dtype=np.int64), np.array(starts, dtype=np.int64), np.array(ends, dtype=np.int64)
+    return starts, ends
 
 
 def positions(bounds: Ints, spans: Sequence[tuple[int, int]]) -> Ints:

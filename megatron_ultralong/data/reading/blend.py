@@ -6,6 +6,8 @@ rule of megatron-core's blend: the source furthest below its share is next). A s
 
 A `Position` says how many samples of each source were drawn. It is part of a checkpoint, so that a run that goes on
 with other weights, or more or fewer sources, neither repeats nor loses samples of any: new weights count from there.
+A source is known by its index's fingerprint, wherever it lies. An index that was packed anew where an old one was read
+is another source, which nobody meant to begin with: it is refused, unless that is asked for by its word.
 
 Cost: a permutation of 8 bytes a sample for each source in use; going forwards, a few nanoseconds a sample; a blend
 that begins at a position begins there at once.
@@ -14,8 +16,9 @@ that begins at a position begins there at once.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -75,22 +78,30 @@ class BlendedDataset:
         weights: share of each, relative to the others'.
         seed: of the shuffles.
         start: where to begin, from a checkpoint; None: at the beginning.
+        repacked: what to do with an index that was packed anew since, see `data.repacked`.
 
     Raises:
-        UserError: no sources, one of them twice, a weight that is not positive, or sources of different lengths or
-            tokenizers.
+        UserError: no sources, one of them twice, a weight that is not positive, sources of different lengths or
+            tokenizers, or one that was packed anew.
     """
 
     def __init__(
-        self, datasets: Sequence[PackedDataset], weights: Sequence[float], seed: int, start: Position | None = None
+        self,
+        datasets: Sequence[PackedDataset],
+        weights: Sequence[float],
+        seed: int,
+        start: Position | None = None,
+        repacked: Literal["refuse", "restart"] = "refuse",
     ) -> None:
         _check(datasets, weights)
+        self.changes: list[str] = []
+        """A sentence for each source that comes, goes or begins anew where the blend begins, not at its beginning."""
         self.datasets = list(datasets)
         self.weights = [weight / sum(weights) for weight in weights]
         self.sequence_length = datasets[0].sequence_length
         self._seed = seed
         self._shuffles: dict[int, tuple[int, npt.NDArray[np.int64]]] = {}
-        self._start = self._begin(Position(0, ()) if start is None else start)
+        self._start = self._begin(Position(0, ()) if start is None else start, repacked)
         self.first = self._start.samples
         """The first sample that can be located."""
         self._block = 0  # the number of the first choice at hand
@@ -98,7 +109,7 @@ class BlendedDataset:
         self._choices = np.zeros(0, dtype=np.int32)
         self._seek(self.first)
 
-    def _begin(self, start: Position) -> Position:
+    def _begin(self, start: Position, repacked: str) -> Position:
         """The position with the sources of this blend in it; their shares count anew unless all is as it was."""
         weights = {dataset.fingerprint: w for dataset, w in zip(self.datasets, self.weights, strict=True)}
         same = {source.fingerprint: source.weight for source in start.sources if source.weight} == weights
@@ -115,9 +126,33 @@ class BlendedDataset:
             if dataset.fingerprint not in known:
                 folder = str(dataset.index.folder)
                 sources.append(SourcePosition(dataset.fingerprint, folder, weights[dataset.fingerprint], 0, 0))
+                self._say_new(dataset, start, repacked)
+        here = {os.path.realpath(dataset.index.folder) for dataset in self.datasets}
+        for source in start.sources:
+            gone = source.fingerprint not in weights and os.path.realpath(source.folder) not in here
+            if gone and source.weight and source.drawn:
+                self.changes.append(f"{source.folder}: is read no more, after {source.drawn:,} of its samples.")
         numbers = {source.fingerprint: number for number, source in enumerate(sources)}
         self._numbers = [numbers[dataset.fingerprint] for dataset in self.datasets]
         return Position(start.samples, tuple(sources))
+
+    def _say_new(self, dataset: PackedDataset, start: Position, repacked: str) -> None:
+        """Note a source that was not read before; refuse one that only its folder makes known."""
+        folder = dataset.index.folder
+        there = [source for source in start.sources if os.path.realpath(source.folder) == os.path.realpath(folder)]
+        if there and there[-1].drawn:
+            found, read = dataset.fingerprint[:12], there[-1]
+            if repacked != "restart":
+                raise UserError(
+                    f"{folder}: holds the index {found}, but this run has read {read.drawn:,} samples of the index "
+                    f"{read.fingerprint[:12]} there, and of a new one it would begin with the first; bring the old one "
+                    'back, or set data.repacked to "restart" to read the new one from its beginning.'
+                )
+            self.changes.append(
+                f"{folder}: was packed anew after {read.drawn:,} samples, and is read from its beginning."
+            )
+        elif start.samples:
+            self.changes.append(f"{folder}: is new to this run, and read from its beginning.")
 
     def locate(self, k: int) -> tuple[int, int]:
         """The source of sample k, k >= `first`, and the index of the sample in that source."""

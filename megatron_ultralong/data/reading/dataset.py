@@ -84,6 +84,7 @@ class PackedDataset:
             separator before it, counts. With `document_mask` it never does.
         padded_length: positions that a sample is read as, so that ranks divide them; None: its own S. What lies
             behind S is padding: some token, no loss, positions from 0, and with the mask a document of its own.
+        believed: see `open_packed_index`.
 
     Raises:
         UserError: the index or its tokens are missing, or the tokens are not those that were packed.
@@ -97,8 +98,9 @@ class PackedDataset:
         loss_on_separators: bool = True,
         loss_on_first_tokens: bool = True,
         padded_length: int | None = None,
+        believed: str | None = None,
     ) -> None:
-        self.index = open_packed_index(index)
+        self.index = open_packed_index(index, believed)
         manifest = self.index.manifest
         self.sequence_length: int = manifest["sequence_length"]
         self.padded_length = padded_length or self.sequence_length

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data.corpus.corpus import Corpus
-from megatron_ultralong.data.packing.index import Documents
-from megatron_ultralong.data.resampling.policy import LengthPolicy, SourceResult, resample
+from megatron_ultralong.data.resampling.policy import LengthPolicy
+from megatron_ultralong.data.resampling.selection import Selection, select
+from megatron_ultralong.data.resampling.summary import summarize
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import (
     atomic_directory,
@@ -34,6 +35,16 @@ logger = logging.getLogger(__name__)
 VERSION = 2
 _IDS = "document_ids.npy"
 Ints = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents:
+    """Which documents are packed, and how often."""
+
+    ids: Ints
+    """int64 [M]: ids in the corpus, repeats allowed."""
+    made_by: dict[str, Any]
+    """For the manifest: how the list was made (policy, seed, fingerprint)."""
 
 
 def parse_weights(words: Sequence[str]) -> dict[str, float] | None:
@@ -58,21 +69,49 @@ def parse_weights(words: Sequence[str]) -> dict[str, float] | None:
 
 
 def write_resampled(corpus: Corpus, folder: Path, policy: LengthPolicy, total: int | None, seed: int) -> dict[str, Any]:
-    """Resample a corpus (see `resample`), write the list with its report, and return the report.
+    """Resample a corpus (see `selection.select`), write the list with its report, and return the report.
 
     Raises:
         UserError: an option is out of its range, no document is left, or the folder holds other things.
     """
     refuse_others(folder, [_IDS, "manifest.json", "histogram.png"])
-    lengths = corpus.tokens.lengths.astype(np.int64)
-    ids, results = resample(lengths, corpus.source_ids().astype(np.int64), corpus.sources, policy, total, seed)
-    if not len(ids):
+    selection = select(corpus.tokens.lengths, corpus.source_ids(), corpus.sources, policy, total, seed)
+    if not selection.listed:
         raise UserError(
-            f"{corpus.prefix}: none of its {len(lengths)} documents is left by the length policy; "
+            f"{corpus.prefix}: none of its {len(corpus.tokens)} documents is left by the length policy; "
             "lower --short-below or raise --keep-short or --total-tokens."
         )
-    unmet = [result.unmet for result in results if result.unmet]
-    report: dict[str, Any] = {
+    report = _report(corpus, folder, policy, total, seed, selection)
+    with disk_errors_named(folder), atomic_directory(folder) as temporary:
+        _write_ids(selection, temporary / _IDS)
+        report["fingerprint"] = fingerprint(temporary / _IDS)
+        write_json(temporary / "manifest.json", report)
+        _plot(report["sources"], temporary / "histogram.png")
+    for sentence in report["unmet"]:
+        logger.warning("%s.", sentence)
+    logger.info(
+        "%s: %s tokens before, %s after, %s budgets unmet.",
+        folder,
+        f"{report['tokens_before']:,}",
+        f"{report['tokens_after']:,}",
+        len(report["unmet"]),
+    )
+    return report
+
+
+def _report(
+    corpus: Corpus, folder: Path, policy: LengthPolicy, total: int | None, seed: int, selection: Selection
+) -> dict[str, Any]:
+    """The manifest but for the list's fingerprint."""
+    sources = summarize(selection, corpus.sources)
+    unmet = [
+        f"source '{name}' lacks {missing:,} of {budget:,} tokens: it {reason}"
+        for name, budget, missing, reason in zip(
+            corpus.sources, selection.budgets, selection.missing, selection.reasons, strict=True
+        )
+        if reason
+    ]
+    return {
         "version": VERSION,
         "tokens": os.path.relpath(Path(corpus.prefix).resolve(), Path(folder).resolve()),
         "tokens_fingerprint": corpus.tokens_fingerprint,
@@ -80,28 +119,22 @@ def write_resampled(corpus: Corpus, folder: Path, policy: LengthPolicy, total: i
         "weights": None if policy.weights is None else dict(policy.weights),
         "total_tokens": total,
         "seed": seed,
-        "documents_before": len(lengths),
-        "documents_after": len(ids),
-        "tokens_before": int(lengths.sum()),
-        "tokens_after": sum(result.tokens for result in results),
+        "documents_before": len(corpus.tokens),
+        "documents_after": selection.listed,
+        "tokens_before": sum(source["tokens_before"] for source in sources),
+        "tokens_after": sum(source["tokens_after"] for source in sources),
         "unmet": unmet,
-        "sources": [_describe(result) for result in results],
+        "sources": sources,
     }
-    with disk_errors_named(folder), atomic_directory(folder) as temporary:
-        np.save(temporary / _IDS, ids, allow_pickle=False)
-        report["fingerprint"] = fingerprint(temporary / _IDS)
-        write_json(temporary / "manifest.json", report)
-        _plot(results, temporary / "histogram.png")
-    for sentence in unmet:
-        logger.warning("%s.", sentence)
-    logger.info(
-        "%s: %s tokens before, %s after, %s budgets unmet.",
-        folder,
-        f"{report['tokens_before']:,}",
-        f"{report['tokens_after']:,}",
-        len(unmet),
-    )
-    return report
+
+
+def _write_ids(selection: Selection, path: Path) -> None:
+    """What np.save writes of the whole list, which never exists."""
+    header = {"descr": "<i8", "fortran_order": False, "shape": (selection.listed,)}
+    with path.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for ids in selection.ids():
+            stream.write(np.ascontiguousarray(ids, dtype="<i8").data)
 
 
 def read_documents(folder: Path, corpus: Corpus) -> Documents:
@@ -137,66 +170,33 @@ def read_documents(folder: Path, corpus: Corpus) -> Documents:
     return Documents(ids, made_by)
 
 
-def _describe(result: SourceResult) -> dict[str, Any]:
-    lengths, counts = result.lengths, result.counts
-    ones = np.ones_like(counts)
-    return {
-        "name": result.name,
-        "budget": result.budget,
-        "missing_tokens": result.missing,
-        "documents_before": len(lengths),
-        "documents_after": int(counts.sum()),
-        "tokens_before": int(lengths.sum()),
-        "tokens_after": result.tokens,
-        "dropped_documents": int((counts == 0).sum()),
-        "dropped_tokens": int(lengths[counts == 0].sum()),
-        "repeated_documents": int((counts > 1).sum()),
-        "repeated_tokens": int(np.maximum(counts - 1, 0) @ lengths),
-        "most_repeats": int(counts.max(initial=0)),
-        "histogram": [
-            {"from": 1 << power, "below": 2 << power, **before, **{f"{name}_after": n for name, n in after.items()}}
-            for power, (before, after) in enumerate(
-                zip(_histogram(lengths, ones), _histogram(lengths, counts), strict=True)
-            )
-            if before["documents"]
-        ],
-    }
-
-
-def _histogram(lengths: Ints, counts: Ints) -> list[dict[str, int]]:
-    """Documents and tokens by floor(log2(length))."""
-    powers = np.frexp(lengths.astype(np.float64))[1] - 1  # exact, unlike log2
-    documents, tokens = (np.bincount(powers, weights=column) for column in (counts, counts * lengths))
-    return [{"documents": int(n), "tokens": int(t)} for n, t in zip(documents, tokens, strict=True)]  # exact to 2^53
-
-
-def _title(result: SourceResult) -> str:
-    dropped, repeated = int((result.counts == 0).sum()), int((result.counts > 1).sum())
-    lines = [result.name[:40], f"{dropped:,} documents dropped, {repeated:,} repeated"]
-    if result.missing:
-        lines.append(f"lacks {result.missing:,} of {result.budget:,} tokens")
+def _title(source: dict[str, Any]) -> str:
+    dropped, repeated = source["dropped_documents"], source["repeated_documents"]
+    lines = [source["name"][:40], f"{dropped:,} documents dropped, {repeated:,} repeated"]
+    if source["missing_tokens"]:
+        lines.append(f"lacks {source['missing_tokens']:,} of {source['budget']:,} tokens")
     return "\n".join(lines)
 
 
-def _plot(results: list[SourceResult], path: Path) -> None:
+def _plot(sources: list[dict[str, Any]], path: Path) -> None:
     """Tokens by document length, before and after; the largest sources, one panel each."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = sorted(results, key=lambda result: -int(result.lengths.sum()))[:12]
+    shown = sorted(sources, key=lambda source: -int(source["tokens_before"]))[:12]
     columns = min(len(shown), 3)
     rows = -(-len(shown) // columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(4.5 * columns, 3 * rows), squeeze=False)
-    for axis, result in zip(axes.flat, shown, strict=False):
-        before = [row["tokens"] for row in _histogram(result.lengths, np.ones_like(result.counts))]
-        after = [row["tokens"] for row in _histogram(result.lengths, result.counts)]
-        powers = np.arange(len(before))
-        axis.bar(powers - 0.2, before, width=0.4, label="before")
-        axis.bar(powers + 0.2, after, width=0.4, label="after")
+    for axis, source in zip(axes.flat, shown, strict=False):
+        powers = np.arange(max((row["from"].bit_length() for row in source["histogram"]), default=0))
+        by_power = {row["from"].bit_length() - 1: row for row in source["histogram"]}
+        for name, shift, label in (("tokens", -0.2, "before"), ("tokens_after", 0.2, "after")):
+            heights = [by_power.get(power, {}).get(name, 0) for power in powers.tolist()]
+            axis.bar(powers + shift, heights, width=0.4, label=label)
         axis.set_xticks(powers[::2], [f"{1 << int(power):,}" for power in powers[::2]], rotation=45, fontsize=7)
-        axis.set_title(_title(result), fontsize=8, color="firebrick" if result.missing else "black")
+        axis.set_title(_title(source), fontsize=8, color="firebrick" if source["missing_tokens"] else "black")
         axis.set_xlabel("document length from (tokens)", fontsize=8)
         axis.set_ylabel("tokens", fontsize=8)
     for axis in axes.flat[len(shown) :]:

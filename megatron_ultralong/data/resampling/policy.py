@@ -1,30 +1,19 @@
-"""Which documents to train on, and how often: short ones down, long ones up, every source its share.
+"""The options of resampling, what they may be, and the share of the total that each source gets.
 
-The policy is the paper's (arXiv 2504.06214, after Fu et al. 2024, arXiv 2402.10171): documents under 4,096 tokens
-are kept with probability 0.1 (here: exactly a tenth, chosen at random); the tokens so lost are refilled from the
-source's documents over 8,192 tokens, so that each source ends with total x its share to within one long document.
-Its share is that of its tokens before, or follows from weights. Documents in between are kept once. Of a source's
-long documents none is listed more than once more than another. A budget that cannot be met is an entry in the report
-and a warning, never silently missed.
-
-Pure: no files, no process groups; the same seed gives the same list. Cost: a few passes over the lengths and two
-shuffles a source, in numpy.
+The policy is the paper's (arXiv 2504.06214, after Fu et al. 2024, arXiv 2402.10171): of documents under 4,096 tokens
+a tenth is kept, and the tokens so lost are refilled from the source's documents over 8,192 tokens. `mix` has the
+formula, `selection` the choice of documents.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.shuffle import key, shuffled
 from megatron_ultralong.errors import UserError
-
-Ints = npt.NDArray[np.int64]
-_MOST_LISTED = 1 << 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +23,7 @@ class LengthPolicy:
     short_below: tuple[int, ...] = (4096,)
     """Documents shorter than this are thinned out; of several lengths, ascending, the first that is longer rules."""
     keep_short: tuple[float, ...] = (0.1,)
-    """Share of a source's documents that stays, one for each of `short_below`, chosen at random (to the nearest
-    whole document)."""
+    """Share of a source's documents that stays, one for each of `short_below` (to the nearest whole document)."""
     long_above: int = 8192
     """Documents longer than this are repeated to refill their source."""
     max_repeats: int | None = None
@@ -43,104 +31,52 @@ class LengthPolicy:
     weights: Mapping[str, float] | None = None
     """Share of the total of each source, relative to the others'; None keeps the mix that there is."""
 
+    @property
+    def bounds(self) -> npt.NDArray[np.int64]:
+        """int64 [classes - 1], ascending: the least length of each class but the first.
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SourceResult:
-    """What became of one source."""
-
-    name: str
-    budget: int
-    """Tokens it should have afterwards; it never has more."""
-    counts: Ints
-    """int64 [documents of the source]: how often each is listed."""
-    lengths: Ints
-    """int64 [documents of the source]: tokens of each."""
-    missing: int
-    """Tokens by which an impossible budget is missed; 0 for one that is met to within one document."""
-    unmet: str | None
-    """Why the budget could not be met, in a sentence; None if it was."""
+        The classes are the bands of short documents, those in between, and the long ones.
+        """
+        return np.array([*self.short_below, self.long_above + 1], dtype=np.int64)
 
     @property
-    def tokens(self) -> int:
-        """Tokens listed."""
-        return int(self.counts @ self.lengths)
+    def classes(self) -> int:
+        """How many classes of lengths there are."""
+        return len(self.short_below) + 2
+
+    def check(self) -> None:
+        """Refuse what is out of its range.
+
+        Raises:
+            UserError: the first such option.
+        """
+        if len(self.short_below) != len(self.keep_short):
+            raise UserError(
+                f"keep_short: {len(self.keep_short)} shares for {len(self.short_below)} lengths of short_below; "
+                "give one for each."
+            )
+        for share in self.keep_short:
+            if not 0 <= share <= 1:
+                raise UserError(f"keep_short: {share} is no probability; give a number from 0 to 1.")
+        if list(self.short_below) != sorted(set(self.short_below)):
+            raise UserError(f"short_below: {list(self.short_below)} do not ascend; put the shortest first.")
+        if self.long_above < 0:
+            raise UserError(f"long_above: {self.long_above} is no length; give 0 or more.")
+        if self.long_above + 1 < max(self.short_below, default=0):
+            raise UserError(
+                f"long_above: {self.long_above} lies below short_below {max(self.short_below)}, so that a document "
+                "could be both short and long; raise it."
+            )
+        if self.max_repeats is not None and self.max_repeats < 1:
+            raise UserError(f"max_repeats: {self.max_repeats} lists no document at all; give at least 1.")
 
 
-def resample(
-    lengths: Ints, source_ids: Ints, names: tuple[str, ...], policy: LengthPolicy, total: int | None, seed: int
-) -> tuple[Ints, list[SourceResult]]:
-    """Choose documents.
-
-    Args:
-        lengths: int64 [M], tokens of each document.
-        source_ids: int64 [M], the source of each, an index into `names`.
-        names: the sources.
-        policy: what is short, what is long.
-        total: tokens of the list; None: as many as there are in `lengths`.
-        seed: of every choice.
-
-    Returns:
-        int64 [listed]: document ids in ascending order, a repeated one several times in a row (packing shuffles);
-        and one result a source.
+def shares(tokens: Sequence[int], names: tuple[str, ...], weights: Mapping[str, float] | None) -> list[float]:
+    """The share of the total that each source should have: that of its tokens, or of the weights.
 
     Raises:
-        UserError: an option is out of its range.
+        UserError: a weight is missing, out of its range, or of no source.
     """
-    _check(policy, total)
-    wanted = int(lengths.sum()) if total is None else total
-    counts = np.zeros(len(lengths), dtype=np.int64)
-    results = []
-    members_of = _grouped(source_ids, len(names))
-    shares = _shares([int(lengths[members].sum()) for members in members_of], names, policy.weights)
-    for name, members, share in zip(names, members_of, shares, strict=True):
-        sizes = lengths[members]
-        budget = round(wanted * share)
-        counts[members], missing, reason = _fill(sizes, budget, policy, key(seed, "resample", name))
-        unmet = f"source '{name}' lacks {missing:,} of {budget:,} tokens: it {reason}" if missing else None
-        results.append(
-            SourceResult(name=name, budget=budget, counts=counts[members], lengths=sizes, missing=missing, unmet=unmet)
-        )
-    if int(counts.sum()) > _MOST_LISTED:
-        raise UserError(
-            f"total_tokens: {wanted} tokens list {int(counts.sum())} documents, more than {_MOST_LISTED}; "
-            "lower it, or let training go over the list several times."
-        )
-    return np.repeat(np.arange(len(lengths), dtype=np.int64), counts), results
-
-
-def _check(policy: LengthPolicy, total: int | None) -> None:
-    if len(policy.short_below) != len(policy.keep_short):
-        raise UserError(
-            f"keep_short: {len(policy.keep_short)} shares for {len(policy.short_below)} lengths of short_below; "
-            "give one for each."
-        )
-    for share in policy.keep_short:
-        if not 0 <= share <= 1:
-            raise UserError(f"keep_short: {share} is no probability; give a number from 0 to 1.")
-    if list(policy.short_below) != sorted(set(policy.short_below)):
-        raise UserError(f"short_below: {list(policy.short_below)} do not ascend; put the shortest first.")
-    if policy.long_above < 0:
-        raise UserError(f"long_above: {policy.long_above} is no length; give 0 or more.")
-    if policy.long_above + 1 < max(policy.short_below, default=0):
-        raise UserError(
-            f"long_above: {policy.long_above} lies below short_below {max(policy.short_below)}, so that a document "
-            "could be both short and long; raise it."
-        )
-    if policy.max_repeats is not None and policy.max_repeats < 1:
-        raise UserError(f"max_repeats: {policy.max_repeats} lists no document at all; give at least 1.")
-    if total is not None and total < 1:
-        raise UserError(f"total_tokens: {total} is no budget; give a positive number of tokens.")
-
-
-def _grouped(source_ids: Ints, sources: int) -> list[Ints]:
-    """The documents of each source, ascending: one sort, however many sources."""
-    order = np.argsort(source_ids, kind="stable")
-    bounds = np.searchsorted(source_ids[order], np.arange(sources + 1))
-    return [order[begin:end] for begin, end in itertools.pairwise(bounds.tolist())]
-
-
-def _shares(tokens: list[int], names: tuple[str, ...], weights: Mapping[str, float] | None) -> list[float]:
-    """The share of the total that each source should have."""
     if weights is None:
         return [count / max(sum(tokens), 1) for count in tokens]
     for name, weight in weights.items():
@@ -160,58 +96,3 @@ def _shares(tokens: list[int], names: tuple[str, ...], weights: Mapping[str, flo
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(f"'{name}'" for name in names[:8])
     return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more"
-
-
-def _fill(sizes: Ints, budget: int, policy: LengthPolicy, seed: int) -> tuple[Ints, int, str]:
-    """How often each document of one source is listed; the tokens it lacks if its budget is impossible, and why."""
-    if budget == 0:
-        return np.zeros(len(sizes), dtype=np.int64), 0, ""
-    counts = _thinned(sizes, policy, seed)
-    missing = budget - int(counts @ sizes)
-    if missing < 0:
-        kept = _that_fit(shuffled(np.flatnonzero(counts), seed, "thin"), sizes, budget)
-        counts[:] = 0
-        counts[kept] = 1
-        return counts, 0, ""
-    long = np.flatnonzero(sizes > policy.long_above)
-    if not len(long):
-        return counts, missing, f"has no document over {policy.long_above:,} tokens to repeat"
-    most = np.iinfo(np.int64).max if policy.max_repeats is None else policy.max_repeats
-    whole_rounds = min(missing // int(sizes[long].sum()), most - 1)
-    counts[long] += whole_rounds
-    missing -= whole_rounds * int(sizes[long].sum())
-    chosen = _that_fit(shuffled(long[counts[long] < most], seed, "round", missing), sizes, missing)
-    counts[chosen] += 1
-    missing -= int(sizes[chosen].sum())
-    if missing >= int(sizes[long].min()) and int(counts[long].min()) == most:
-        return counts, missing, f"may list its {len(long):,} long documents {most} times at most (max_repeats)"
-    return counts, 0, ""
-
-
-def _thinned(sizes: Ints, policy: LengthPolicy, seed: int) -> Ints:
-    """1 for each document that stays, 0 for the short ones that do not."""
-    counts = np.ones(len(sizes), dtype=np.int64)
-    shortest = 0
-    for band, (below, keep) in enumerate(zip(policy.short_below, policy.keep_short, strict=True)):
-        short = np.flatnonzero((sizes >= shortest) & (sizes < below))
-        use = ("short", band) if band else ("short",)
-        counts[shuffled(short, seed, *use)[round(keep * len(short)) :]] = 0
-        shortest = below
-    return counts
-
-
-def _that_fit(order: Ints, sizes: Ints, budget: int) -> Ints:
-    """Documents taken in `order`, each if it still fits into the budget: what a plain loop would take.
-
-    Each turn takes the run of documents up to the first that does not fit, then drops all that are too large for
-    what is left.
-    """
-    taken = []
-    while len(order):
-        ends = np.cumsum(sizes[order])
-        run = int(np.searchsorted(ends, budget, side="right"))
-        taken.append(order[:run])
-        budget -= int(ends[run - 1]) if run else 0
-        rest = order[run:]
-        order = rest[sizes[rest] <= budget]
-    return np.concatenate(taken) if taken else order

@@ -1,88 +1,181 @@
-"""A conversation to ids and the mask of its responses, with the tokenizer's own chat template."""
+"""The one renderer of chats: text for evaluation, ids and masks of responses for training.
+
+Ids are those of AutoTokenizer.apply_chat_template on the same folder. A token is learnt if it lies within a response as
+the model would generate it (`chat_turns`); one that straddles the border to the prompt is not, since no model is asked
+for it. A template that marks responses with `{% generation %}` is taken at its word.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.tokenizer.tokenizer import Tokenizer
-from megatron_ultralong.data.tokenizing.documents import MalformedError
+from megatron_ultralong.data.tokenizer.chat_plans import FEWEST, Plans
+from megatron_ultralong.data.tokenizer.chat_template import ChatTemplate, Messages, Span
+from megatron_ultralong.data.tokenizer.chat_turns import Rendering, TurnFinder
+from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
+from megatron_ultralong.errors import MalformedError, UserError
+
+Message = dict[str, Any]
+"""One turn of a chat: `role`, `content`, and what else its template reads."""
+Learnt = Literal["all", "last"]
+"""Which responses are learnt."""
+Sample = tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]
+"""Ids [n], and the mask [n], 1 where a token is learnt."""
+
+_READ = {
+    "tools": ("tools",),
+    "tool_calls": ("tool_calls",),
+    "function_call": ("function_call",),
+    "reasoning_content": ("reasoning_content", "thinking"),
+}
+"""What says so much that a template must read it: by any of these words."""
 
 
-def render_chat(
-    tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]
-) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
-    """Render a conversation with the tokenizer's chat template and mark what the assistant says.
+@dataclasses.dataclass(frozen=True)
+class Chat:
+    """A conversation to learn from."""
 
-    A response is what the template adds for an assistant message after its generation prompt, up to and with
-    the last special token (the end of turn). The text is encoded once, as it is at inference; a token that
-    straddles the response's first character is not marked. Rendering every prefix makes the cost quadratic
-    in the number of messages.
+    messages: tuple[Message, ...]
+    """In order."""
+    responses: tuple[int, ...]
+    """Indices of the assistant's messages that are learnt."""
+    tools: tuple[Message, ...] | None = None
+    """JSON schemas of what it may call."""
+
+
+class ChatTokenizer:
+    """Tokenizer and chat template of a folder in Hugging Face format; nothing is downloaded or executed.
 
     Args:
-        tokenizer: a Hugging Face tokenizer.
-        messages: {"role": ..., "content": ...} in order.
-
-    Returns:
-        ids: uint32 [n]; mask: uint8 [n], 1 on the responses.
+        folder: holds tokenizer.json and tokenizer_config.json (or chat_template.jinja).
+        date: YYYY-MM-DD for templates that print one; "": `chat_template.CHAT_DATE`.
 
     Raises:
-        UserError: no template.
-        MalformedError: no assistant message, a message the template refuses, or a template that renders this
-            conversation's beginning otherwise than the whole.
+        UserError: the folder holds no tokenizer, or no chat template that can be used.
     """
-    if all(message["role"] != "assistant" for message in messages):
-        roles = ", ".join(sorted({message["role"] for message in messages})) or "none"
-        raise MalformedError(f"messages: no message has the role 'assistant' (roles: {roles}); add a response.")
-    whole = _render(tokenizer, messages, prompt=False)
-    spans = []
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _render(tokenizer, messages[:i], prompt=True) if i else ""
-        after = _render(tokenizer, messages[: i + 1], prompt=False)
-        if not after.startswith(before) or not whole.startswith(after):
-            raise MalformedError(
-                f"{tokenizer.path}: its chat template renders the first {i + 1} messages otherwise than as the "
-                "beginning of the conversation, so the responses cannot be found; use a template that only appends."
-            )
-        spans.append((len(before), len(after)))
-    encoding = tokenizer.hf.backend_tokenizer.encode(whole, add_special_tokens=False)
-    ids = np.array(encoding.ids, dtype=np.uint32)
-    starts = np.array(encoding.offsets).reshape(-1, 2)[:, 0]
-    return ids, _response_mask(tokenizer.hf.all_special_ids, ids, starts, spans)
+
+    def __init__(self, folder: Path, date: str = "") -> None:
+        self._tokenizer = load_tokenizer(folder)
+        self.vocab_size = self._tokenizer.vocab_size
+        self.template = ChatTemplate(self._tokenizer, date)
+        self.template.source()  # or say that none is for plain chats
+        hf = self._tokenizer.hf
+        added = {number: str(token) for number, token in hf.added_tokens_decoder.items()}
+        self._added_ids = np.array(sorted(added), dtype=np.uint32)
+        self._turns = TurnFinder(self.template, {*added.values(), *hf.all_special_tokens})
+        self._plans = Plans(self._turns)
+        self._backend = _without_trimming(hf.backend_tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without a leading or closing token."""
+        return self._tokenizer.encode(text)
+
+    def render(self, messages: Messages, *, generation_prompt: bool = False) -> str:
+        """The chat as the model's template writes it; with `generation_prompt` to where the assistant is to go on.
+
+        Raises:
+            UserError: the template refuses the messages.
+        """
+        try:
+            return self.template.render(messages, prompt=generation_prompt)
+        except MalformedError as error:
+            raise UserError(str(error)) from None
+
+    def locate(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[Span]]:
+        """Ids of a text, encoded once, and for each span of characters the tokens that hold any of it.
+
+        Raises:
+            UserError: a span is in no token.
+        """
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        places = []
+        for begin, end in spans:
+            first = encoding.char_to_token(begin)
+            if first is None:
+                raise UserError(
+                    f"{self._tokenizer.path}: the tokenizer drops {text[begin:end]!r} from {text[begin - 30 : end]!r}; "
+                    "use one that keeps text as it is."
+                )
+            last = first + 1
+            while (chars := encoding.token_to_chars(last)) and chars[0] < end:
+                last += 1
+            places.append((first, last))
+        return encoding.ids, places
+
+    def samples(self, chat: Chat, learnt: Learnt = "all") -> list[Sample]:
+        """Ids and masks of a chat: one pair, or one a response where earlier turns change (see `chat_turns`).
+
+        Args:
+            chat: what to learn from.
+            learnt: all its responses, or the last one of the chat alone.
+
+        Raises:
+            MalformedError: nothing is learnt, or the template refuses the chat or would leave out part of it.
+        """
+        return [self._encode(text, spans) for text, spans in self._renderings(chat, self._wanted(chat, learnt))]
+
+    def _wanted(self, chat: Chat, learnt: Learnt) -> tuple[int, ...]:
+        self._check_read(chat)
+        if learnt == "all":
+            return chat.responses
+        last = max(i for i, message in enumerate(chat.messages) if message["role"] == "assistant")
+        if last not in chat.responses:
+            raise MalformedError("messages: the last response has the weight 0 and --mask last learns no other.")
+        return (last,)
+
+    def _check_read(self, chat: Chat) -> None:
+        """Refuse what the template would leave out without a word."""
+        source = self.template.source(chat.tools)
+        present = {key for message in chat.messages for key in message if key in _READ}
+        present |= {"tools"} if chat.tools is not None else set()
+        for key in sorted(present):
+            if not any(word in source for word in _READ[key]):
+                raise MalformedError(
+                    f"messages: have '{key}', which the chat template of {self._tokenizer.path} does not read; remove "
+                    "it, or use a tokenizer whose template does."
+                )
+
+    def _renderings(self, chat: Chat, wanted: tuple[int, ...]) -> list[Rendering]:
+        every = [i for i, message in enumerate(chat.messages) if message["role"] == "assistant"]
+        if self.template.is_marked(chat.tools):
+            text, spans = self.template.render_marked(chat.messages, chat.tools)
+        elif chat.tools is None and len(wanted) >= FEWEST and (planned := self._plans.rendering(chat.messages)):
+            text, spans = planned
+        else:
+            return self._turns.renderings(chat.messages, chat.tools, wanted)
+        if len(wanted) < len(every):
+            if len(spans) != len(every):
+                raise MalformedError(
+                    f"messages: the chat template marks {len(spans)} places for {len(every)} responses, so that those "
+                    "of some alone cannot be told; learn all of them."
+                )
+            spans = [span for i, span in zip(every, spans, strict=True) if i in wanted]
+        return [(text, spans)]
+
+    def _encode(self, text: str, spans: Sequence[Span]) -> Sample:
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        ids = np.array(encoding.ids, dtype=np.uint32)
+        begins, ends = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
+        bounds = np.array([*spans, (len(text) + 1, len(text) + 1)], dtype=np.int64).ravel()
+        after = np.searchsorted(bounds, begins, side="right")  # odd: begins in a span
+        whole = (ends <= bounds[np.minimum(after, len(bounds) - 1)]) | np.isin(ids, self._added_ids)
+        return ids, ((after % 2 == 1) & whole).astype(np.uint8)
 
 
-def _response_mask(
-    special_ids: Sequence[int],
-    ids: npt.NDArray[np.uint32],
-    starts: npt.NDArray[np.int64],
-    spans: list[tuple[int, int]],
-) -> npt.NDArray[np.uint8]:
-    mask = np.zeros(len(ids), dtype=np.uint8)
-    special = np.isin(ids, special_ids)
-    for begin, end in spans:
-        first, last = np.searchsorted(starts, [begin, end])
-        ends = np.flatnonzero(special[first:last])
-        mask[first : first + ends[-1] + 1 if len(ends) else last] = 1
-    return mask
+def _without_trimming(backend: Any) -> Any:
+    """A copy whose offsets hold the spaces of a token, and that adds, cuts and pads nothing."""
+    import tokenizers
 
-
-def _render(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], prompt: bool) -> str:
-    from jinja2.exceptions import TemplateError
-
-    template = tokenizer.chat_template
-    try:
-        text: str = tokenizer.hf.apply_chat_template(
-            [dict(message) for message in messages],
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=prompt,
-        )
-    except TemplateError as error:
-        raise MalformedError(
-            f"{tokenizer.path}: its chat template refuses the messages ({error}); mend them."
-        ) from None
-    return text
+    recipe: Mapping[str, Any] = {**json.loads(backend.to_str()), "post_processor": None}
+    copy = tokenizers.Tokenizer.from_str(json.dumps(recipe, ensure_ascii=False))
+    copy.no_truncation()
+    copy.no_padding()
+    copy.encode_special_tokens = backend.encode_special_tokens
+    return copy

@@ -17,6 +17,7 @@ import functools
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +26,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.tokenizer.cutting import PIECE, is_cuttable
+from megatron_ultralong.data.tokenizer.cut_places import find_cuts
+from megatron_ultralong.data.tokenizer.cutting import PIECE, Cuts
 
 EncodedBatch = tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]
 """Ids of several texts one after the other, uint32 [n], and the number of ids of each, int64 [texts]."""
@@ -45,6 +47,8 @@ class Recipe:
     model: bytes | Path
     """The contents of a tokenizer.json or of a sentencepiece model, or the file that has them (a new process reads it
     sooner than a long message); nothing for bytes."""
+    split_special: bool = False
+    """Whether text that spells a special token is text like any other; tokenizer.json has no place for it."""
 
     def content(self) -> bytes:
         """The contents."""
@@ -56,8 +60,8 @@ class Encoder(Protocol):
 
     vocab_size: int
     """One more than the largest id, added tokens included."""
-    cuttable: bool
-    """Whether ids stay the same when a text is cut by `pieces`."""
+    cuts: Cuts | None
+    """Where a text may be cut without changing its ids; None: nowhere."""
 
     def encode_batch(self, texts: Texts, threads: int = 1) -> EncodedBatch:
         """Ids of several texts, without special tokens added, on so many threads (at most RAYON_NUM_THREADS)."""
@@ -71,21 +75,22 @@ class Encoder(Protocol):
 def reference_encoder(recipe: Recipe) -> Encoder:
     """The encoder whose ids are the definition."""
     if recipe.kind == "huggingface":
-        return HuggingFaceEncoder(recipe.content())
+        return HuggingFaceEncoder(recipe.content(), recipe.split_special)
     return SentencePieceEncoder(recipe.content()) if recipe.kind == "sentencepiece" else BytesEncoder()
 
 
 class HuggingFaceEncoder:
     """`tokenizers`, from the contents of a tokenizer.json."""
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(self, model: bytes, split_special: bool = False) -> None:
         import tokenizers
 
         self._rust = tokenizers.Tokenizer.from_buffer(model)
         self._rust.no_truncation()
         self._rust.no_padding()
+        self._rust.encode_special_tokens = split_special
         self.vocab_size = 1 + max(self._rust.get_vocab(with_added_tokens=True).values())
-        self.cuttable = is_cuttable(json.loads(model))
+        self.cuts = find_cuts(json.loads(model))
 
     def encode_batch(self, texts: Texts, threads: int = 1) -> EncodedBatch:
         """See `Encoder`."""
@@ -101,7 +106,7 @@ class HuggingFaceEncoder:
 class SentencePieceEncoder:
     """`sentencepiece`, from the contents of a .model file."""
 
-    cuttable = False  # it normalises white space across any cut
+    cuts: Cuts | None = None  # it normalises white space across any cut
 
     def __init__(self, model: bytes) -> None:
         import sentencepiece
@@ -122,7 +127,7 @@ class BytesEncoder:
     """Each byte of UTF-8 is its own id; needs no file."""
 
     vocab_size = 256
-    cuttable = True
+    cuts: Cuts | None = Cuts(re.compile("(?s)."))
 
     def encode_batch(self, texts: Texts, threads: int = 1) -> EncodedBatch:
         """See `Encoder`."""
@@ -145,8 +150,10 @@ class GigatokenEncoder:
     def __init__(self, recipe: Recipe) -> None:
         if recipe.kind == "bytes":
             raise ValueError("bytes need no tokenizer")
+        if recipe.split_special:
+            raise ValueError("it cannot split special tokens, as split_special_tokens asks")
         self._recipe = recipe
-        self.cuttable = recipe.kind == "huggingface" and is_cuttable(json.loads(recipe.content()))
+        self.cuts = find_cuts(json.loads(recipe.content())) if recipe.kind == "huggingface" else None
         self._fast: list[Any] = []
         self._build(1)
         self.vocab_size = int(self._fast[0].vocab_size)

@@ -1,9 +1,9 @@
 """A tokenizer from a local path: a Hugging Face folder, a sentencepiece or tiktoken file, or raw bytes.
 
 Ids are those of the format's own library without special tokens added: of transformers' AutoTokenizer for a folder
-(text that spells a special token, "<|im_end|>", becomes that token), of sentencepiece for its model, and for a tiktoken
-file those that transformers' converter gives with Llama 3's split. A tiktoken file holds no special tokens, so none is
-recognised. `gigatoken` makes the same ids 20 to 100 times faster; `check_fast` says whether it does for a tokenizer.
+(text that spells a special token, "<|im_end|>", becomes that token, unless its split_special_tokens is set), of
+sentencepiece for a model that lies alone, and of tiktoken for its file (see `tiktoken_file` for the split). `gigatoken`
+makes the same ids 20 to 100 times faster; `check_fast` says whether it does for a tokenizer.
 
 Cost: importing transformers takes two seconds, one without torch (`torch_hidden`), and happens when the first ids are
 asked for.
@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import logging
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ultralong.data.tokenizer.cutting import pieces
 from megatron_ultralong.data.tokenizer.encoders import (
     EncodedBatch,
     Encoder,
@@ -32,14 +29,18 @@ from megatron_ultralong.data.tokenizer.encoders import (
     Recipe,
     reference_encoder,
 )
+from megatron_ultralong.data.tokenizer.identity import (
+    BYTES,
+    hugging_face_folder,
+    pipeline_fingerprint,
+    tokenizer_file,
+    tokenizer_fingerprint,
+)
+from megatron_ultralong.data.tokenizer.probes import probes
+from megatron_ultralong.data.tokenizer.tiktoken_file import convert_tiktoken, is_tiktoken
 from megatron_ultralong.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-BYTES = "bytes"
-"""In place of a path: each byte is an id, for tests."""
-
-_HARD_TEXTS = ["", " ", "\n\n  x\t\r\n", "I'm 1234567890, she'll", "naïve 東京 \U0001f600é\u200b", "<s></s>"]
 
 
 @contextlib.contextmanager
@@ -61,35 +62,6 @@ def torch_hidden() -> Iterator[None]:
         del modules["torch"]
 
 
-def tokenizer_file(path: Path) -> Path:
-    """The file that defines a tokenizer: `path`, or in a folder tokenizer.json, else tokenizer.model, else *.tiktoken.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = Path(path)
-    if path.is_file():
-        return path
-    for found in (path / "tokenizer.json", path / "tokenizer.model", *sorted(path.glob("*.tiktoken"))):
-        if found.is_file():
-            return found
-    raise UserError(
-        f"{path / 'tokenizer.json'}: the tokenizer is missing; name a folder in Hugging Face format that has one, "
-        "a sentencepiece or tiktoken file, or 'bytes'."
-    )
-
-
-def tokenizer_fingerprint(path: Path) -> str:
-    """SHA-256 (hex) of the file that defines the tokenizer.
-
-    Raises:
-        UserError: there is none.
-    """
-    if str(path) == BYTES:
-        return hashlib.sha256(BYTES.encode()).hexdigest()
-    return hashlib.sha256(tokenizer_file(path).read_bytes()).hexdigest()
-
-
 class Tokenizer:
     """What the project needs of a tokenizer; made by `load_tokenizer`.
 
@@ -101,49 +73,95 @@ class Tokenizer:
         self.path = Path(path)
         self.fingerprint = tokenizer_fingerprint(path)
         self._file = None if str(path) == BYTES else tokenizer_file(path)
+        self._folder = hugging_face_folder(path)
 
     @property
     def is_hugging_face(self) -> bool:
         """Whether it is a folder in Hugging Face format, which may have special tokens and a chat template."""
-        return self._file is not None and self._file.name == "tokenizer.json"
+        return self._folder is not None
 
     @functools.cached_property
     def hf(self) -> Any:
-        """transformers' tokenizer.
+        """transformers' tokenizer, which neither cuts texts nor pads them, whatever its files say.
 
         Raises:
-            UserError: it is of another kind, or cannot be loaded.
+            UserError: it is of another kind, cannot be loaded, or needs code of its own.
         """
-        if not self.is_hugging_face:
+        if self._folder is None:
             raise UserError(
                 f"{self.path}: has no chat template and no special tokens, being no folder with a tokenizer.json; "
                 "name such a folder."
             )
         from transformers import AutoTokenizer
 
-        assert self._file is not None
         try:
-            return AutoTokenizer.from_pretrained(str(self._file.parent), local_files_only=True)
+            loaded: Any = AutoTokenizer.from_pretrained(
+                str(self._folder), local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # broken JSON, missing parts, unknown models: tokenizers raises plain Exceptions
             raise self._unloadable(error) from None
+        backend = getattr(loaded, "backend_tokenizer", None)
+        if backend is None:
+            raise UserError(
+                f"{self.path}: transformers loads it as {type(loaded).__name__}, which has no tokenizers backend; give "
+                "the folder a tokenizer.json (and, where mistral-common is installed, take tekken.json out of it)."
+            )
+        backend.no_truncation()
+        backend.no_padding()
+        if getattr(backend.model, "dropout", None):
+            raise UserError(
+                f"{self.path}: its BPE has a dropout of {backend.model.dropout}, so that ids are drawn at random; set "
+                "model.dropout in tokenizer.json to null."
+            )
+        return loaded
 
     @functools.cached_property
     def recipe(self) -> Recipe:
-        """What the reference encoder is built from."""
+        """What the reference encoder is built from: what transformers makes of a folder, not what its file says."""
         if self._file is None:
             return Recipe("bytes", b"")
         if self.is_hugging_face:
-            return Recipe("huggingface", self.hf.backend_tokenizer.to_str().encode())
-        if _is_tiktoken(self._file):
-            return Recipe("huggingface", self._convert_tiktoken())
+            backend = self.hf.backend_tokenizer
+            return Recipe("huggingface", backend.to_str().encode(), bool(backend.encode_special_tokens))
+        if is_tiktoken(self._file):
+            try:
+                return Recipe("huggingface", convert_tiktoken(self._file))
+            except UserError:
+                raise
+            except Exception as error:  # a broken line or rank raises several types
+                raise self._unloadable(error) from None
         return Recipe("sentencepiece", self._file)
 
     @property
     def likely_recipe(self) -> Recipe:
-        """Very probably the same as `recipe`, without loading transformers: `check_fast` knows."""
-        if self.is_hugging_face and self._file is not None:
+        """Very probably the same as `recipe`, without loading transformers: `is_effective` knows."""
+        if self.is_hugging_face and self._file is not None and self._file.name == "tokenizer.json":
             return Recipe("huggingface", self._file)
         return self.recipe
+
+    def is_effective(self, recipe: Recipe) -> bool:
+        """Whether `recipe` gives the pipeline of the reference: transformers may build another than the file's."""
+        if recipe == self.recipe:
+            return True
+        if recipe.kind != "huggingface" or self.recipe.kind != "huggingface":
+            return False
+        import tokenizers
+
+        content = recipe.content()
+        try:
+            if pipeline_fingerprint(content, recipe.split_special) == self.backend_fingerprint:
+                return True
+            rewritten = tokenizers.Tokenizer.from_buffer(content).to_str().encode()  # in this version's spelling
+        except Exception:  # a file that only another version can read; tokenizers raises plain Exceptions
+            return False
+        return pipeline_fingerprint(rewritten, recipe.split_special) == self.backend_fingerprint
+
+    @functools.cached_property
+    def backend_fingerprint(self) -> str:
+        """SHA-256 (hex) of the pipeline that gives the ids, as this version of transformers builds it."""
+        if self.recipe.kind != "huggingface":
+            return self.fingerprint
+        return pipeline_fingerprint(self.recipe.content(), self.recipe.split_special)
 
     @functools.cached_property
     def reference(self) -> Encoder:
@@ -159,35 +177,10 @@ class Tokenizer:
         reason = " ".join(str(error).split())
         return UserError(f"{self.path}: the tokenizer cannot be loaded ({reason}); mend its files.")
 
-    def _convert_tiktoken(self) -> bytes:
-        from transformers.convert_slow_tokenizer import TikTokenConverter
-
-        try:
-            import tiktoken  # noqa: F401  # the converter reads the file with it
-        except ImportError:
-            raise UserError(f"{self._file}: needs tiktoken to be read; pip install tiktoken.") from None
-        try:
-            converted: str = TikTokenConverter(vocab_file=str(self._file)).converted().to_str()
-        except Exception as error:  # a broken line or rank raises several types
-            raise self._unloadable(error) from None
-        return converted.encode()
-
     @property
     def vocab_size(self) -> int:
         """One more than the largest id, added tokens included."""
         return self.reference.vocab_size
-
-    @property
-    def chat_template(self) -> str:
-        """The chat template.
-
-        Raises:
-            UserError: there is none.
-        """
-        if not self.hf.chat_template:
-            raise UserError(f"{self.path}: the tokenizer has no chat template; add chat_template to its files.")
-        template: str = self.hf.get_chat_template()
-        return template
 
     @property
     def end_of_document(self) -> int:
@@ -214,13 +207,12 @@ class Tokenizer:
         return self.reference.decode(ids)
 
     def check_fast(self, recipe: Recipe, sample: Sequence[str]) -> bool:
-        """Whether gigatoken, built from `recipe`, gives the same ids on `sample` and on a few hard texts.
+        """Whether gigatoken, built from `recipe`, gives the reference's ids on `sample` and on `probes`.
 
         Texts are also compared whole against cut in pieces, where that is what will be done. If the answer is no,
         the log says why.
         """
-        specials = self.hf.all_special_tokens if self.is_hugging_face else []
-        texts = [*sample, *_HARD_TEXTS, *(f"a{token}b {token}" for token in specials)]
+        texts = [*sample, *probes(self.recipe)]
         try:
             fast = GigatokenEncoder(recipe)
             got = fast.encode_batch(texts)
@@ -230,20 +222,20 @@ class Tokenizer:
         expected = self.reference.encode_batch(texts, threads=os.cpu_count() or 1)
         same = fast.vocab_size == self.vocab_size
         same = same and np.array_equal(got[0], expected[0]) and np.array_equal(got[1], expected[1])
-        if same and fast.cuttable:
-            cut = [piece for text in texts for piece in pieces(text, size=200)]
+        if same and fast.cuts:
+            cut = [piece for text in texts for piece in fast.cuts.pieces(text, size=200)]
             same = np.array_equal(fast.encode_batch(cut)[0], expected[0])
         if same:
             logger.info("gigatoken gives the same ids as the reference on a sample and is used.")
-        else:
-            logger.warning("gigatoken gives other ids than the reference on a sample; the slower reference is used.")
-        return same
-
-
-def _is_tiktoken(path: Path) -> bool:
-    """Whether a file's first line is a token in base64 and its rank; sentencepiece models are binary."""
-    with path.open("rb") as stream:
-        return re.fullmatch(rb"[A-Za-z0-9+/]+=* \d+\r?\n?", stream.readline(1000)) is not None
+            return True
+        bounds = [np.cumsum(lengths)[:-1] for _, lengths in (got, expected)]
+        rows = (np.split(ids, bound) for (ids, _), bound in zip((got, expected), bounds, strict=True))
+        parted = (text for text, ours, theirs in zip(texts, *rows, strict=True) if not np.array_equal(ours, theirs))
+        logger.warning(
+            "gigatoken gives other ids than the reference, on %.80r for one; the slower reference is used.",
+            next(parted, "the vocabulary, or a cut text"),
+        )
+        return False
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -255,17 +247,3 @@ def load_tokenizer(path: Path) -> Tokenizer:
     tokenizer = Tokenizer(path)
     _ = tokenizer.reference
     return tokenizer
-
-
-def check_tokenizer(path: Path, expected: str, prefix: Path) -> None:
-    """Refuse a tokenizer that is not the one that made the tokens of `prefix`.
-
-    Raises:
-        UserError: its fingerprint is not `expected`.
-    """
-    if tokenizer_fingerprint(path) != expected:
-        name = path if str(path) == BYTES else tokenizer_file(path)
-        raise UserError(
-            f"{name}: is not the tokenizer that made {prefix}.bin; "
-            "name that one, or tokenize again with tools/preprocess_data.py."
-        )

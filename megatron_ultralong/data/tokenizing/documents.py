@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import orjson
 
-from megatron_ultralong.data.tokenizing.streams import StreamError, byte_blocks, line_blocks
-from megatron_ultralong.errors import UserError
+from megatron_ultralong.data.tokenizer.chat import Chat
+from megatron_ultralong.data.tokenizing.chat_rows import chat_fields, json_type, read_chat
+from megatron_ultralong.data.tokenizing.streams import LONGEST_LINE
+from megatron_ultralong.errors import MalformedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,65 +28,17 @@ class Fields:
     source: str = "source"
     """The source's name; may be missing, then it follows from the file."""
     messages: str = "messages"
-    """The chat; a document that has it is a chat, whatever else it has."""
+    """The chat; a document that has it is a chat, whatever else it has (see `chat_rows` for other layouts)."""
 
 
-class MalformedError(Exception):
-    """One document cannot be used; the message says why and how to mend it, and begins after its place."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """One document and where it stood."""
-
-    text: str
-    """The text; empty for a chat."""
-    messages: tuple[Mapping[str, str], ...] | None
-    """The chat, or None for text."""
-    source: str
-    """Where it comes from."""
-    place: str
-    """"FILE, line N"."""
-
-    @property
-    def characters(self) -> int:
-        """Characters of text or of the messages' contents."""
-        return len(self.text) + sum(len(message["content"]) for message in self.messages or ())
-
-
-def read_documents(path: Path, fields: Fields) -> Iterator[Document]:
-    """Yield the documents of one file of JSON Lines, plain, .gz or .zst; blank lines are skipped.
-
-    Raises:
-        UserError: the file is missing or cannot be decompressed; a line is not a JSON object or lacks a field.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: the input is missing; name a file of JSON Lines.")
-    number, source = 0, file_source(path)
-    try:
-        for lines in line_blocks(byte_blocks(str(path))):
-            for line in lines:
-                number += 1
-                if line and not line.isspace():
-                    text, messages, named = parse(line, fields)
-                    yield Document(text, messages, named or source, f"{path}, line {number}")
-    except MalformedError as error:
-        raise UserError(f"{path}, line {number}: {error}") from None
-    except StreamError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def file_source(path: Path) -> str:
-    """Name of a file without its endings: the source of its documents, where nothing else says it."""
-    return path.name.removesuffix(".gz").removesuffix(".zst").rsplit(".", 1)[0]
-
-
-def parse(line: bytes, fields: Fields) -> tuple[str, tuple[Mapping[str, str], ...] | None, str]:
+def parse(line: bytes, fields: Fields) -> tuple[str, Chat | None, str]:
     """Text, chat (None for text) and source ("" if it has none) of one JSON object.
 
     Raises:
-        MalformedError: it is none, lacks the field, or a field has another type.
+        MalformedError: it is none or too long, lacks the field, or a field has another type.
     """
+    if len(line) > LONGEST_LINE:
+        raise MalformedError(f"is longer than {LONGEST_LINE >> 20} MiB; put its text into a file of its own.")
     try:
         value = orjson.loads(line)
     except ValueError:
@@ -96,15 +48,16 @@ def parse(line: bytes, fields: Fields) -> tuple[str, tuple[Mapping[str, str], ..
     return take(value, fields)
 
 
-def take(value: dict[str, Any], fields: Fields) -> tuple[str, tuple[Mapping[str, str], ...] | None, str]:
+def take(value: dict[str, Any], fields: Fields) -> tuple[str, Chat | None, str]:
     """`parse` for an object that is already read."""
     source = value.get(fields.source)
     if source is None:
         source = ""
     elif type(source) is not str:
         raise MalformedError(f"field '{fields.source}' holds {json_type(source)}, not a string; mend it.")
-    if fields.messages in value:
-        return "", _messages(value[fields.messages], fields.messages), source
+    chat = chat_fields(value, fields.messages, fields.text)
+    if chat:
+        return "", read_chat(value, chat), source
     text = value.get(fields.text)
     if type(text) is not str:
         if fields.text in value:
@@ -130,18 +83,3 @@ def _parse_strictly(line: bytes) -> Any:
     except RecursionError:
         raise MalformedError("is not JSON (nested too deeply); mend or remove the line.") from None
     return value
-
-
-def _messages(value: Any, field: str) -> tuple[Mapping[str, str], ...]:
-    if not isinstance(value, list):
-        raise MalformedError(f"field '{field}' holds {json_type(value)}, not a list of messages; mend it.")
-    for message in value:
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise MalformedError(f"field '{field}' has a message without the strings 'role' and 'content'; mend it.")
-    return tuple(value)
-
-
-def json_type(value: Any) -> str:
-    """What a value is called in JSON."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")

@@ -22,7 +22,7 @@ from megatron_ultralong.data.tokenizing.parts import Part, finished
 from megatron_ultralong.data.tokenizing.shards import Shard
 from megatron_ultralong.data.tokenizing.streams import LineNumbers
 from megatron_ultralong.data.tokenizing.worker import place
-from megatron_ultralong.files import atomic_file
+from megatron_ultralong.files import atomic_file, fingerprint
 
 _DOCUMENTS = 1 << 20
 
@@ -46,28 +46,26 @@ def merge_parts(
         about: what the manifest says about inputs and tokenizer.
     """
     parts = [finished(folder) for folder in folders]
-    sources = list(dict.fromkeys(name for part in parts for name in part.sources))
-    documents = sum(part.documents for part in parts)
     with contextlib.ExitStack() as stack:
         # Renamed in the reverse order: the manifest last.
         manifest_file = stack.enter_context(atomic_file(corpus.manifest_path(prefix)))
-        final = [*corpus.token_files(prefix, kind), corpus.sources_path(prefix)]
-        temporary = [stack.enter_context(atomic_file(path)) for path in final]
+        final = [*corpus.token_files(prefix, kind), corpus.sources_path(prefix), corpus.inputs_path(prefix)]
+        *tokens, sources, inputs = [stack.enter_context(atomic_file(path)) for path in final]
         dtypes = [dtype, np.dtype("u1")]
-        for i, name in enumerate(["tokens", "mask"][: len(final) // 2]):
-            write_index(temporary[2 * i], dtypes[i], documents, lambda: _columns(folders, "lengths"))
-            _concatenate([folder / f"{name}.bin" for folder in folders], temporary[2 * i + 1])
-        histogram = _write_sources(folders, parts, sources, temporary[-1])
+        for i, name in enumerate(["tokens", "mask"][: len(tokens) // 2]):
+            write_index(
+                tokens[2 * i], dtypes[i], sum(part.documents for part in parts), lambda: _columns(folders, "lengths")
+            )
+            _concatenate([folder / f"{name}.bin" for folder in folders], tokens[2 * i + 1])
+        _concatenate([folder / "inputs.tsv" for folder in folders], inputs)
         manifest = {
             "version": corpus.VERSION,
             "kind": kind,
-            "documents": documents,
-            "tokens": sum(part.tokens for part in parts),
-            "empty_documents": sum(part.empty for part in parts),
-            "skipped_documents": sum(len(part.skipped) for part in parts),
-            "sources": sources,
-            "tokens_fingerprint": corpus.combined_fingerprint(temporary[:-1]),
-            "length_histogram": histogram,
+            **_counts(parts, kind),
+            **_write_sources(folders, parts, sources),
+            "tokens_fingerprint": corpus.combined_fingerprint(tokens),
+            "inputs": sum(part.inputs for part in parts),
+            "inputs_fingerprint": fingerprint(inputs),
             **about,
         }
         if manifest["skipped_documents"]:
@@ -78,6 +76,17 @@ def merge_parts(
         manifest_file.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         corpus.manifest_path(prefix).unlink(missing_ok=True)
     return manifest
+
+
+def _counts(parts: Sequence[Part], kind: str) -> dict[str, int]:
+    split = {name: sum(getattr(part, name) for part in parts) for name in ("split_chats", "split_samples")}
+    return {
+        "documents": sum(part.documents for part in parts),
+        "tokens": sum(part.tokens for part in parts),
+        "empty_documents": sum(part.empty for part in parts),
+        "skipped_documents": sum(len(part.skipped) for part in parts),
+        **(split if kind == "chat" else {}),
+    }
 
 
 def skipped_lines(shards: Sequence[Shard], parts: Sequence[Part]) -> Iterator[str]:
@@ -95,8 +104,9 @@ def _columns(folders: Sequence[Path], name: str) -> Iterator[npt.NDArray[np.int3
                 yield some
 
 
-def _write_sources(folders: Sequence[Path], parts: Sequence[Part], names: list[str], path: Path) -> dict[str, Any]:
-    """Write sources.npy, and count documents and tokens by source and length."""
+def _write_sources(folders: Sequence[Path], parts: Sequence[Part], path: Path) -> dict[str, Any]:
+    """Write sources.npy, and give the manifest the names and the documents and tokens by source and length."""
+    names = list(dict.fromkeys(name for part in parts for name in part.sources))
     numbers = {name: i for i, name in enumerate(names)}
     documents = np.zeros((len(names), 32), dtype=np.int64)
     tokens = np.zeros_like(documents)
@@ -112,11 +122,12 @@ def _write_sources(folders: Sequence[Path], parts: Sequence[Part], names: list[s
                 np.add.at(documents, (sources, bins), 1)
                 np.add.at(tokens, (sources, bins), lengths)
     last = int(np.flatnonzero(documents.any(axis=0)).max())
-    return {
+    histogram = {
         "tokens_from": [1 << i for i in range(last + 1)],
         "documents": {name: documents[i, : last + 1].tolist() for i, name in enumerate(names)},
         "tokens": {name: tokens[i, : last + 1].tolist() for i, name in enumerate(names)},
     }
+    return {"sources": names, "length_histogram": histogram}
 
 
 def _concatenate(sources: Sequence[Path], target: Path) -> None:

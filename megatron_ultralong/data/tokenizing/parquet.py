@@ -6,11 +6,15 @@ Memory: the pages of one row group's columns, and rows of about 4 MB of text at 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 from collections.abc import Iterator
 from typing import Any
 
+from megatron_ultralong.data.tokenizing.chat_rows import BESIDE, chat_fields
 from megatron_ultralong.data.tokenizing.documents import Fields
-from megatron_ultralong.errors import UserError
+from megatron_ultralong.data.tokenizing.streams import unreadable
+from megatron_ultralong.errors import UserError, shown
 
 _BATCH_BYTES = 1 << 22
 
@@ -23,11 +27,13 @@ def _opened(path: str) -> Iterator[Any]:
     except ImportError:
         raise UserError(f"{path}: needs pyarrow to be read; pip install pyarrow.") from None
     try:
-        with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
+        with pyarrow.OSFile(os.fsencode(path)) as bytes_, pyarrow.parquet.ParquetFile(bytes_, pre_buffer=False) as file:
             yield file
+    except PermissionError:
+        raise unreadable(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES))) from None  # its own is longer
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise UserError(f"{path}: cannot be read as Parquet ({reason}); write or fetch it again.") from None
+        raise UserError(f"{shown(path)}: cannot be read as Parquet ({reason}); write or fetch it again.") from None
 
 
 def row_group_bytes(path: str) -> list[int]:
@@ -45,7 +51,7 @@ def row_group_bytes(path: str) -> list[int]:
 def has_chats(path: str, fields: Fields) -> bool:
     """Whether its rows are chats."""
     with _opened(path) as file:
-        return fields.messages in file.schema_arrow.names
+        return bool(chat_fields(file.schema_arrow.names, fields.messages, fields.text))
 
 
 def read_rows(path: str, begin: int, end: int | None, fields: Fields) -> Iterator[list[dict[str, Any]]]:
@@ -56,18 +62,27 @@ def read_rows(path: str, begin: int, end: int | None, fields: Fields) -> Iterato
     """
     with _opened(path) as file:
         names = file.schema_arrow.names
-        if fields.text not in names and fields.messages not in names:
+        chat = chat_fields(names, fields.messages, fields.text)
+        if not chat and fields.text not in names:
             raise UserError(
-                f"{path}: has no column '{fields.text}' (its columns: {', '.join(names)}); "
+                f"{shown(path)}: has no column '{fields.text}' (its columns: {', '.join(names)}); "
                 "name the right one with --json-keys."
             )
-        content = fields.messages if fields.messages in names else fields.text
-        columns = [content, *([fields.source] if fields.source in names else [])]
+        columns = [*(chat or [fields.text]), *([fields.source] if fields.source in names else [])]
+        columns += [name for name in BESIDE if chat and name in names]
         for group in range(begin, file.metadata.num_row_groups if end is None else end):
             about = file.metadata.row_group(group)
             rows = max(1, about.num_rows * _BATCH_BYTES // max(about.total_byte_size, 1))
             for batch in file.iter_batches(min(rows, 1 << 14), row_groups=[group], columns=columns, use_threads=False):
-                yield batch.to_pylist()
+                rows_ = batch.to_pylist()
+                yield [_without_nulls(row, top=True) for row in rows_] if chat else rows_
+
+
+def _without_nulls(value: Any, top: bool = False) -> Any:
+    """A value without the keys that are null, which Parquet gives every object whose column has them anywhere."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if top or each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def rows_before(path: str, group: int) -> int:

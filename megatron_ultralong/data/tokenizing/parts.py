@@ -1,8 +1,9 @@
 """The result of one shard on disk: a folder PREFIX.parts/KEY that appears whole or not at all.
 
 It holds `tokens.bin` (of `token_dtype`), `lengths.bin` and `sources.bin` (int32, a document), for chats `mask.bin`
-(uint8, a token), and `part.json`. A part is made in KEY.HOST.PID.tmp; the run renames it once it is sure of the
-tokenizer. Its key names everything that it was made from, so a part that is there is right.
+(uint8, a token), `inputs.tsv` (the files that begin in this shard), and `part.json`. A part is made in
+KEY.HOST.PID.tmp; the run renames it once it is sure of the tokenizer. Its key names everything that it was made from,
+so a part that is there is right.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.errors import UserError
+from megatron_ultralong.data.tokenizing.streams import STDIN
+from megatron_ultralong.errors import UserError, shown
+from megatron_ultralong.files import fingerprint
 
 _LONGEST = np.iinfo(np.int32).max
 _MOST_SOURCES = 1 << 16
@@ -41,10 +44,27 @@ class Part:
     """Names that sources.bin refers to."""
     skipped: list[tuple[int, int, str]] = dataclasses.field(default_factory=list)
     """Malformed documents: piece of the shard, line or row within it, and reason."""
-    fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Of the files that begin in this shard."""
+    inputs: int = 0
+    """Files that begin in this shard."""
+    split_chats: int = 0
+    """Chats that became a sample for each response."""
+    split_samples: int = 0
+    """Those samples."""
     bytes_in: int = 0
     """Bytes read, which for standard input nothing else tells."""
+
+
+def check_sources(names: Collection[str]) -> None:
+    """Refuse more sources than a corpus can have.
+
+    Raises:
+        UserError: they are too many.
+    """
+    if len(names) > _MOST_SOURCES:
+        raise UserError(
+            f"the documents name more than {_MOST_SOURCES} sources, such as '{min(names)}'; "
+            "name a field with fewer values with --source-key, or one source with --source."
+        )
 
 
 def read_part(folder: Path) -> Part | None:
@@ -88,6 +108,7 @@ class PartWriter:
         with contextlib.ExitStack() as stack:
             names = ["tokens", "lengths", "sources", *(["mask"] if masks else [])]
             self._files = [stack.enter_context((self.folder / f"{name}.bin").open("wb")) for name in names]
+            self._inputs = stack.enter_context((self.folder / "inputs.tsv").open("w", encoding="utf-8"))
             self._stack = stack.pop_all()
 
     def add(
@@ -133,16 +154,18 @@ class PartWriter:
             raise UserError(
                 f"a document of {longest} tokens does not fit the format, whose longest is {_LONGEST}; split it."
             )
-        if len(self._sources) > _MOST_SOURCES:
-            raise UserError(
-                f"the documents name more than {_MOST_SOURCES} sources, such as '{next(iter(self._sources))}'; "
-                "name a field with fewer values with --source-key, or one source with --source."
-            )
+        check_sources(self._sources)
 
     def _write(self, ids: Any, totals: Any, sources: Any, mask: Any) -> None:
         columns = [ids.astype(self._dtype), totals.astype("<i4"), sources, mask]
         for file, column in zip(self._files, columns, strict=False):
             file.write(np.ascontiguousarray(column).data)
+
+    def add_input(self, path: str, size: int) -> None:
+        """List a file of the input, with its fingerprint."""
+        known = "-" if path == STDIN else fingerprint(Path(path))
+        self._inputs.write(f"{known}\t{self.part.bytes_in if path == STDIN else size}\t{shown(path)}\n")
+        self.part.inputs += 1
 
     def abandon(self) -> None:
         """Forget the document that has not ended."""

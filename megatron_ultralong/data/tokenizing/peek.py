@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from megatron_ultralong.data.tokenizer.encoders import as_strings
-from megatron_ultralong.data.tokenizing.documents import Fields, MalformedError, parse
+from megatron_ultralong.data.tokenizing.compression import StreamError
+from megatron_ultralong.data.tokenizing.documents import Fields, parse, take
+from megatron_ultralong.data.tokenizing.json_file import read_value
 from megatron_ultralong.data.tokenizing.readers import Reading, read_range
 from megatron_ultralong.data.tokenizing.shards import FileRange, Shard
-from megatron_ultralong.data.tokenizing.streams import StreamError, byte_blocks, line_blocks, line_start
+from megatron_ultralong.data.tokenizing.streams import byte_blocks, line_blocks, line_start
 from megatron_ultralong.data.tokenizing.worker import place
-from megatron_ultralong.errors import UserError
+from megatron_ultralong.errors import MalformedError, UserError, listing, shown
 
 _SHARDS = 16
 _CHARACTERS = 1 << 18
@@ -32,26 +34,32 @@ def kind_of(files: Sequence[FileRange], fields: Fields, skip: bool) -> str:
             from megatron_ultralong.data.tokenizing.parquet import has_chats
 
             return "chat" if has_chats(piece.path, fields) else "text"
-        for number, line in _lines(piece):
-            try:
-                return "text" if parse(line, fields)[1] is None else "chat"
-            except MalformedError as error:
-                if not skip:
-                    raise UserError(f"{place(piece, number)}: {error}") from None
-    names = ", ".join(piece.path for piece in files[:3]) + (", ..." if len(files) > 3 else "")
+        if kind := _kind_of_json(piece, fields, skip):
+            return kind
+    names = listing((shown(piece.path) for piece in files), most=3)
     raise UserError(f"--input ({names}): holds no document; name files with text or chats.")
 
 
-def _lines(piece: FileRange) -> Iterator[tuple[int, bytes]]:
+def _kind_of_json(piece: FileRange, fields: Fields, skip: bool) -> str | None:
+    """`kind_of` one file; None: there is no document in it."""
     number = 0
     try:
-        for lines in line_blocks(byte_blocks(piece.path, peek=True)):
-            for line in lines:
+        lines = piece.is_lines
+        for block in line_blocks(byte_blocks(piece.path, peek=True)) if lines else read_value(piece.path):
+            for each in block:
                 number += 1
-                if line and not line.isspace():
-                    yield number, line
-    except StreamError:
-        return  # found again, and reported, when the file is read
+                try:
+                    if type(each) is dict:
+                        return "text" if take(each, fields)[1] is None else "chat"
+                    if each and not each.isspace():
+                        return "text" if parse(each, fields)[1] is None else "chat"
+                except MalformedError as error:
+                    if not skip:
+                        raise UserError(f"{place(piece, number)}: {error}") from None
+    except StreamError as error:
+        if not skip:
+            raise UserError(f"{place(piece, number + 1)}: {error}") from None
+    return None
 
 
 def sample_texts(shards: Sequence[Shard], reading: Reading) -> list[str]:
@@ -70,7 +78,7 @@ def sample_texts(shards: Sequence[Shard], reading: Reading) -> list[str]:
 
 def _texts(shard: Shard, reading: Reading) -> Iterator[str]:
     for piece in shard.ranges:
-        if piece.format == "jsonl":
+        if piece.is_lines:
             begin = line_start(piece.path, piece.begin) if piece.begin else 0
             end = None if piece.end is None else begin + _RANGE  # a compressed file has no places
             block = next(byte_blocks(piece.path, begin, end, peek=True), b"")

@@ -1,26 +1,30 @@
 """Documents of one piece of input in batches for the tokenizer, whatever the format, in bounded memory.
 
 A batch is the documents of one block of 4 MB. A longer text comes in pieces where its tokenizer allows that
-(`cutting.pieces`): from a text file it is then never held whole, whatever its size; a line of JSON is held whole once,
-as bytes and as a string. Text files stay UTF-8, which is checked; Python's strings take up to four times as much.
+(`cutting.Cuts`): of a text file no more is then held than a batch, or what lies between two exact places; a line of
+JSON is held whole once, as bytes and as a string. Text files stay UTF-8, which is checked; Python's strings take up to
+four times as much.
 """
 
 from __future__ import annotations
 
 import codecs
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from megatron_ultralong.data.tokenizer.cutting import PIECE, last_cut, pieces
-from megatron_ultralong.data.tokenizing.documents import Fields, MalformedError, parse, take
+from megatron_ultralong.data.tokenizer.chat import Chat
+from megatron_ultralong.data.tokenizer.cutting import PIECE, Cuts
+from megatron_ultralong.data.tokenizing.compression import StreamError
+from megatron_ultralong.data.tokenizing.documents import Fields, parse, take
+from megatron_ultralong.data.tokenizing.json_file import read_value
 from megatron_ultralong.data.tokenizing.shards import FileRange
-from megatron_ultralong.data.tokenizing.streams import StreamError, byte_blocks, line_blocks, range_lines
+from megatron_ultralong.data.tokenizing.streams import byte_blocks, line_blocks, range_lines
+from megatron_ultralong.errors import MalformedError
 
 Complain = Callable[[int, str], None]
 """Called with the number of a line or row within the piece, from 1, and what is wrong with it; may raise."""
-
-Chat = tuple[Mapping[str, str], ...]
 
 _LONG = 4 * PIECE
 """Characters from which a text is cut, and of a batch of its pieces twice that."""
@@ -37,7 +41,7 @@ class DocumentBatch:
     chats: list[Chat] = dataclasses.field(default_factory=list)
     """Chats, each whole."""
     numbers: list[int] = dataclasses.field(default_factory=list)
-    """Line or row of each chat."""
+    """Line or row of each text or chat; none for text files and for the pieces of a long text."""
     ends: list[bool] | None = None
     """Whether each text ends its document; None: all do."""
     abandoned: bool = False
@@ -54,8 +58,8 @@ class Reading:
     """"text" or "chat"; documents of the other kind are malformed."""
     source: str = ""
     """The source of every document, whatever its fields say; "": by field, or by file."""
-    cuttable: bool = False
-    """Whether long texts may be cut."""
+    cuts: Cuts | None = None
+    """Where long texts are cut; None: nowhere."""
 
 
 def read_range(
@@ -79,7 +83,7 @@ def read_range(
             batch = _batch(block, rows, piece, reading, complain)
             rows += len(block)
             block.clear()  # a long line is not kept beside its text
-            yield from _bounded(batch, reading.cuttable)
+            yield from _bounded(batch, reading.cuts)
     except StreamError as error:
         complain(rows + 1, str(error))
 
@@ -91,6 +95,8 @@ def _blocks(
         from megatron_ultralong.data.tokenizing.parquet import read_rows
 
         return _counted_rows(read_rows(piece.path, piece.begin, piece.end, fields), piece, count)
+    if not piece.is_lines:
+        return read_value(piece.path, count)
     if piece.end is not None:
         return range_lines(piece.path, piece.begin, piece.end, count)
     return line_blocks(byte_blocks(piece.path, peek=peek, count=count))
@@ -127,37 +133,41 @@ def _batch(block: Sequence[Any], before: int, piece: FileRange, reading: Reading
             batch.texts.append(text)
         else:
             batch.chats.append(chat)
-            batch.numbers.append(before + i + 1)
+        batch.numbers.append(before + i + 1)
         batch.sources.append(fixed or source or default)
     return batch
 
 
-def _bounded(batch: DocumentBatch, cuttable: bool) -> Iterator[DocumentBatch]:
+def _bounded(batch: DocumentBatch, cuts: Cuts | None) -> Iterator[DocumentBatch]:
     """The batch, its long texts in pieces in batches of their own."""
-    if not cuttable or all(len(text) <= _LONG for text in batch.texts):
+    if cuts is None or all(len(text) <= _LONG for text in batch.texts):
         yield batch
         return
     start = 0
-    texts, sources, batch.texts, batch.sources = batch.texts, batch.sources, [], []
+    texts, sources, numbers, batch.texts, batch.sources = batch.texts, batch.sources, batch.numbers, [], []
     for i in range(len(texts)):
         if len(texts[i]) > _LONG:
             if i > start:
-                yield DocumentBatch(texts[start:i], sources[start:i])
+                yield DocumentBatch(texts[start:i], sources[start:i], numbers=numbers[start:i])
             text, texts[i] = texts[i], ""
-            yield from _in_pieces(str(text), sources[i])
+            yield from _batches(cuts.pieces(str(text)), sources[i])
             del text
             start = i + 1
     if start < len(texts):
-        yield DocumentBatch(texts[start:], sources[start:])
+        yield DocumentBatch(texts[start:], sources[start:], numbers=numbers[start:])
 
 
-def _in_pieces(text: str, source: str) -> Iterator[DocumentBatch]:
+def _batches(pieces: Iterable[str | bytes], source: str) -> Iterator[DocumentBatch]:
+    """A document's pieces in batches."""
     some: list[str | bytes] = []
-    for piece in pieces(text):
-        if len(some) * PIECE >= 2 * _LONG:
+    size = 0
+    for piece in pieces:
+        if size >= 2 * _LONG:
             yield DocumentBatch(some, [], ends=[False] * len(some))
-            some = []
+            some, size = [], 0
         some.append(piece)
+        size += len(piece)
+        del piece
     yield DocumentBatch(some, [source], ends=[False] * (len(some) - 1) + [True])
 
 
@@ -169,37 +179,56 @@ def _texts(
         complain(1, "is no chat, unlike the documents before it; preprocess texts and chats apart.")
         return
     source = reading.source or piece.source
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    held: list[bytes] = []
-    done, opened = 0, False
-
-    def taken() -> bytes:
-        text = b"".join(held)
-        held.clear()
-        return text if opened else text.removeprefix(codecs.BOM_UTF8)
-
+    blocks = _utf8(byte_blocks(piece.path, peek=peek, count=count))
+    opened = False
     try:
-        for block in byte_blocks(piece.path, peek=peek, count=count):
-            beginning = decoder.decode(block)
-            if peek:
-                yield DocumentBatch([beginning], [source])
-                return
-            held.append(block)
-            done += len(block)
-            if reading.cuttable and sum(map(len, held)) > 2 * _LONG:
-                text = taken()
-                if cut := last_cut(text):
-                    some: list[str | bytes] = [*pieces(text[:cut])]
-                    yield DocumentBatch(some, [], ends=[False] * len(some))
-                    opened = True
-                held.append(text[cut:])
-        decoder.decode(b"", final=True)
-    except (UnicodeDecodeError, StreamError) as error:
+        if peek:
+            yield DocumentBatch([next(blocks, b"").decode(errors="ignore")], [source])
+            return
+        pieces = reading.cuts.stream(blocks) if reading.cuts else _whole(blocks)
+        for batch in _batches(pieces, source):
+            yield batch
+            opened = True
+            del batch
+    except (_NotUtf8Error, StreamError) as error:
         if opened:
             yield DocumentBatch([], [], abandoned=True)
         if isinstance(error, StreamError):
             raise
-        complain(1, f"is not UTF-8 ({error.reason}, near byte {done + error.start}); mend or remove the file.")
-        return
-    some = [*pieces(taken())] if reading.cuttable else [taken()]
-    yield DocumentBatch(some, [source], ends=[False] * (len(some) - 1) + [True])
+        complain(1, str(error))
+
+
+class _NotUtf8Error(Exception):
+    """A text file holds something else; the message says where, and the mend."""
+
+
+def _utf8(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The blocks of one text, once they are known to be UTF-8, without its byte order mark."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    head: bytes | None = b""
+    done = 0
+    try:
+        for block in blocks:
+            decoder.decode(block)
+            done += len(block)
+            if head is not None:
+                head += block
+                if len(head) < len(codecs.BOM_UTF8):
+                    continue
+                block, head = head.removeprefix(codecs.BOM_UTF8), None
+            yield block
+            del block
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        near = done + error.start
+        raise _NotUtf8Error(f"is not UTF-8 ({error.reason}, near byte {near}); mend or remove the file.") from None
+    if head:
+        yield head
+
+
+def _whole(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """All blocks as one, which is held once while it comes together."""
+    held = io.BytesIO()
+    for block in blocks:
+        held.write(block)
+    yield held.getvalue()

@@ -1,6 +1,6 @@
 """Documents to token ids on disk: shards on all cores, restartable, in bounded memory, in the order of the input.
 
-The input is cut into shards (`inputs`), worker processes write each as a part (`worker`, `parts`), and the parts are
+The input is cut into shards (`plan`), worker processes write each as a part (`worker`, `parts`), and the parts are
 merged (`merge`). A part is kept until the corpus is whole, so a run that was killed goes on from its finished shards,
 and runs on several machines share the work (`shard`). The workers begin with gigatoken while this process loads the
 Hugging Face tokenizer and compares the two; no part counts before that is settled, and if they differ the workers
@@ -9,32 +9,33 @@ begin anew with the slower one.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
-import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from megatron_ultralong.data.corpus import corpus
 from megatron_ultralong.data.corpus.indexed_dataset import token_dtype
-from megatron_ultralong.data.tokenizer.encoders import Recipe
+from megatron_ultralong.data.tokenizer.chat import Learnt
+from megatron_ultralong.data.tokenizer.encoders import Encoder
+from megatron_ultralong.data.tokenizer.identity import BYTES
 from megatron_ultralong.data.tokenizer.tokenizer import Tokenizer
 from megatron_ultralong.data.tokenizing import worker
 from megatron_ultralong.data.tokenizing.documents import Fields
+from megatron_ultralong.data.tokenizing.existing import existing, how_made, recorded
 from megatron_ultralong.data.tokenizing.merge import merge_parts
-from megatron_ultralong.data.tokenizing.parts import finished, read_part
-from megatron_ultralong.data.tokenizing.peek import kind_of, sample_texts
+from megatron_ultralong.data.tokenizing.parts import Part, check_sources, finished, read_part
+from megatron_ultralong.data.tokenizing.parts_folder import held
+from megatron_ultralong.data.tokenizing.peek import sample_texts
+from megatron_ultralong.data.tokenizing.plan import Plan, digest, make_plan
 from megatron_ultralong.data.tokenizing.pool import Pool, Task, run_alone
 from megatron_ultralong.data.tokenizing.readers import Reading
-from megatron_ultralong.data.tokenizing.shards import FileRange, Format, Shard, find_files, plan_shards
-from megatron_ultralong.data.tokenizing.streams import STDIN
+from megatron_ultralong.data.tokenizing.recheck import DifferenceError
+from megatron_ultralong.data.tokenizing.shards import Format
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -55,17 +56,16 @@ class TokenizeOptions:
     """Whether a malformed document stops the run, or is left out and listed in PREFIX.skipped.tsv."""
     append_eod: bool = False
     """End each document with the tokenizer's end-of-sequence token."""
+    encoder: Literal["auto", "reference"] = "auto"
+    """"auto": gigatoken, where it gives the tokenizer's ids; "reference": the tokenizer's own library."""
+    mask: Learnt = "all"
+    """Of chats: which responses are learnt."""
+    chat_date: str = ""
+    """Of chats: YYYY-MM-DD for templates that print a date; "": `chat_template.CHAT_DATE`."""
     shard: tuple[int, int] | None = None
     """(i, n): tokenize only every n-th shard, from the i-th on, and do not merge."""
     overwrite: bool = False
     """Replace another corpus of this prefix."""
-
-
-def _differ(one: Recipe, other: Recipe) -> bool:
-    """Whether two recipes of gigatoken's may give other ids; the layout of tokenizer.json does not matter."""
-    if one.kind == "sentencepiece":
-        return one != other
-    return bool(json.loads(one.content()) != json.loads(other.content()))
 
 
 def parse_shard(text: str) -> tuple[int, int] | None:
@@ -101,51 +101,30 @@ def tokenize_corpus(
     options = options or TokenizeOptions()
     if options.workers < 1:
         raise UserError(f"--workers {options.workers}: is no number of processes; give 1 or more.")
-    files = find_files(inputs, options.format)
-    if any(file.path == STDIN for file in files) and (options.shard or len(files) > 1):
-        raise UserError("--input -: standard input goes neither with other inputs nor with --shard; name files.")
-    kind = kind_of(files, fields, options.malformed == "skip")
-    shards = plan_shards(files)
-    reading = Reading(fields, kind, options.source)
-    made_by = {
-        "version": corpus.VERSION,
-        "tokenizer": tokenizer.fingerprint,
-        "reading": dataclasses.asdict(reading),
-        "append_eod": options.append_eod,
-    }
-    keys = [shard.key(made_by) for shard in shards]
-    done = _existing(files, prefix, kind, keys, options)
-    if done is not None:
-        return done
-    run = _Run(prefix, tokenizer, reading, shards, keys, options)
-    with run.locked():
-        run.tokenize()
-        if options.shard:
-            left = sum(read_part(folder) is None for folder in run.folders)
-            what = f"{left} of {len(shards)} shards are left" if left else "all shards are done"
-            logger.info("%s: %s; the same command without --shard finishes the corpus.", prefix, what)
-            return None
-        return run.merge(files)
-
-
-def _existing(
-    files: Sequence[FileRange], prefix: Path, kind: str, keys: list[str], options: TokenizeOptions
-) -> dict[str, Any] | None:
-    """The manifest of a corpus that is already what is asked for; refuses to overwrite anything else."""
-    outputs = [*corpus.token_files(prefix, kind), corpus.sources_path(prefix), corpus.manifest_path(prefix)]
-    for file in files:
-        if os.path.realpath(file.path) in {os.path.realpath(output) for output in outputs}:
-            raise UserError(f"{file.path}: the output would overwrite this input; choose another --output-prefix.")
-    path = corpus.manifest_path(prefix)
-    if options.overwrite or not path.exists():
+    skip = options.malformed == "skip"
+    plan = make_plan(inputs, prefix, fields, format=options.format, skip=skip, one_source=bool(options.source))
+    if plan.is_stream and options.shard:
+        raise UserError("--input -: standard input cannot be shared out with --shard; name files.")
+    reading = Reading(fields, plan.kind, options.source)
+    made_by = how_made(tokenizer, reading, options.append_eod, mask=options.mask, chat_date=options.chat_date)
+    if not options.overwrite:
+        done = existing(prefix, tokenizer, plan.shards, made_by, skip)
+        if done is not None:
+            return done
+    run = _Run(prefix, tokenizer, reading, plan, made_by, options)
+    with held(run.parts, shared=options.shard is not None):
+        try:
+            run.tokenize()
+        except BaseException:
+            if kept := run.finished():
+                logger.info("%s: %s of %s finished shards are kept.", run.parts, kept, len(run.keys))
+            raise
+        if not options.shard:
+            return run.merge()
+        left = len(run.keys) - run.finished()
+        what = f"{left} of {len(run.keys)} shards are left" if left else "all shards are done"
+        logger.info("%s: %s; the same command without --shard finishes the corpus.", prefix, what)
         return None
-    manifest: dict[str, Any] = read_json(path, "the corpus manifest", "remove it, or add --overwrite")
-    wanted = options.malformed == "skip" or not manifest.get("skipped_documents")
-    if manifest.get("shards") == keys and wanted and not any(file.path == STDIN for file in files):
-        corpus.open_corpus(prefix)
-        logger.info("%s: is already there, made from the same inputs in the same way.", prefix)
-        return manifest
-    raise UserError(f"{path}: exists already; choose another --output-prefix, or add --overwrite.")
 
 
 class _Run:
@@ -156,52 +135,28 @@ class _Run:
         prefix: Path,
         tokenizer: Tokenizer,
         reading: Reading,
-        shards: list[Shard],
-        keys: list[str],
+        plan: Plan,
+        made_by: dict[str, Any],
         options: TokenizeOptions,
     ) -> None:
         self.prefix, self.tokenizer, self.reading, self.options = prefix, tokenizer, reading, options
-        self.shards, self.keys = shards, keys
+        self.plan, self.made_by = plan, made_by
+        self.keys = [shard.key(made_by) for shard in plan.shards]
         self.parts = Path(f"{prefix}.parts")
-        self.folders = [self.parts / key for key in keys]
+        self.folders = [self.parts / key for key in self.keys]
+        self._sources: set[str] = set()
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold PREFIX.parts, alone or beside runs of other shards; afterwards keep it only if parts are in it."""
-        try:
-            self.parts.mkdir(parents=True, exist_ok=True)
-            lock = (self.parts / "lock").open("a")
-        except OSError as error:
-            raise worker.writing_error(error, self.parts) from None
-        with lock:
-            try:
-                fcntl.flock(lock, (fcntl.LOCK_SH if self.options.shard else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{self.parts}: another run is writing this corpus; wait for its end.") from None
-            except OSError:
-                logger.warning("%s: this filesystem has no locks; start no second run of the corpus.", self.parts)
-            try:
-                if not self.options.shard:
-                    for left in self.parts.glob("*.tmp"):  # of runs that were killed
-                        shutil.rmtree(left, ignore_errors=True)
-                yield
-            finally:
-                self._tidy()
-
-    def _tidy(self) -> None:
-        kept = sum(read_part(folder) is not None for folder in self.folders)
-        if kept and not self.options.shard:
-            logger.info("%s: %s of %s finished shards are kept.", self.parts, kept, len(self.shards))
-        elif self.parts.is_dir() and {path.name for path in self.parts.iterdir()} <= {"lock"}:
-            shutil.rmtree(self.parts, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                self.prefix.parent.rmdir()  # which removes it only if it is empty
+    def finished(self) -> int:
+        """How many parts there are."""
+        return sum(read_part(folder) is not None for folder in self.folders)
 
     def tokenize(self) -> None:
         """Make every part that is missing."""
+        self._keep_row_groups()
+        done = {folder for shard, folder in zip(self.plan.shards, self.folders, strict=True) if self._is_done(folder)}
         first, step = self.options.shard or (0, 1)
-        mine = list(zip(self.shards, self.folders, strict=True))[first::step]
-        tasks = [(shard, folder) for shard, folder in mine if not self._is_done(shard, folder)]
+        mine = list(zip(self.plan.shards, self.folders, strict=True))[first::step]
+        tasks = [(shard, folder) for shard, folder in mine if folder not in done]
         if len(tasks) < len(mine):
             logger.info("%s: %s of %s shards are done already.", self.parts, len(mine) - len(tasks), len(mine))
         if not tasks:
@@ -210,84 +165,107 @@ class _Run:
         processes = 1 if small else min(self.options.workers, len(tasks))
         os.environ["RAYON_NUM_THREADS"] = str(self.options.workers)  # both tokenizers read it at their first batch
         job = self._job(processes)
-        if small:
-            run_alone(self._settled(job, tasks), tasks)
-            return
-        with Pool(job, tasks) as pool:
-            settled = self._settled(job, tasks)  # while they work
-            if settled == job:
-                return pool.collect()
-        with Pool(settled, tasks) as pool:
-            pool.collect()
+        try:
+            if small:
+                settled = self._settled(job, tasks)
+                return run_alone(settled, tasks, self._reference(settled), self._look_at)
+            with Pool(job, tasks) as pool:
+                settled = self._settled(job, tasks)  # while they work
+                if settled == job:
+                    return pool.collect(self._reference(settled), self._look_at)
+            with Pool(settled, tasks) as pool:
+                pool.collect(self._reference(settled), self._look_at)
+        except DifferenceError:
+            for folder in self.folders:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
-    def _is_done(self, shard: Shard, folder: Path) -> bool:
-        if shard.ranges[0].path == STDIN:  # whose contents no key tells
+    def _reference(self, job: worker.Job) -> Encoder | None:
+        """What a share of the parts is compared with."""
+        return self.tokenizer.reference if job.fast else None
+
+    def _keep_row_groups(self) -> None:
+        try:
+            self.plan.row_groups.keep()
+        except OSError as error:
+            raise worker.writing_error(error, self.parts) from None
+
+    def _is_done(self, folder: Path) -> bool:
+        if self.plan.is_stream:
             shutil.rmtree(folder, ignore_errors=True)
         part = read_part(folder)
-        return part is not None and (self.options.malformed == "skip" or not part.skipped)
+        if part is None or (part.skipped and self.options.malformed != "skip"):
+            return False
+        self._add_sources(part)
+        return True
+
+    def _look_at(self, folder: Path) -> None:
+        """What is done with a part that was just made."""
+        self._add_sources(finished(folder))
+
+    def _add_sources(self, part: Part) -> None:
+        """Find too many sources of the whole corpus as soon as they are there."""
+        self._sources.update(part.sources)
+        check_sources(self._sources)
 
     def _job(self, processes: int) -> worker.Job:
         is_chat = self.reading.kind == "chat"
-        if is_chat:
-            _ = self.tokenizer.chat_template  # or say that there is none
-        recipe = self.tokenizer.likely_recipe
+        fast = not is_chat and self.options.encoder == "auto" and str(self.tokenizer.path) != BYTES
+        recipe = self.tokenizer.likely_recipe if fast or is_chat else self.tokenizer.recipe
         return worker.Job(
             reading=self.reading,
             skip=self.options.malformed == "skip",
             end=self.tokenizer.end_of_document if self.options.append_eod else None,
             recipe=recipe,
-            fast=not is_chat and recipe.kind != "bytes",
+            fast=fast,
             chat_folder=self.tokenizer.path if is_chat else None,
             processes=processes,
             workers=self.options.workers,
+            mask=self.options.mask,
+            chat_date=self.options.chat_date,
         )
 
     def _settled(self, job: worker.Job, tasks: list[Task]) -> worker.Job:
         """The job with an encoder that is known to be right: the same job, if its own is."""
-        recipe = self.tokenizer.recipe
         if not job.fast:
             return job
+        if not self.tokenizer.is_effective(job.recipe):
+            job = dataclasses.replace(job, recipe=self.tokenizer.recipe)
         sample = sample_texts([shard for shard, _ in tasks], self.reading)
         if self.tokenizer.check_fast(job.recipe, sample):
             return job
-        if _differ(recipe, job.recipe) and self.tokenizer.check_fast(recipe, sample):
-            return dataclasses.replace(job, recipe=recipe)
-        return dataclasses.replace(job, recipe=recipe, fast=False)
+        return dataclasses.replace(job, recipe=self.tokenizer.recipe, fast=False)
 
-    def merge(self, files: Sequence[FileRange]) -> dict[str, Any]:
+    def merge(self) -> dict[str, Any]:
         """Join the parts, and remove them."""
-        for file in files:
-            if file.path != STDIN and find_files([file.path], file.format)[0].stamp != file.stamp:
-                raise UserError(f"{file.path}: changed while it was read; run again.")
+        for file in self.plan.files:
+            file.check_unchanged()
         parts = [finished(folder) for folder in self.folders]
         if not any(part.documents for part in parts):
             shutil.rmtree(self.parts)
             skipped = " or malformed" if any(part.skipped for part in parts) else ""
             raise UserError(f"--input: every document is empty{skipped}; name files with text.")
-        fingerprints = {path: value for part in parts for path, value in part.fingerprints.items()}
         about = {
-            "tokenizer": str(self.tokenizer.path),
-            "tokenizer_fingerprint": self.tokenizer.fingerprint,
-            "vocab_size": self.tokenizer.vocab_size,
-            "append_eod": self.options.append_eod,
-            "inputs": [
-                {
-                    "path": file.path,
-                    "bytes": file.bytes if file.path != STDIN else sum(part.bytes_in for part in parts),
-                    "fingerprint": fingerprints.get(file.path),
-                }
-                for file in files
-            ],
-            "shards": self.keys,
+            **recorded(self.tokenizer, self.made_by),
+            "shards": len(self.keys),
+            "made_from": digest(self.keys),
         }
         dtype = token_dtype(self.tokenizer.vocab_size)
         try:
-            manifest = merge_parts(self.folders, self.shards, self.prefix, self.reading.kind, dtype, about)
+            manifest = merge_parts(self.folders, self.plan.shards, self.prefix, self.reading.kind, dtype, about)
         except OSError as error:
             raise worker.writing_error(error, self.prefix.parent) from None
         shutil.rmtree(self.parts)
         text = f"{manifest['documents']:,} documents, {manifest['tokens']:,} tokens, {len(manifest['sources'])} sources"
         logger.info("%s: %s.", self.prefix, text)
+        if manifest.get("split_chats"):
+            logger.info(
+                "%s chats became %s samples, one for each response as it would be served: the template renders earlier "
+                "turns otherwise later.",
+                *(manifest["split_chats"], manifest["split_samples"]),
+            )
+        if manifest["chat"] and manifest["chat"]["date"]:
+            logger.info("The chat template printed the date %s (--chat-date).", manifest["chat"]["date"])
         if manifest["skipped_documents"]:
             where = corpus.skipped_path(self.prefix)
             logger.warning("%s malformed documents were left out; %s lists them.", manifest["skipped_documents"], where)

@@ -1,28 +1,25 @@
-"""Bytes of an input in blocks, and blocks into whole lines: plain files and ranges of them, .gz, .zst, stdin.
+"""Bytes of an input in blocks, and blocks into whole lines: plain files and ranges of them, archives, stdin.
 
-Memory: two blocks, or two times the longest line. A truncated archive is an error, never a short file; archives of
-several members or frames are read to their end.
+Memory: two blocks, or two times the longest line; of a line over `LONGEST_LINE` no more than that is held.
 """
 
 from __future__ import annotations
 
 import io
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from megatron_ultralong.errors import UserError
+from megatron_ultralong.data.tokenizing.compression import compression, unpacked
+from megatron_ultralong.errors import UserError, shown
 
 STDIN = "-"
 """The path that means standard input."""
 
+LONGEST_LINE = 1 << 29
+"""Bytes; a longer line comes cut, and is refused for its length: as JSON it would take several gigabytes to read."""
+
 _BLOCK = 1 << 22
-_COMPRESSED_BLOCK = 1 << 16  # one block of zeros unpacks to 64 MB of .gz, so keep them small
-
-
-class StreamError(Exception):
-    """An input is damaged; the message says how and the mend, and begins after its name."""
 
 
 class _Stdin:
@@ -65,18 +62,18 @@ def byte_blocks(
             yield from _counted(iter([_stdin.peek()]) if peek else _stdin.blocks(), count)
             return
         with open(path, "rb") as stream:
-            if path.endswith((".gz", ".zst")):
-                blocks = _counted(_read(stream, None, _COMPRESSED_BLOCK), count)
-                yield from _inflate(blocks, _gzip if path.endswith(".gz") else _zstd(path))
+            if ending := compression(path):
+                yield from unpacked(stream, ending, count or (lambda size: None))
             else:
                 stream.seek(begin)
                 yield from _counted(_read(stream, None if end is None else end - begin), count)
-    except EOFError:
-        raise StreamError("is truncated; fetch or compress it again.") from None
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror or error}); mend its permissions or its disk."
-        ) from None
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: str, error: OSError) -> UserError:
+    """The sentence for an input that the system does not let us read."""
+    return UserError(f"{shown(path)}: cannot be read ({error.strerror or error}); mend its permissions or its disk.")
 
 
 def _counted(blocks: Iterator[bytes], count: Callable[[int], Any] | None) -> Iterator[bytes]:
@@ -86,56 +83,33 @@ def _counted(blocks: Iterator[bytes], count: Callable[[int], Any] | None) -> Ite
             count(len(block))
 
 
-def _read(stream: BinaryIO | io.BufferedIOBase, limit: int | None, size: int = _BLOCK) -> Iterator[bytes]:
+def _read(stream: BinaryIO | io.BufferedIOBase, limit: int | None) -> Iterator[bytes]:
     left = limit
-    while block := stream.read(size if left is None else min(size, left)):
+    while block := stream.read(_BLOCK if left is None else min(_BLOCK, left)):
         yield block
         if left is not None:
             left -= len(block)
 
 
-def _gzip() -> Any:
-    return zlib.decompressobj(wbits=31)
-
-
-def _zstd(path: str) -> Callable[[], Any]:
-    try:
-        import zstandard
-    except ImportError:
-        raise UserError(f"{path}: needs zstandard to be read; pip install zstandard.") from None
-    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)  # as `zstd --long=31` writes
-    return decompressor.decompressobj
-
-
-def _inflate(blocks: Iterator[bytes], new: Callable[[], Any]) -> Iterator[bytes]:
-    decoder, begun = new(), False
-    for block in blocks:
-        while block:
-            try:
-                yield decoder.decompress(block)
-            except Exception as error:  # zlib.error, zstandard.ZstdError
-                raise StreamError(f"cannot be decompressed ({error}); fetch or compress it again.") from None
-            begun, block = True, b""
-            if decoder.eof:
-                block, decoder, begun = decoder.unused_data, new(), False
-                if not block.strip(b"\0"):  # gzip allows padding
-                    block = b""
-    if begun:
-        raise EOFError
-
-
 def line_blocks(blocks: Iterator[bytes]) -> Iterator[list[bytes]]:
-    """Yield lists of whole lines, without their newlines; empty lines are kept, an empty end is not."""
+    """Yield lists of whole lines, without their newlines; empty lines are kept, an empty end is not.
+
+    Of a line that is longer than `LONGEST_LINE` comes a beginning that is.
+    """
     rest: list[bytes] = []
+    held = 0
     for block in blocks:
         end = block.rfind(b"\n")
         if end < 0:
-            if block:
+            if block and held <= LONGEST_LINE:
                 rest.append(block)
+                held += len(block)
             continue
-        rest.append(block[:end])
+        begin = 0 if held <= LONGEST_LINE else block.find(b"\n")
+        rest.append(block[begin:end])
         whole = b"".join(rest)
         rest = [block[end + 1 :]] if end + 1 < len(block) else []
+        held = len(block) - end - 1
         lines = whole.split(b"\n")
         del block, whole
         yield lines

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import errno
 import multiprocessing.connection
-import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -21,14 +20,16 @@ from typing import Any, TypeVar
 import numpy as np
 
 from megatron_ultralong.data.corpus.indexed_dataset import token_dtype
+from megatron_ultralong.data.tokenizer.chat import ChatTokenizer, Learnt
 from megatron_ultralong.data.tokenizer.encoders import Encoder, GigatokenEncoder, Recipe, reference_encoder
-from megatron_ultralong.data.tokenizing.documents import MalformedError
+from megatron_ultralong.data.tokenizer.tokenizer import torch_hidden
 from megatron_ultralong.data.tokenizing.parts import PartWriter
 from megatron_ultralong.data.tokenizing.readers import DocumentBatch, Reading, read_range
+from megatron_ultralong.data.tokenizing.recheck import Samples
 from megatron_ultralong.data.tokenizing.shards import FileRange, Shard
 from megatron_ultralong.data.tokenizing.streams import STDIN, LineNumbers
-from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import disk_error, fingerprint
+from megatron_ultralong.errors import MalformedError, UserError, shown
+from megatron_ultralong.files import disk_error
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ class Job:
     """What every shard of a run has in common."""
 
     reading: Reading
-    """How documents are read; `cuttable` follows from the encoder."""
+    """How documents are read; `cuts` follow from the encoder."""
     skip: bool
     """Whether malformed documents are left out and listed, or stop the run."""
     end: int | None
@@ -61,6 +62,10 @@ class Job:
     """How many there are."""
     workers: int
     """Cores to keep busy."""
+    mask: Learnt = "all"
+    """For chats: which responses are learnt."""
+    chat_date: str = ""
+    """For chats: the date that templates print."""
 
 
 class Worker:
@@ -69,13 +74,11 @@ class Worker:
     def __init__(self, job: Job, counter: Any, left: Any, stop: Any) -> None:
         self.job, self.counter, self.left, self.stop = job, counter, left, stop
         self.each_batch: Callable[[], None] = lambda: None
-        self._chats: Any = None
+        self._chats: ChatTokenizer | None = None
         self._encoder: Encoder | None = None
         if job.chat_folder is not None:
-            from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer, torch_hidden
-
             with torch_hidden() if multiprocessing.parent_process() else contextlib.nullcontext():
-                self._chats = load_tokenizer(job.chat_folder)
+                self._chats = ChatTokenizer(job.chat_folder, job.chat_date)
         elif not job.fast:
             self._encoder = reference_encoder(job.recipe)
         else:
@@ -83,9 +86,11 @@ class Worker:
                 self._encoder = GigatokenEncoder(job.recipe)
             except Exception as error:  # gigatoken refuses with several types, and any refusal means the same
                 raise RefusedError(str(error)) from None
-        cuttable = self._encoder is not None and self._encoder.cuttable
-        self._dtype = token_dtype((self._encoder or self._chats).vocab_size)
-        self._reading = dataclasses.replace(job.reading, cuttable=cuttable)
+        cuts = self._encoder.cuts if self._encoder is not None else None
+        source = self._encoder or self._chats
+        assert source is not None
+        self._dtype = token_dtype(source.vocab_size)
+        self._reading = dataclasses.replace(job.reading, cuts=cuts)
 
     def run(self, shard: Shard, folder: Path) -> Path:
         """Write the part of one shard and return its temporary folder.
@@ -95,14 +100,18 @@ class Worker:
             StoppedError: the run was told to stop.
         """
         writer: PartWriter | None = None
+        samples = Samples()
         try:
             writer = PartWriter(folder, self._dtype, self._chats is not None, self.job.end)
             for number, piece in enumerate(shard.ranges):
-                self._tokenize(number, piece, writer)
-                if piece.begin == 0 and os.path.isfile(piece.path):
-                    writer.part.fingerprints[piece.path] = fingerprint(Path(piece.path))
+                piece.check_unchanged()
+                self._tokenize(number, piece, writer, samples)
+                piece.check_unchanged()
+                if piece.begin == 0:
+                    writer.add_input(piece.path, piece.stamp[0])
             with self.left.get_lock():
                 self.left.value -= 1
+            samples.write(writer.folder)
             return writer.finish()
         except BaseException as error:
             if writer is not None:
@@ -111,7 +120,7 @@ class Worker:
                 raise writing_error(error, folder.parent) from None
             raise
 
-    def _tokenize(self, number: int, piece: FileRange, writer: PartWriter) -> None:
+    def _tokenize(self, number: int, piece: FileRange, writer: PartWriter, samples: Samples) -> None:
         def complain(row: int, reason: str) -> None:
             if not self.job.skip:
                 raise UserError(f"{place(piece, row)}: {reason}")
@@ -136,6 +145,8 @@ class Worker:
                 long = batch.ends is not None or max(map(len, batch.texts)) > 1 << 22
                 threads = self._cores() if long or self.job.processes == 1 else 1
                 ids, lengths = self._encoder.encode_batch(batch.texts, threads)
+                if self.job.fast:
+                    samples.add(self._encoder, batch.texts, (ids, lengths), (number, batch.numbers))
                 writer.add(ids, lengths, batch.sources, batch.ends)
 
     def _cores(self) -> int:
@@ -144,30 +155,35 @@ class Worker:
 
     def _render(self, batch: DocumentBatch, writer: PartWriter, complain: Any) -> None:
         """Ids and masks of chats; what the template refuses is malformed."""
-        from megatron_ultralong.data.tokenizer.chat import render_chat
-
+        assert self._chats is not None
         rendered, sources = [], []
         for chat, source, row in zip(batch.chats, batch.sources, batch.numbers, strict=True):
             try:
-                rendered.append(render_chat(self._chats, chat))
-                sources.append(source)
+                samples = self._chats.samples(chat, self.job.mask)
             except MalformedError as error:
                 complain(row, str(error))
+                continue
+            rendered += samples
+            sources += [source] * len(samples)
+            writer.part.split_chats += len(samples) > 1
+            writer.part.split_samples += len(samples) if len(samples) > 1 else 0
         if rendered:
             ids, masks = (np.concatenate(column) for column in zip(*rendered, strict=True))
             lengths = np.array([len(ids) for ids, _ in rendered], dtype=np.int64)
             writer.add(ids, lengths, sources, mask=masks)
 
 
-def place(piece: FileRange, row: int, numbers: LineNumbers | None = None) -> str:
-    """Where a line of a piece is, "FILE, line N", counted from the file's beginning."""
-    name = "standard input" if piece.path == STDIN else piece.path
-    if piece.format == "text":
+def place(piece: FileRange, row: int | None, numbers: LineNumbers | None = None) -> str:
+    """Where a line of a piece is, "FILE, line N", counted from the file's beginning; the file if `row` is not known."""
+    name = "standard input" if piece.path == STDIN else shown(piece.path)
+    if piece.format == "text" or row is None:
         return name
     if piece.format == "parquet":
         from megatron_ultralong.data.tokenizing.parquet import rows_before
 
-        return f"{name}, row {row + (rows_before(name, piece.begin) if piece.begin else 0)}"
+        return f"{name}, row {row + (rows_before(piece.path, piece.begin) if piece.begin else 0)}"
+    if not piece.is_lines:
+        return f"{name}, element {row}"
     before = (numbers or LineNumbers()).before(name, piece.begin) if piece.begin else 0
     return f"{name}, line {row + before}"
 

@@ -108,7 +108,12 @@ def _load(folder: Path, dtype: torch.dtype) -> Any:
     logging.disable_progress_bar()
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            output_loading_info=True,
         )
     except Exception as error:  # whatever safetensors and transformers raise is about the files
         reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,8 +1,10 @@
 """Real text to hide a needle in, cut into lines whose token counts add up.
 
-Blank lines are left out: a byte-level BPE's split merges a run of newlines into one piece, so only lines that
-end in something visible have counts that add up when they are joined again. Lines above 64 tokens are left
-out too, so that a sum can come near any length. Each line is tokenized once, when it is first taken.
+A line is counted after another one, as it stands in a text: sentencepiece puts a "▁" before what stands alone.
+Blank lines are left out: a byte-level BPE's split merges a run of newlines into one piece, so only lines that end in
+something visible have counts that add up when they are joined again. Lines above 64 tokens are left out too, so that a
+sum can come near any length. Each line is tokenized once, when it is first taken. The sum is a plan: `retrieval` counts
+the whole.
 """
 
 from __future__ import annotations
@@ -10,13 +12,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.evaluation.chat import Encoder
 
 LONGEST_LINE = 64
 """Tokens above which a line is left out."""
 
 _LOOK_AHEAD = 256
+_BEFORE = "x\n"
 
 
 class Haystack:
@@ -30,10 +33,11 @@ class Haystack:
         UserError: no text has a line that can be used.
     """
 
-    def __init__(self, texts: Sequence[str], tokenizer: Encoder) -> None:
+    def __init__(self, texts: Sequence[str], tokenizer: ChatTokenizer) -> None:
         self._tokenizer = tokenizer
         self._lines = [line.rstrip() for text in texts for line in text.splitlines() if line.strip()]
         self._counts: dict[str, int] = {}
+        self._before = len(tokenizer.encode(_BEFORE))
         if not any(self.count(line) <= LONGEST_LINE for line in self._lines):
             raise UserError(
                 f"the haystack's {len(texts)} texts hold no line of at most {LONGEST_LINE} tokens; "
@@ -48,7 +52,7 @@ class Haystack:
         """Tokens of `line` and its newline."""
         count = self._counts.get(line)
         if count is None:
-            count = self._counts[line] = len(self._tokenizer.encode(line + "\n"))
+            count = self._counts[line] = len(self._tokenizer.encode(f"{_BEFORE}{line}\n")) - self._before
         return count
 
     def take(self, rng: random.Random, tokens: int) -> list[str]:

@@ -15,12 +15,14 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.backends.hf import LanguageModel
-from megatron_ultralong.evaluation.chat import Encoder
 from megatron_ultralong.progress import track
 
 CHUNK = 1024
@@ -32,8 +34,10 @@ def bucket_edges(length: int, buckets: int = 6) -> list[int]:
     return [0, *sorted({length >> shift for shift in range(buckets) if length >> shift > 1})]
 
 
-def cut_windows(documents: Iterable[str], tokenizer: Encoder, length: int, limit: int) -> torch.Tensor:
+def cut_windows(documents: Iterable[str], tokenizer: ChatTokenizer, length: int, limit: int) -> torch.Tensor:
     """Tokenize documents and cut them into whole windows; what is left of a document is dropped.
+
+    Held are 4 bytes a token of all whole windows, and one document as the tokenizer gives it.
 
     Args:
         documents: held-out texts.
@@ -42,24 +46,25 @@ def cut_windows(documents: Iterable[str], tokenizer: Encoder, length: int, limit
         limit: windows kept at most, evenly spread over all there are.
 
     Returns:
-        int64 [windows, length].
+        int32 [windows, length].
 
     Raises:
         UserError: no document has `length` tokens.
     """
-    windows: list[list[int]] = []
+    windows: list[npt.NDArray[np.int32]] = []
     longest = 0
     for document in track(documents, "tokenizing held-out documents", "documents"):
-        ids = tokenizer.encode(document)
+        ids = np.array(tokenizer.encode(document), dtype=np.int32)
         longest = max(longest, len(ids))
-        windows += [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]
+        if whole := len(ids) // length:
+            windows.extend(ids[: whole * length].copy().reshape(whole, length))
     if not windows:
         raise UserError(
             f"perplexity needs documents of at least {length} tokens and the longest has {longest}; "
             "give longer documents or a shorter target length."
         )
     kept = min(limit, len(windows))
-    return torch.tensor([windows[index * len(windows) // kept] for index in range(kept)])
+    return torch.from_numpy(np.stack([windows[index * len(windows) // kept] for index in range(kept)]))
 
 
 @torch.inference_mode()
@@ -68,13 +73,14 @@ def window_losses(model: LanguageModel, window_S: torch.Tensor) -> torch.Tensor:
 
     Args:
         model: the model judged.
-        window_S: int64 [S].
+        window_S: int32 or int64 [S].
 
     Returns:
         fp32 [S - 1] on the CPU, in nats.
     """
+    window_S = window_S.to(model.device, torch.int64)
     hidden_SD = model.hidden(window_S[None])[0, :-1]
-    labels_S = window_S[1:].to(model.device)
+    labels_S = window_S[1:]
     chunks = zip(hidden_SD.split(CHUNK), labels_S.split(CHUNK), strict=True)
     return torch.cat(
         [F.cross_entropy(model.logits(hidden), labels, reduction="none") for hidden, labels in chunks]
@@ -88,7 +94,7 @@ def perplexity_rows(
 
     Args:
         model: the model judged.
-        windows: int64 [windows, S].
+        windows: int32 [windows, S].
         edges: ascending; a token at position p of its window falls in the bucket with from <= p < to.
         description: what the progress line says.
 

@@ -2,19 +2,20 @@
 
 One wording serves training and evaluation. A text is filler lines with facts such as "The red key is 48213."
 on lines of their own; questions follow, and the assistant answers with the fact's sentence. A rendered chat
-never exceeds the length asked for: the pieces' tokens are summed to plan it (they add up, but for a token where
-a line's last punctuation meets the blank line), and the result is counted exactly. About 1 ms a chat of 256 tokens.
+never exceeds the length asked for: the pieces' tokens are summed to plan it (in byte-level BPE they add up, but for a
+token where a line's last punctuation meets the blank line), the result is counted exactly, and where that leaves room
+it is filled and counted again. About 1 ms a chat of 256 tokens.
 """
 
 from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from megatron_ultralong.data.tokenizer.chat import ChatTokenizer, Message
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.benchmarks.haystack import Haystack
-from megatron_ultralong.evaluation.chat import Message, Renderer
 
 _NAMES = """
 red blue green gold silver black white pink north south east west spring summer winter autumn
@@ -24,6 +25,9 @@ NAMES: tuple[str, ...] = tuple(_NAMES.split())
 """What a key may be called."""
 DIGITS = 5
 """Digits of a key."""
+
+_SPARE = 16  # tokens that a chat may be too short by, before it is filled up
+_FILLINGS = 8  # times at most
 
 Fact = tuple[str, str]
 """A name and its digits."""
@@ -60,7 +64,7 @@ def random_facts(rng: random.Random, count: int) -> list[Fact]:
     return [(name, "".join(rng.choices("0123456789", k=DIGITS))) for name in rng.sample(NAMES, count)]
 
 
-def count_tokens(tokenizer: Renderer, messages: Sequence[Message]) -> int:
+def count_tokens(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> int:
     """Tokens of the rendered chat."""
     return len(tokenizer.encode(tokenizer.render(messages)))
 
@@ -68,7 +72,7 @@ def count_tokens(tokenizer: Renderer, messages: Sequence[Message]) -> int:
 def recall_conversation(
     rng: random.Random,
     haystack: Haystack,
-    tokenizer: Renderer,
+    tokenizer: ChatTokenizer,
     *,
     max_tokens: int,
     facts: int,
@@ -105,18 +109,39 @@ def recall_conversation(
     if questions is None:
         room = max_tokens - bare - sum(map(haystack.count, lines))
         asked += _further_questions(rng, tokenizer, known, room)
+
+    def ask_less() -> bool:
+        return questions is None and len(asked) > 1 and bool(asked.pop())
+
+    fillings = _FILLINGS if questions is not None and filler_tokens >= max_tokens - bare else 0
+    write = functools.partial(_chat, known=known, depths=depths, asked=asked)
+    return _fitted(rng, haystack, tokenizer, max_tokens, lines, write, fillings, ask_less)
+
+
+def _fitted(
+    rng: random.Random,
+    haystack: Haystack,
+    tokenizer: ChatTokenizer,
+    limit: int,
+    lines: list[str],
+    write: Callable[[list[str]], list[Message]],
+    fillings: int,
+    ask_less: Callable[[], bool] = lambda: False,
+) -> list[Message]:
+    """The chat that `write` makes of the lines, filled up to near `limit` tokens and cut down to at most those."""
     while True:
-        messages = _chat(lines, known, depths, asked)
-        excess = count_tokens(tokenizer, messages) - max_tokens
-        if excess <= 0:
+        messages = write(lines)
+        room = limit - count_tokens(tokenizer, messages)
+        if fillings and room > _SPARE and (more := haystack.take(rng, room)):
+            fillings -= 1
+            lines += more
+        elif room >= 0:
             return messages
-        if questions is None and len(asked) > 1:
-            asked.pop()
-        else:
-            _drop(lines, haystack, excess)
+        elif not ask_less():
+            _drop(lines, haystack, -room)
 
 
-def _further_questions(rng: random.Random, tokenizer: Renderer, known: Sequence[Fact], room: int) -> list[Fact]:
+def _further_questions(rng: random.Random, tokenizer: ChatTokenizer, known: Sequence[Fact], room: int) -> list[Fact]:
     """Draw facts to ask about until the next would take more than is left of `room` tokens."""
     asked: list[Fact] = []
     while True:
@@ -128,7 +153,7 @@ def _further_questions(rng: random.Random, tokenizer: Renderer, known: Sequence[
 
 
 def passkey_conversation(
-    rng: random.Random, haystack: Haystack, tokenizer: Renderer, *, length: int, depth: float
+    rng: random.Random, haystack: Haystack, tokenizer: ChatTokenizer, *, length: int, depth: float
 ) -> list[Message]:
     """A chat about a long text that holds one fact, the needle.
 
@@ -150,12 +175,11 @@ def passkey_conversation(
     if bare > length:
         raise UserError(f"length {length} is too short: needle, question and answer take {bare} tokens; raise it.")
     lines = haystack.take(rng, length - bare)
-    while True:
-        messages = _chat(lines, needle, [_nearest_line(lines, haystack, depth)], needle)
-        excess = count_tokens(tokenizer, messages) - length
-        if excess <= 0:
-            return messages
-        _drop(lines, haystack, excess)
+
+    def write(lines: list[str]) -> list[Message]:
+        return _chat(lines, needle, [_nearest_line(lines, haystack, depth)], needle)
+
+    return _fitted(rng, haystack, tokenizer, length, lines, write, _FILLINGS)
 
 
 def _chat(lines: Sequence[str], known: Sequence[Fact], depths: Sequence[float], asked: Sequence[Fact]) -> list[Message]:
@@ -197,7 +221,7 @@ def _drop(lines: list[str], haystack: Haystack, excess: int) -> None:
 
 
 @functools.lru_cache(maxsize=4 * len(NAMES))
-def _exchange_tokens(tokenizer: Renderer, name: str) -> int:
+def _exchange_tokens(tokenizer: ChatTokenizer, name: str) -> int:
     """Tokens that one more question about `name` and its answer add to a chat."""
     pair = (name, "0" * DIGITS)
     once, twice = (_chat([], [pair], [0.0], [pair] * times) for times in (1, 2))

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from megatron_ultralong.data.tokenizer.chat import ChatTokenizer, Message
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.backends.hf import LanguageModel
 from megatron_ultralong.evaluation.benchmarks.retrieval import DIGITS
-from megatron_ultralong.evaluation.chat import Message, Renderer
 from megatron_ultralong.progress import Progress
 
 BATCH_TOKENS = 8_192
@@ -36,19 +36,19 @@ class Prompt:
     """Half-open ranges into `ids`, one an answer, in order."""
 
 
-def scored_prompt(tokenizer: Renderer, messages: Sequence[Message]) -> Prompt:
+def scored_prompt(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> Prompt:
     """Tokenize a chat whose assistant turns end in a key's digits and a full stop.
 
-    The rendered text is cut before and after each group of digits and tokenized piece by piece, so a prompt of
-    a million tokens is encoded once. The split of every byte-level BPE in use cuts there too.
+    The whole chat is encoded once, as a model that answers it sees it. Judged are the tokens that hold any of the
+    digits: one that also holds what stands beside them ("▁482" with the space before) is judged whole, given only
+    what comes before it.
 
     Raises:
-        UserError: the chat template rewrites the messages.
+        UserError: the chat template rewrites the messages, or the tokenizer drops digits.
     """
     text = tokenizer.render(messages)
-    ids: list[int] = []
-    answers = []
-    done = cursor = 0
+    digits = []
+    cursor = 0
     for message in messages:
         place = text.find(message["content"], cursor)
         if place < 0:
@@ -58,13 +58,9 @@ def scored_prompt(tokenizer: Renderer, messages: Sequence[Message]) -> Prompt:
             )
         cursor = place + len(message["content"])
         if message["role"] == "assistant":
-            first, last = cursor - 1 - DIGITS, cursor - 1
-            ids += tokenizer.encode(text[done:first])
-            digits = tokenizer.encode(text[first:last])
-            answers.append((len(ids), len(ids) + len(digits)))
-            ids += digits
-            done = last
-    return Prompt(ids, tuple(answers))
+            digits.append((cursor - 1 - DIGITS, cursor - 1))
+    ids, answers = tokenizer.locate(text, digits)
+    return Prompt(ids[: answers[-1][1]], tuple(answers))
 
 
 def exact_matches(model: LanguageModel, prompts: Sequence[Prompt], description: str) -> list[list[bool]]:

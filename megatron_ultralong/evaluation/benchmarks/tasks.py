@@ -11,11 +11,11 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.evaluation.backends.hf import LanguageModel
 from megatron_ultralong.evaluation.benchmarks.haystack import Haystack
 from megatron_ultralong.evaluation.benchmarks.retrieval import passkey_conversation, recall_conversation
 from megatron_ultralong.evaluation.benchmarks.scoring import Prompt, exact_matches, scored_prompt
-from megatron_ultralong.evaluation.chat import Renderer
 from megatron_ultralong.progress import track
 
 
@@ -34,7 +34,13 @@ def depth_grid(count: int) -> list[float]:
 
 
 def passkey_cells(
-    haystack: Haystack, tokenizer: Renderer, *, lengths: Sequence[int], depths: Sequence[float], samples: int, seed: int
+    haystack: Haystack,
+    tokenizer: ChatTokenizer,
+    *,
+    lengths: Sequence[int],
+    depths: Sequence[float],
+    samples: int,
+    seed: int,
 ) -> list[Cell]:
     """Draw the prompts of the heatmap, `samples` for each length and depth.
 
@@ -84,7 +90,7 @@ def passkey_rows(model: LanguageModel, cells: Sequence[Cell], description: str) 
 
 
 def recall_prompts(
-    haystack: Haystack, tokenizer: Renderer, *, length: int, facts: int, samples: int, seed: int
+    haystack: Haystack, tokenizer: ChatTokenizer, *, length: int, facts: int, samples: int, seed: int
 ) -> list[Prompt]:
     """Draw the short task: texts with `facts` facts that fill `length` tokens, as many questions, all judged.
 

@@ -164,10 +164,12 @@ def _perplexity(results: Mapping[str, Any], models: Sequence[str], target: str) 
 
 def _short_task(results: Mapping[str, Any], models: Sequence[str]) -> str:
     scores = {name: f"{results[name]['short_task']:.1%}" for name in models}
+    length, context = results["settings"]["recall_length"], results[models[0]]["context_length"]
+    where = "the" if length == context else "within the"
     return _section(
         "The short task",
-        f"Facts at random depths of a text of {length_label(results[models[0]]['context_length'])} tokens, the context "
-        f"of {escape(models[0])}, and a question about each: what extension must not cost.",
+        f"Facts at random depths of a text of {length_label(length)} tokens, {where} context of "
+        f"{escape(models[0])}, and a question about each: what extension must not cost.",
         plots.short_task_bars(results, models),
         "Share answered exactly: " + "; ".join(f"{name} {score}" for name, score in scores.items()) + ".",
         _table(

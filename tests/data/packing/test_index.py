@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from megatron_ultralong.data.packing.index import Documents, PackOptions, open_packed_index, write_packed_index
+from megatron_ultralong.data.packing.index import PackOptions, open_packed_index, write_packed_index
+from megatron_ultralong.data.resampling.listing import Documents
 from megatron_ultralong.errors import UserError
 
 DOCUMENTS = [[10, 11, 12, 13, 14], [20, 21, 22], [30, 31, 32, 33]]
@@ -111,6 +112,28 @@ def test_a_damaged_index_is_named(write_corpus, tmp_path):
         open_packed_index(folder)
     with pytest.raises(UserError, match="the packed index's manifest is missing; pack again"):
         open_packed_index(tmp_path / "none")
+
+
+def test_an_index_that_is_believed_is_not_read_through(write_corpus, tmp_path):
+    masks = [[1] * len(document) for document in DOCUMENTS]
+    corpus = write_corpus(DOCUMENTS, masks=masks)
+    write_packed_index(corpus, tmp_path / "p", PackOptions(sequence_length=4))
+    whole = open_packed_index(tmp_path / "p")
+    for path in (*tmp_path.glob("corpus*.bin"), tmp_path / "p" / "document_ids.npy"):
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # of the same size
+    with pytest.raises(UserError):
+        open_packed_index(tmp_path / "p")
+    believed = open_packed_index(tmp_path / "p", whole.fingerprint)
+    assert (believed.fingerprint, believed.manifest) == (whole.fingerprint, whole.manifest)
+    assert believed.corpus.tokens_fingerprint == whole.corpus.tokens_fingerprint
+    with pytest.raises(
+        UserError, match=r"p: has the fingerprint \w{12} here, but eeeeeeeeeeee on the job's first rank"
+    ):
+        open_packed_index(tmp_path / "p", "e" * 64)
+    next(tmp_path.glob("corpus.bin")).write_bytes(b"")
+    with pytest.raises(UserError, match=r"corpus\.bin"):  # a file of another size is still noticed
+        open_packed_index(tmp_path / "p", whole.fingerprint)
 
 
 def test_the_fingerprint_is_of_the_content_wherever_it_lies(write_corpus, tmp_path):

@@ -133,6 +133,45 @@ def test_new_weights_neither_repeat_nor_lose_a_sample(dataset):
         assert len(set(epochs[-1])) == len(epochs[-1])
 
 
+def test_an_index_packed_anew_is_refused_or_begun_by_its_word(dataset, tmp_path):
+    old, other = dataset(20, "a"), dataset(7, "b")
+    position = BlendedDataset([old, other], [1, 1], seed=3).position(16)
+    new = dataset(30, "a")  # in the same folder
+    assert new.fingerprint != old.fingerprint and new.index.folder == old.index.folder
+    sentence = (
+        rf"a-packed: holds the index {new.fingerprint[:12]}, but this run has read 8 samples of the index "
+        rf"{old.fingerprint[:12]} there, .* set data\.repacked to \"restart\" to read"
+    )
+    with pytest.raises(UserError, match=sentence):
+        BlendedDataset([new, other], [1, 1], seed=3, start=through_json(position))
+    blend = BlendedDataset([new, other], [1, 1], seed=3, start=position, repacked="restart")
+    assert [change.split("/")[-1] for change in blend.changes] == [
+        "a-packed: was packed anew after 8 samples, and is read from its beginning."
+    ]
+    drawn = [blend.locate(k) for k in range(16, 76)]
+    assert sorted(i for source, i in drawn if source == 0) == list(range(30))
+    resumed = BlendedDataset([new, other], [1, 1], seed=3, start=through_json(blend.position(40)))
+    assert resumed.changes == [] and [resumed.locate(k) for k in range(40, 76)] == drawn[24:]
+
+
+def test_an_index_packed_anew_that_was_never_read_is_no_loss(dataset):
+    position = BlendedDataset([dataset(20, "a")], [1], seed=3).position(0)
+    assert BlendedDataset([dataset(30, "a")], [1], seed=3, start=position).changes == []
+
+
+def test_sources_that_come_and_go_are_named(dataset, tmp_path):
+    a, b = dataset(20, "a"), dataset(7, "b")
+    blend = BlendedDataset([b], [1], seed=3, start=BlendedDataset([a], [1], seed=3).position(5))
+    assert [change.split("/")[-1] for change in blend.changes] == [
+        "b-packed: is new to this run, and read from its beginning.",
+        "a-packed: is read no more, after 5 of its samples.",
+    ]
+    assert BlendedDataset([a, b], [1, 1], seed=3).changes == []
+    elsewhere = PackedDataset(a.index.folder.rename(tmp_path / "moved"))
+    moved = BlendedDataset([elsewhere], [1], seed=3, start=BlendedDataset([a], [1], seed=3).position(5))
+    assert moved.changes == [] and moved.locate(5) == BlendedDataset([a], [1], seed=3).locate(5)
+
+
 def test_extreme_weights_and_sizes(dataset):
     blend = BlendedDataset([dataset(1, "a"), dataset(2, "b")], [1e-12, 1e12], seed=1)
     assert {blend.locate(k)[0] for k in range(10_000)} == {1}

@@ -40,7 +40,10 @@ def test_list_report_and_picture(write_corpus, tmp_path):
 def test_repeats_are_counted(write_corpus, tmp_path):
     corpus = write_corpus([[1] * 2] * 16 + [[1] * 8])
     report = write_resampled(corpus, tmp_path / "out", POLICY, None, 1)
-    assert read_documents(tmp_path / "out", corpus).ids.tolist()[-3:] == [16, 16, 16]
+    ids = read_documents(tmp_path / "out", corpus).ids
+    assert ids.tolist()[-3:] == [16, 16, 16]
+    np.save(tmp_path / "saved.npy", ids)
+    assert (tmp_path / "saved.npy").read_bytes() == (tmp_path / "out" / "document_ids.npy").read_bytes()
     assert (report["sources"][0]["repeated_documents"], report["sources"][0]["most_repeats"]) == (1, 3)
 
 
@@ -106,11 +109,11 @@ def test_a_folder_with_other_things_is_not_replaced(write_corpus, tmp_path):
 
 
 def test_a_full_disk_is_a_sentence(write_corpus, tmp_path, monkeypatch):
-    def save(*args, **kwargs):
+    def write(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     corpus = write_corpus([[1] * 8])
-    monkeypatch.setattr(np, "save", save)
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", write)
     with pytest.raises(UserError, match=r"p: cannot be written \(No space left on device\); free some space"):
         write_resampled(corpus, tmp_path / "p", POLICY, None, 1)
     assert not [path for path in tmp_path.iterdir() if "p." in path.name or path.name == "p"]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from megatron_ultralong.data.tokenizer.encoders import GigatokenEncoder, Recipe
-from megatron_ultralong.data.tokenizer.tokenizer import check_tokenizer, load_tokenizer, tokenizer_fingerprint
+from megatron_ultralong.data.tokenizer.identity import check_tokenizer, tokenizer_fingerprint
+from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
 from megatron_ultralong.errors import UserError
 
 LLAMA3_SPLIT = (
@@ -80,7 +81,7 @@ def test_raw_bytes():
     assert raw.encode("a\u00e9") == [97, 195, 169] and raw.decode([97, 195, 169]) == "a\u00e9"
     assert raw.vocab_size == 256 and raw.fingerprint == tokenizer_fingerprint("bytes")
     with pytest.raises(UserError, match="bytes: has no chat template and no special tokens"):
-        _ = raw.chat_template
+        _ = raw.hf
 
 
 def test_a_sentencepiece_model(tmp_path):

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.data.corpus.corpus import open_corpus
+from megatron_ultralong.data.tokenizer.identity import library_versions, template_fingerprint
 from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
 from megatron_ultralong.data.tokenizing.documents import Fields
 from megatron_ultralong.data.tokenizing.run import TokenizeOptions, parse_shard, tokenize_corpus
@@ -107,6 +109,75 @@ def test_a_corpus_that_is_there(tmp_path):
     assert open_corpus(tmp_path / "c").tokens[0].tolist() == [98, 99, 100]
 
 
+def _edit(folder, **entries):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+MESSAGES = {"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b!"}]}
+OTHER = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant: ' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("document", "change", "is_another"),
+    [
+        ({"text": "a"}, {"eos_token": "<|endoftext|>"}, True),
+        ({"text": "a"}, {"additional_special_tokens": ["<|im_start|>", "<new>"]}, True),
+        ({"text": "a"}, {"split_special_tokens": True}, True),
+        ({"text": "a"}, {"chat_template": OTHER}, False),
+        (MESSAGES, {"chat_template": OTHER}, True),
+        (MESSAGES, {"model_max_length": 5}, False),
+    ],
+)
+def test_a_corpus_that_another_tokenizer_made(tmp_path, tokenizer_folder, document, change, is_another):
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "t")
+    path = write_lines(tmp_path / "in.jsonl", [document])
+    made = tokenize_corpus([path], tmp_path / "c", load_tokenizer(folder), Fields())
+    assert set(made["versions"]) >= {"transformers", "tokenizers", "gigatoken"}
+    assert (made["template_fingerprint"] is None) == ("text" in document)
+    _edit(folder, **change)
+    if is_another:
+        with pytest.raises(UserError, match=r"c\.json: exists already; choose another"):
+            tokenize_corpus([path], tmp_path / "c", load_tokenizer(folder), Fields())
+    else:
+        assert tokenize_corpus([path], tmp_path / "c", load_tokenizer(folder), Fields()) == made
+
+
+def test_shares_of_two_templates_are_not_mixed(tmp_path, tokenizer_folder, monkeypatch):
+    monkeypatch.setattr("megatron_ultralong.data.tokenizing.shards._SHARD_BYTES", 100)
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "t")
+    path = write_lines(tmp_path / "in.jsonl", [MESSAGES] * 6)
+    tokenize_corpus([path], tmp_path / "c", load_tokenizer(folder), Fields(), TokenizeOptions(shard=(0, 2)))
+    _edit(folder, chat_template=OTHER)
+    tokenize_corpus([path], tmp_path / "c", load_tokenizer(folder), Fields(), TokenizeOptions(shard=(1, 2)))
+    tokenize_corpus([path], tmp_path / "c", load_tokenizer(folder), Fields())
+    tokenize_corpus([path], tmp_path / "whole", load_tokenizer(folder), Fields())
+    assert same_bytes(tmp_path / "whole", tmp_path / "c")
+    assert open_corpus(tmp_path / "c").template_fingerprint == template_fingerprint(folder)
+
+
+def test_other_versions_of_the_libraries(tmp_path, tokenizer_folder, monkeypatch):
+    """A finished corpus stays if the pipeline is the same; chats, and what another pipeline made, do not."""
+    texts, chats = write_lines(tmp_path / "t.jsonl", [{"text": "a"}]), write_lines(tmp_path / "c.jsonl", [MESSAGES])
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "t")
+    for path in (texts, chats):
+        tokenize_corpus([path], tmp_path / path.stem, load_tokenizer(folder), Fields())
+    versions = library_versions() | {"transformers": "99.0"}
+    monkeypatch.setattr("megatron_ultralong.data.tokenizing.existing.library_versions", lambda: versions)
+    assert tokenize_corpus([texts], tmp_path / "t", load_tokenizer(folder), Fields())["documents"] == 1
+    with pytest.raises(
+        UserError, match=r"c\.json: exists already \(made by transformers .* and tokenizers .*\); choose"
+    ):
+        tokenize_corpus([chats], tmp_path / "c", load_tokenizer(folder), Fields())
+    manifest = json.loads((tmp_path / "t.json").read_text()) | {"backend_fingerprint": "another"}
+    (tmp_path / "t.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"t\.json: exists already \(made by transformers"):
+        tokenize_corpus([texts], tmp_path / "t", load_tokenizer(folder), Fields())
+
+
 @pytest.mark.parametrize(("text", "value"), [("", None), ("0/1", (0, 1)), ("2/8", (2, 8))])
 def test_shares(text, value):
     assert parse_shard(text) == value
@@ -143,9 +214,9 @@ def test_a_corpus_without_manifest_is_incomplete(text_file, tmp_path, tokenizer)
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
-    [(lambda manifest: {**manifest, "version": 0}, "has version 0, not 1"), (lambda manifest: [1], "has version None")]
+    [(lambda manifest: {**manifest, "version": 0}, "has version 0, not 2"), (lambda manifest: [1], "has version None")]
     + [
-        (lambda manifest: {"version": 1}, "lacks 'kind', as no manifest does that a tool wrote; write the tokens again")
+        (lambda manifest: {"version": 2}, "lacks 'kind', as no manifest does that a tool wrote; write the tokens again")
     ],
 )
 def test_a_manifest_edited_by_hand_is_refused(text_file, tmp_path, tokenizer, change, complaint):

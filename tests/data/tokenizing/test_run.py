@@ -17,6 +17,7 @@ from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
 from megatron_ultralong.data.tokenizing import readers, streams
 from megatron_ultralong.data.tokenizing.documents import Fields
 from megatron_ultralong.data.tokenizing.run import TokenizeOptions, tokenize_corpus
+from megatron_ultralong.files import fingerprint
 from tests.data.conftest import same_bytes, write_lines
 
 
@@ -34,10 +35,14 @@ def test_texts_in_order_with_sources(text_file, tmp_path, tokenizer):
     assert corpus.source_ids().tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0, 2]
     assert manifest["documents"] == 10 and manifest["empty_documents"] == 1 and manifest["kind"] == "text"
     assert manifest["tokens"] == len(corpus.tokens.tokens) and corpus.vocab_size == tokenizer.vocab_size
-    assert [entry["bytes"] for entry in manifest["inputs"]] == [text_file.stat().st_size, second.stat().st_size]
+    assert (tmp_path / "out" / "c.inputs.tsv").read_text() == "".join(
+        f"{fingerprint(path)}\t{path.stat().st_size}\t{path}\n" for path in (text_file, second)
+    )
+    assert (manifest["inputs"], manifest["inputs_fingerprint"]) == (2, fingerprint(tmp_path / "out" / "c.inputs.tsv"))
     theirs = IndexedDataset(str(tmp_path / "out" / "c"))
     assert all((theirs[i] == corpus.tokens[i]).all() for i in range(10))
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["c.bin", "c.idx", "c.json", "c.sources.npy"]
+    names = ["c.bin", "c.idx", "c.inputs.tsv", "c.json", "c.sources.npy"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
 
 
 def test_the_bytes_depend_neither_on_the_cut_nor_on_the_workers_nor_on_gigatoken(
@@ -50,7 +55,7 @@ def test_the_bytes_depend_neither_on_the_cut_nor_on_the_workers_nor_on_gigatoken
     monkeypatch.setattr("megatron_ultralong.data.tokenizing.shards._SHARD_BYTES", 3000)
     monkeypatch.setattr("megatron_ultralong.data.tokenizing.run._ALONE_BYTES", 0)
     two = tokenize_corpus([path, second], tmp_path / "two", tokenizer, Fields(), TokenizeOptions(workers=2))
-    assert len(two["shards"]) > 20 and same_bytes(tmp_path / "whole", tmp_path / "two")
+    assert two["shards"] > 20 and same_bytes(tmp_path / "whole", tmp_path / "two")
     slow = load_tokenizer(tokenizer_folder)
     monkeypatch.setattr(slow, "check_fast", lambda recipe, sample: False)
     tokenize_corpus([path, second], tmp_path / "slow", slow, Fields(), TokenizeOptions(workers=2))
@@ -78,7 +83,7 @@ def test_every_format_gives_the_same_documents(tmp_path, tokenizer):
         manifest = tokenize_corpus([tmp_path / name], tmp_path / "out" / name, tokenizer, Fields())
         corpus = open_corpus(tmp_path / "out" / name)
         assert [tokenizer.decode(corpus.tokens[i].tolist()) for i in range(3)] == texts
-        assert manifest["inputs"][0]["fingerprint"]
+        assert manifest["inputs"] == (3 if name == "texts" else 1)
     assert open_corpus(tmp_path / "out" / "texts").sources == ("texts",)
     assert open_corpus(tmp_path / "out" / "c.ndjson.zst").sources == ("c",)
     manifest = tokenize_corpus(
@@ -112,13 +117,14 @@ def test_an_end_after_each_document(tmp_path, tokenizer):
 def test_a_long_text_is_cut_exactly(tmp_path, tokenizer, tokenizer_folder, monkeypatch, fast):
     """Cut in many pieces, from JSON and from a text file of several blocks, the ids are those of the whole text."""
     text = ("It's 12345 o'clock,  said  \n\n the na\u00efve \u6771\u4eac 'll \t x\r\n" * 40 + "no cut \u6771" * 9) * 5
+    text += "\u0416\u0451 \u0432\u0441\u0435, \u6771\u4eac\u3001\u5927\u962a\u3002\u0e40\u0e01\u0e34\u0e14e\u0301" * 200
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
     write_lines(tmp_path / "b.jsonl", [{"text": "short"}, {"text": text}, {"text": text[:-1]}, {"text": "end"}])
     monkeypatch.setattr(readers, "_LONG", 2000)
     monkeypatch.setattr(streams, "_BLOCK", 700)
-    monkeypatch.setattr(readers, "PIECE", 100)
     monkeypatch.setattr(encoders, "PIECE", 100)
-    monkeypatch.setattr(readers, "pieces", lambda text: cutting.pieces(text, size=100))
+    monkeypatch.setattr(cutting.Cuts.pieces, "__defaults__", (100,))
+    monkeypatch.setattr(cutting.Cuts.stream, "__defaults__", (100,))
     ours = load_tokenizer(tokenizer_folder)
     if not fast:
         monkeypatch.setattr(ours, "check_fast", lambda recipe, sample: False)
@@ -138,8 +144,7 @@ def test_standard_input(tmp_path):
         done = subprocess.run([*command, "--overwrite"], input=content, env=environment, capture_output=True)
         assert done.returncode == 0, done.stderr
         assert bytes(open_corpus(tmp_path / "c").tokens[0].tolist()).decode() == text
-    (about,) = json.loads((tmp_path / "c.json").read_text())["inputs"]
-    assert about == {"path": "-", "bytes": len(content), "fingerprint": None}
+    assert (tmp_path / "c.inputs.tsv").read_text() == f"-\t{len(content)}\t-\n"
 
 
 def test_chats_with_their_masks(tmp_path, tokenizer):

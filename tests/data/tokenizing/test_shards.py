@@ -2,8 +2,10 @@ import os
 
 import pytest
 
-from megatron_ultralong.data.tokenizing.shards import find_files, plan_shards
+from megatron_ultralong.data.tokenizing.parts_folder import RowGroups
+from megatron_ultralong.data.tokenizing.shards import plan_shards
 from megatron_ultralong.data.tokenizing.streams import line_start, range_lines
+from megatron_ultralong.data.tokenizing.walk import find_files
 from megatron_ultralong.errors import UserError
 
 
@@ -13,7 +15,7 @@ def test_files_of_a_folder_in_order_with_its_name_as_source(tmp_path):
         (tmp_path / name).write_text("x")
     found = find_files([tmp_path / "top.json", tmp_path / "web"])
     assert [(os.path.relpath(piece.path, tmp_path), piece.format, piece.source) for piece in found] == [
-        ("top.json", "jsonl", "top"),
+        ("top.json", "json", "top"),
         ("web/a.jsonl.zst", "jsonl", "web"),
         ("web/b.jsonl", "jsonl", "web"),
         ("web/deep/c.txt", "text", "deep"),
@@ -39,7 +41,7 @@ def test_inputs_that_are_none(tmp_path, name, sentence):
         (tmp_path / file).write_text("x")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError) as caught:
-        plan_shards(find_files([tmp_path / name]))
+        plan_shards(find_files([tmp_path / name]), RowGroups(tmp_path))
     assert sentence in str(caught.value)
 
 
@@ -56,7 +58,7 @@ def test_large_files_are_cut_and_small_ones_grouped(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(b"x" * size)
     files = find_files([tmp_path])
     monkeypatch.setattr("megatron_ultralong.data.tokenizing.shards._SHARD_BYTES", 10)
-    shards = plan_shards(files)
+    shards = plan_shards(files, RowGroups(tmp_path))
     cut = [[(os.path.basename(piece.path), piece.begin, piece.end) for piece in shard.ranges] for shard in shards]
     assert cut == [
         [("a.jsonl", 0, 10)],
@@ -68,11 +70,15 @@ def test_large_files_are_cut_and_small_ones_grouped(tmp_path, monkeypatch):
     ]
     assert sum(shard.bytes for shard in shards) == 64
     keys = [shard.key({"tokenizer": "t"}) for shard in shards]
-    assert len(set(keys)) == len(keys) and keys == [shard.key({"tokenizer": "t"}) for shard in plan_shards(files)]
+    assert len(set(keys)) == len(keys) and keys == [
+        shard.key({"tokenizer": "t"}) for shard in plan_shards(files, RowGroups(tmp_path))
+    ]
     monkeypatch.setattr(
         "megatron_ultralong.data.tokenizing.shards._MOST_SHARDS", 3
     )  # 64 bytes in no more than that takes shards of 40
-    names = [[os.path.basename(piece.path) for piece in shard.ranges] for shard in plan_shards(files)]
+    names = [
+        [os.path.basename(piece.path) for piece in shard.ranges] for shard in plan_shards(files, RowGroups(tmp_path))
+    ]
     assert names == [["a.jsonl", "b.jsonl", "c.txt"], ["d.txt", "e.jsonl"]]
 
 

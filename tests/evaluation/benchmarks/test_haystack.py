@@ -2,9 +2,9 @@ import random
 
 import pytest
 
+from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.benchmarks.haystack import LONGEST_LINE, Haystack
-from megatron_ultralong.evaluation.chat import ChatTokenizer
 
 
 class Bytes:

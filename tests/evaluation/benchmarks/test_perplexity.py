@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
+from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.backends.hf import LanguageModel
 from megatron_ultralong.evaluation.benchmarks import perplexity
@@ -15,7 +17,6 @@ from megatron_ultralong.evaluation.benchmarks.perplexity import (
     perplexity_rows,
     window_losses,
 )
-from megatron_ultralong.evaluation.chat import ChatTokenizer
 
 
 class Bytes:
@@ -43,6 +44,17 @@ def test_windows_are_spread_when_there_are_too_many() -> None:
     assert [bytes(row.tolist()).decode() for row in windows] == ["aa", "cc", "ee"]
 
 
+def test_held_out_text_takes_four_bytes_a_token() -> None:
+    documents = ["x" * 100_000] * 30
+    cut_windows(documents[:1], Bytes(), 1000, 3)  # what is imported for it
+    tracemalloc.start()
+    windows = cut_windows(documents, Bytes(), 1000, 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert windows.dtype == torch.int32
+    assert peak < 6 * 30 * 100_000  # with one document of Python's ints; all as lists are 8 a token and more
+
+
 def test_documents_that_are_too_short() -> None:
     with pytest.raises(UserError, match="documents of at least 10 tokens and the longest has 4"):
         cut_windows(["abc", "abcd"], Bytes(), 10, 5)
@@ -54,7 +66,7 @@ def test_losses_in_chunks_are_those_of_one_go(
 ) -> None:
     monkeypatch.setattr(perplexity, "CHUNK", chunk)
     window = torch.randint(512, (100,), generator=torch.Generator().manual_seed(0))
-    reference = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    reference = AutoModelForCausalLM.from_pretrained(model_folder, trust_remote_code=False, dtype=torch.float32)
     with torch.no_grad():
         logits = reference(window[None]).logits[0, :-1]
         loss = reference(window[None], labels=window[None]).loss

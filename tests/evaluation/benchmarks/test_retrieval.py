@@ -3,6 +3,7 @@ import re
 
 import pytest
 
+from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.benchmarks.haystack import Haystack
 from megatron_ultralong.evaluation.benchmarks.retrieval import (
@@ -17,7 +18,6 @@ from megatron_ultralong.evaluation.benchmarks.retrieval import (
     random_facts,
     recall_conversation,
 )
-from megatron_ultralong.evaluation.chat import ChatTokenizer
 
 
 def test_wording() -> None:

@@ -7,19 +7,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from megatron_ultralong.data.tokenizer.chat import ChatTokenizer, Message
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.backends.hf import LanguageModel
 from megatron_ultralong.evaluation.benchmarks import scoring
 from megatron_ultralong.evaluation.benchmarks.haystack import Haystack
 from megatron_ultralong.evaluation.benchmarks.retrieval import passkey_conversation, recall_conversation
 from megatron_ultralong.evaluation.benchmarks.scoring import Prompt, exact_matches, scored_prompt
-from megatron_ultralong.evaluation.chat import ChatTokenizer, Message
 from tests.evaluation.conftest import save_model
 
 
 def generate(folder: Path, ids: list[int], count: int) -> list[int]:
     """The slow twin: transformers' own greedy generation."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, dtype=torch.float32)
     tokens = torch.tensor([ids])
     mask = torch.ones_like(tokens)
     output = model.generate(

@@ -1,5 +1,6 @@
 import torch
 
+from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.evaluation.backends.hf import LanguageModel
 from megatron_ultralong.evaluation.benchmarks.haystack import Haystack
 from megatron_ultralong.evaluation.benchmarks.scoring import Prompt
@@ -11,7 +12,6 @@ from megatron_ultralong.evaluation.benchmarks.tasks import (
     recall_prompts,
     recall_score,
 )
-from megatron_ultralong.evaluation.chat import ChatTokenizer
 
 
 def test_depth_grid() -> None:

@@ -100,6 +100,8 @@ def prepare(config: RunConfig, joined: Callable[[], None] = lambda: None) -> Run
     data = sources.blend(config, sources.open_sources(config), resume_from)
     sources.say_what_is_read(data)
     tokenizer = data.datasets[0].tokenizer_fingerprint  # of every source and, as rank 0 saw, of model.hf
+    if resume_from is not None:
+        _check_rope_is_kept(config, resume_from)
     description = _describe(config, hf_config, resume_from or config.checkpoint.load, tokenizer)
     if config.parallel.attention == "torch":
         kernel_choice.settle(config.parallel.kernel, _heads(config, hf_config, device))
@@ -162,6 +164,28 @@ def _resume(run: Run, first: list[Path], others: Iterator[Path]) -> None:
         run.samples, run.resumed_from = run.data.first, choice[0]
         logger.info("resuming from %s", choice[0])
         return
+
+
+def _check_rope_is_kept(config: RunConfig, folder: Path) -> None:
+    """Refuse to go on with another rope than that of the run's own checkpoint.
+
+    Raises:
+        UserError: what changes the rope was set otherwise when `folder` was written.
+    """
+    written = Description.read(folder).run
+    before = {f"rope.{name}": value for name, value in written.get("rope", {}).items()}
+    names = [field.name for field in dataclasses.fields(config.rope) if field.name != "angles"]  # a precision
+    now = {f"rope.{name}": getattr(config.rope, name) for name in names}
+    if config.rope.kind != "keep" and not config.rope.target_length:
+        before["data.sequence_length"] = written.get("data", {}).get("sequence_length")
+        now["data.sequence_length"] = config.data.sequence_length
+    changed = [name for name, value in now.items() if before.get(name, value) not in (value, None)]
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"{name} is {now[name]}, but {folder} was trained with {before[name]}: one run has one rope; set it "
+            "back, or give another checkpoint.save (and this folder as checkpoint.load, to extend further)."
+        )
 
 
 def read_hf_config(config: RunConfig) -> dict[str, Any]:

@@ -64,3 +64,11 @@ def test_checkpoint_of_another_model(launch: Launch, workspace: Path, tmp_path: 
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"num_hidden_layers": 4', '"num_hidden_layers": 2'))
     refused(launch(1, "--model.hf", str(folder)), "num_hidden_layers is 4", "is 2")
+
+
+def test_a_run_goes_on_with_the_rope_that_it_began_with(launch: Launch, tmp_path: Path) -> None:
+    save = ("--checkpoint.save", str(tmp_path / "run"))
+    assert launch(1, "--train.steps", "1", *save).returncode == 0
+    changed = launch(1, "--train.steps", "2", "--rope.form", "coded", *save)
+    refused(changed, "rope.form is coded, but ", "step_000001 was trained with ", "one run has one rope")
+    assert not (tmp_path / "run" / "step_000002").exists()

@@ -228,6 +228,8 @@ def open_packed_index(folder: Path, believed: str | None = None) -> PackedIndex:
     found = manifest.get("version") if isinstance(manifest, dict) else None
     if found != VERSION:
         raise UserError(f"{folder}/manifest.json: has version {found!r}, not {VERSION}; {_AGAIN}.")
+    if not {"tokens", "packing", "fingerprints"} <= manifest.keys():
+        raise UserError(f"{folder}: is no packed index (a resampled list, perhaps); {_AGAIN}.")
     prefix = Path(os.path.normpath(folder / manifest["tokens"]))
     if not manifest_path(prefix).exists():
         raise UserError(

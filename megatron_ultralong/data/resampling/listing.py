@@ -161,7 +161,9 @@ def read_documents(folder: Path, corpus: Corpus) -> Documents:
         actual = fingerprint(path)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {again}.") from None
-    expected = str(manifest.get("fingerprint"))
+    if "fingerprint" not in manifest:
+        raise UserError(f"{folder}: is no resampled list (a packed index, perhaps); {again}.")
+    expected = str(manifest["fingerprint"])
     if actual != expected:
         raise UserError(
             f"{path}: has the fingerprint {actual[:12]}, but its manifest was written for {expected[:12]}; {again}."

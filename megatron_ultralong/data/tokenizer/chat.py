@@ -150,6 +150,8 @@ class ChatTokenizer:
             text, spans = planned
         else:
             return self._turns.renderings(chat.messages, chat.tools, wanted)
+        if not any(begin < end for begin, end in spans):
+            raise MalformedError("messages: the chat template marks nothing in them to be learnt; mend its marks.")
         if len(wanted) < len(every):
             if len(spans) != len(every):
                 raise MalformedError(

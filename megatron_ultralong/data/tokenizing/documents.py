@@ -82,4 +82,6 @@ def _parse_strictly(line: bytes) -> Any:
         raise MalformedError("has an escape of half a surrogate pair; mend or remove the line.") from None
     except RecursionError:
         raise MalformedError("is not JSON (nested too deeply); mend or remove the line.") from None
+    except ValueError:  # Python's limit on the digits of an integer
+        raise MalformedError("holds a number of too many digits; mend or remove the line.") from None
     return value

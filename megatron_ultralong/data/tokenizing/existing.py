@@ -79,6 +79,13 @@ def existing(
     """
     path = corpus.manifest_path(prefix)
     if not path.exists():
+        outputs = [*corpus.token_files(prefix, "chat"), corpus.sources_path(prefix)]
+        others = [] if Path(f"{prefix}.parts").is_dir() else [file for file in outputs if file.exists()]
+        if others:  # with the parts there, a merge was killed
+            raise UserError(
+                f"{others[0]}: exists already, and no {path.name} says that it is a corpus's; choose another "
+                "--output-prefix, or add --overwrite."
+            )
         return None
     manifest: dict[str, Any] = read_json(path, "the corpus manifest", "remove it, or add --overwrite")
     versions = manifest.get("versions", {}) if isinstance(manifest, dict) else {}
@@ -92,7 +99,20 @@ def existing(
         why = " (made by " + " and ".join(f"{name} {version}" for name, version in libraries.items()) + ")"
         same = made_by["template"] is None and manifest["backend_fingerprint"] == tokenizer.backend_fingerprint
     if not same:
+        why = why or _difference(manifest, tokenizer, made_by)
         raise UserError(f"{path}: exists already{why}; choose another --output-prefix, or add --overwrite.")
     corpus.open_corpus(prefix)
     logger.info("%s: is already there, made from the same inputs in the same way.", prefix)
     return manifest
+
+
+def _difference(manifest: Any, tokenizer: Tokenizer, made_by: dict[str, Any]) -> str:
+    """In what a corpus differs from what a run would write, as far as its manifest tells."""
+    known = manifest if isinstance(manifest, dict) else {}
+    if known.get("tokenizer_fingerprint") != tokenizer.fingerprint:
+        return " (of another tokenizer)"
+    if known.get("template_fingerprint") != made_by["template"]:
+        return " (in another chat template)"
+    if known.get("append_eod") != made_by["append_eod"] or known.get("chat") != made_by["chat"]:
+        return " (made with other options)"
+    return " (of other files, or of these before they were touched; or made with other options)"

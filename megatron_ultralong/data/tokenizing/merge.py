@@ -73,6 +73,9 @@ def merge_parts(
             skipped_file.write_text("".join(skipped_lines(shards, parts)), encoding="utf-8")
         else:
             corpus.skipped_path(prefix).unlink(missing_ok=True)
+        if kind != "chat":  # of chats that were there before
+            for path in set(corpus.token_files(prefix, "chat")) - set(corpus.token_files(prefix, kind)):
+                path.unlink(missing_ok=True)
         manifest_file.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         corpus.manifest_path(prefix).unlink(missing_ok=True)
     return manifest

@@ -40,7 +40,8 @@ def test_target_shorter_than_the_samples(launch: Launch) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_offload_without_a_gpu(launch: Launch) -> None:
-    words = "--optimizer.offload_fraction 1 --train.precision bf16 --parallel.distributed_optimizer true"
+    words = "--parallel.device auto --optimizer.offload_fraction 1 --train.precision bf16"
+    words += " --parallel.distributed_optimizer true"
     refused(launch(1, *words.split()), "optimizer.offload_fraction is 1.0, but PyTorch sees no GPU here")
 
 

@@ -194,7 +194,7 @@ def permutation(count: int, key: int) -> Ints:
 
     Args:
         count: how many.
-        key: 64 bits (`order.key` makes them from a seed).
+        key: 64 bits (`shuffle.key` makes them from a seed).
 
     Returns:
         int64 [count].

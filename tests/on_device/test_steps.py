@@ -75,7 +75,7 @@ def saved(folder: str, length: int, sizes: dict[str, int], **parallel: Any) -> N
     run.gather_weights()
     Path(folder).mkdir()
     writer = CheckpointWriter()
-    state = checkpoints.run_state(run.weights, run.optimizer, run.scheduler, 1, loading=False)
+    state = checkpoints.run_state(run.weights, run.optimizer, run.scheduler, 1)
     request, failure = writer.plan(state, folder)
     assert failure is None
     writer.write(request)

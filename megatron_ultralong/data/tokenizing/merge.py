@@ -73,12 +73,16 @@ def merge_parts(
             skipped_file.write_text("".join(skipped_lines(shards, parts)), encoding="utf-8")
         else:
             corpus.skipped_path(prefix).unlink(missing_ok=True)
-        if kind != "chat":  # of chats that were there before
-            for path in set(corpus.token_files(prefix, "chat")) - set(corpus.token_files(prefix, kind)):
-                path.unlink(missing_ok=True)
+        _remove_earlier(prefix, kind)
         manifest_file.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         corpus.manifest_path(prefix).unlink(missing_ok=True)
     return manifest
+
+
+def _remove_earlier(prefix: Path, kind: str) -> None:
+    """Remove the masks of chats that were there before texts."""
+    for path in set(corpus.token_files(prefix, "chat")) - set(corpus.token_files(prefix, kind)):
+        path.unlink(missing_ok=True)
 
 
 def _counts(parts: Sequence[Part], kind: str) -> dict[str, int]:

@@ -38,6 +38,16 @@ def run(function: Callable[..., Any], arguments: Sequence[str] | None = None) ->
         tyro.cli(function, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
 
 
+def run_commands(commands: dict[str, Callable[..., Any]], arguments: Sequence[str] | None = None) -> None:
+    """The same of several commands of one tool: the first word names one."""
+    import tyro
+
+    gc.freeze()
+    gc.enable()
+    with exit_status():
+        tyro.extras.subcommand_cli_from_dict(commands, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+
+
 @contextlib.contextmanager
 def exit_status() -> Iterator[None]:
     """Log to stderr, and turn a `UserError` into one message and status 2, Ctrl-C into status 130."""

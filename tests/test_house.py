@@ -116,8 +116,9 @@ LAYERS = (
     ("convert.parameter_mapping", "convert.hf_config", "convert.average", "convert.workers", "convert.output"),
     ("convert.folding",),
     ("convert.proof",),
-    ("convert", "training", "evaluation.backends", "evaluation.report"),
-    ("evaluation.benchmarks", "train"),
+    ("convert", "training", "evaluation.samples", "evaluation.report"),
+    ("evaluation.registry", "evaluation.backends", "train"),
+    ("evaluation.benchmarks",),
     ("evaluation",),
 )
 """The plan of the house, lowest first: a file imports from layers below its own, and from its own folder.

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.cli import run
+from megatron_ultralong.cli import run_commands
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation import inputs
 from megatron_ultralong.evaluation.evaluate import Settings, evaluate
@@ -73,5 +73,9 @@ def say_scores(results: dict[str, Any], models: Iterable[str], output: Path) -> 
     logger.info("wrote %s", ", ".join(str(output / name) for name in ("results.json", "report.html", "heatmap.png")))
 
 
+COMMANDS = {
+    "pair": main,
+}
+
 if __name__ == "__main__":
-    run(main)
+    run_commands(COMMANDS)

@@ -64,7 +64,7 @@ rows = [line.split("\t") for line in (out / "seconds.tsv").read_text().splitline
     "seconds": {name: float(seconds) for name, seconds in rows},
 }))
 PY
-stage evaluate python tools/evaluate.py --base "$BASE" --extended "$OUT/extended" \
+stage evaluate python tools/evaluate.py pair --base "$BASE" --extended "$OUT/extended" \
   --haystack "$OUT/data/heldout.jsonl" --documents "$OUT/data/heldout.jsonl" \
   --depths "$DEPTHS" --samples-per-cell "$CELL" --recall-samples "$RECALL" --recall-facts 1 --perplexity-windows "$WINDOWS" \
   --extra "$OUT/extra.json" --metrics "extend=$OUT/extend/metrics.jsonl" "sft=$OUT/sft/metrics.jsonl" --output "$OUT"

@@ -1,0 +1,1 @@
+"""What tools/evaluate.py does: a file a command."""

@@ -1,0 +1,102 @@
+"""Tasks by the names that their benchmarks give them: how samples are made, how predictions are read and scored.
+
+A family is a file or folder in `benchmarks/` with a function `tasks()`, imported when one of its names is asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_ultralong.errors import UserError
+from megatron_ultralong.evaluation.samples import Form, Sample
+
+if TYPE_CHECKING:
+    from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
+
+FAMILIES: dict[str, str] = {}
+"""First part of a task's name -> module in `benchmarks/`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MakeOptions:
+    """What samples are made from.
+
+    Attributes:
+        tokenizer: counts tokens.
+        lengths: tokens that prompt and answer's budget may take together, each.
+        count: samples a length (a cell, where there are depths).
+        seed: of everything drawn.
+        form: base or chat.
+        haystack: texts to hide needles in: a file, folder or glob of what tokenizing reads; None where not needed.
+        data: a benchmark's local files, in their published format.
+        official: the user's clone of the benchmark's repository: templates and word lists; None: our own.
+        depths: of grids.
+    """
+
+    tokenizer: ChatTokenizer
+    lengths: tuple[int, ...]
+    count: int
+    seed: int = 42
+    form: Form = "base"
+    haystack: Path | None = None
+    data: Path | None = None
+    official: Path | None = None
+    depths: int = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """One task.
+
+    Attributes:
+        name: family/task, as the benchmark names it.
+        budget: tokens of an answer.
+        score: prediction and sample -> 0 to 1.
+        make: samples, length after length; None where they cannot be made here.
+        read: a file of predictions made elsewhere, in the benchmark's own format -> predictions, each with its sample.
+        chance: what a uniform guesser scores, 0 to 1.
+    """
+
+    name: str
+    budget: int
+    score: Callable[[str, Sample], float]
+    make: Callable[[MakeOptions], Iterator[Sample]] | None = None
+    read: Callable[[Path], Iterator[tuple[str, Sample]]] | None = None
+    chance: float = 0.0
+
+
+def find_task(name: str) -> Task:
+    """A task by its name.
+
+    Raises:
+        UserError: there is none; the nearest name is said.
+    """
+    family = name.partition("/")[0]
+    if family in FAMILIES:
+        found = {task.name: task for task in family_tasks(family)}
+        if name in found:
+            return found[name]
+        known = sorted(found)
+    else:
+        known = task_names()
+    near = difflib.get_close_matches(name, known, n=1)
+    raise UserError(
+        f"{name}: there is no such task; "
+        + (f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none'}.")
+    )
+
+
+def family_tasks(family: str) -> list[Task]:
+    """All tasks of a family."""
+    module = importlib.import_module(f"megatron_ultralong.evaluation.benchmarks.{FAMILIES[family]}")
+    return list(module.tasks())
+
+
+def task_names() -> list[str]:
+    """All names, families in order."""
+    return [task.name for family in FAMILIES for task in family_tasks(family)]

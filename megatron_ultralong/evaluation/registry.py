@@ -57,8 +57,12 @@ class Task:
         name: family/task, as the benchmark names it.
         budget: tokens of an answer.
         score: prediction and sample -> 0 to 1.
-        make: samples, length after length; None where they cannot be made here.
+        make: samples, length after length; None where they cannot be made here. `samples.TooShortError` for a length
+            that is too short.
         read: a file of predictions made elsewhere, in the benchmark's own format -> predictions, each with its sample.
+        exact: an answer is right if and only if it is `lead_in` and the one reference word for word, so that teacher
+            forcing may judge it instead of generation.
+        stop: texts that end an answer.
         chance: what a uniform guesser scores, 0 to 1.
     """
 
@@ -67,6 +71,8 @@ class Task:
     score: Callable[[str, Sample], float]
     make: Callable[[MakeOptions], Iterator[Sample]] | None = None
     read: Callable[[Path], Iterator[tuple[str, Sample]]] | None = None
+    exact: bool = False
+    stop: tuple[str, ...] = ()
     chance: float = 0.0
 
 

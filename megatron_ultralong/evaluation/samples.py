@@ -16,6 +16,11 @@ import orjson
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import atomic_file
 
+
+class TooShortError(UserError):
+    """A length too short for what has to be in a sample: a run skips it and says so, and goes on."""
+
+
 Form = Literal["base", "chat"]
 """How a prompt is written: as a text that a base model continues, or as a turn of a chat."""
 
@@ -35,6 +40,8 @@ class Sample:
         prompt_tokens: what the rendered prompt takes, counted with the tokenizer that made it.
         form: what `prompt_tokens` was counted in.
         depth: where the needle lies, 0 to 1, where there is one.
+        lead_in: what a right answer says before its reference ("The red key is "), after `answer_prefix`. It is not
+            given away when the answer is generated; teacher forcing judges the reference after it.
         place: half-open range of characters of `input` that holds the needle or the evidence, for reports.
         group: samples of one group begin with the same text, so that a backend may prefill it once; "" for none.
         extra: what else scoring needs (options, keywords) or a report may show, by the task's own names.
@@ -50,6 +57,7 @@ class Sample:
     prompt_tokens: int
     form: Form = "base"
     depth: float | None = None
+    lead_in: str = ""
     place: tuple[int, int] | None = None
     group: str = ""
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -116,7 +116,7 @@ LAYERS = (
     ("convert.parameter_mapping", "convert.hf_config", "convert.average", "convert.workers", "convert.output"),
     ("convert.folding",),
     ("convert.proof",),
-    ("convert", "training", "evaluation.samples", "evaluation.run_folder"),
+    ("convert", "training", "evaluation.samples", "evaluation.run_folder", "evaluation.corpus_texts"),
     ("evaluation.registry", "evaluation.backends", "evaluation.report", "train"),
     ("evaluation.rendering",),
     ("evaluation.benchmarks",),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,11 @@ from megatron_ultralong.evaluation.samples import Form, Sample
 if TYPE_CHECKING:
     from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 
-FAMILIES: dict[str, str] = {}
+FAMILIES: dict[str, str] = {
+    "ruler": "ruler.ruler_tasks",
+    "needles": "needles",
+    "recall": "recall",
+}
 """First part of a task's name -> module in `benchmarks/`."""
 
 
@@ -29,13 +33,17 @@ class MakeOptions:
     Attributes:
         tokenizer: counts tokens.
         lengths: tokens that prompt and answer's budget may take together, each.
-        count: samples a length (a cell, where there are depths).
+        count: samples a length, where there are no depths.
         seed: of everything drawn.
         form: base or chat.
         haystack: texts to hide needles in: a file, folder or glob of what tokenizing reads; None where not needed.
         data: a benchmark's local files, in their published format.
         official: the user's clone of the benchmark's repository: templates and word lists; None: our own.
-        depths: of grids.
+        depths: of grids, evenly from 0 to 1.
+        trials: of grids, samples a length and depth.
+        lead_in: give away how the answer begins, up to the key.
+        only: indices to make, of each length; None: all. Tasks that are `split` heed it.
+        cache: folder for what is found out about the haystack, so that other processes need not; None: memory.
     """
 
     tokenizer: ChatTokenizer
@@ -47,6 +55,10 @@ class MakeOptions:
     data: Path | None = None
     official: Path | None = None
     depths: int = 10
+    trials: int = 1
+    lead_in: bool = False
+    only: range | None = None
+    cache: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +76,9 @@ class Task:
             forcing may judge it instead of generation.
         stop: texts that end an answer.
         chance: what a uniform guesser scores, 0 to 1.
+        split: each sample depends on its length and index alone, and `make` heeds `MakeOptions.only`: several
+            processes may share the work.
+        grid: asked at several depths, `trials` times each; where one length alone is named, at `grid_lengths`.
     """
 
     name: str
@@ -74,6 +89,31 @@ class Task:
     exact: bool = False
     stop: tuple[str, ...] = ()
     chance: float = 0.0
+    split: bool = False
+    grid: bool = False
+
+    def samples_a_length(self, options: MakeOptions) -> int:
+        """How many, where nothing is left out."""
+        return options.depths * options.trials if self.grid else options.count
+
+
+def grid_lengths(target: int, count: int = 40) -> tuple[int, ...]:
+    """`count` lengths evenly spread up to `target`: the paper's grid has 40."""
+    return tuple(sorted({target * number // count for number in range(1, count + 1)} - {0}))
+
+
+def find_tasks(names: Iterable[str]) -> list[Task]:
+    """Tasks by name, each once, in order; a family's name alone stands for all its tasks if none is called so.
+
+    Raises:
+        UserError: there is none of a name; the nearest is said.
+    """
+    found: dict[str, Task] = {}
+    for name in names:
+        tasks = family_tasks(name) if name in FAMILIES else []
+        whole = tasks if tasks and all(task.name != name for task in tasks) else [find_task(name)]
+        found |= {task.name: task for task in whole}
+    return list(found.values())
 
 
 def find_task(name: str) -> Task:

@@ -63,6 +63,11 @@ class Sample:
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+def sample_path(folder: Path, task: str, length: int) -> Path:
+    """The file of a task's samples of one length below a folder: ruler/vt/131072.jsonl."""
+    return Path(folder) / task / f"{length}.jsonl"
+
+
 def write_samples(path: Path, samples: Iterable[Sample]) -> int:
     """Write JSON Lines, whole or not at all.
 

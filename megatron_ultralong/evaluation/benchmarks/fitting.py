@@ -16,6 +16,9 @@ import numpy.typing as npt
 MOST = 12
 """Whole prompts encoded for one sample, at most."""
 
+SLACK = 1.3
+"""Units are drawn for so many times the room, since they may count more alone than in a text."""
+
 
 class Plan(Protocol):
     """What units of filler cost."""

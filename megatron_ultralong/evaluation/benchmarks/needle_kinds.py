@@ -76,9 +76,14 @@ def distractors(rng: random.Random, depth: float) -> Hidden:
     return _among(rng, depth, OTHERS)
 
 
-def recall(rng: random.Random, depth: float, facts: int = 3) -> Hidden:
-    """Several keys anywhere in a short text, one of them asked for."""
-    return _among(rng, rng.random(), facts - 1)
+def recall_one(rng: random.Random, depth: float) -> Hidden:
+    """A key anywhere."""
+    return _among(rng, rng.random(), 0)
+
+
+def recall_three(rng: random.Random, depth: float) -> Hidden:
+    """Three keys anywhere, one of them asked for."""
+    return _among(rng, rng.random(), 2)
 
 
 def _among(rng: random.Random, depth: float, others: int) -> Hidden:

@@ -14,8 +14,8 @@ from typing import Any
 
 from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.evaluation.benchmarks.clone import clone_commit
 from megatron_ultralong.evaluation.benchmarks.counting import counter_of, know
+from megatron_ultralong.evaluation.benchmarks.official_clone import commit
 from megatron_ultralong.evaluation.corpus_texts import texts_fingerprint
 from megatron_ultralong.evaluation.plain_tokenizer import tokenizer_of
 from megatron_ultralong.evaluation.registry import MakeOptions, find_task
@@ -133,7 +133,7 @@ def _identity(recipe: Recipe, tokenizer: ChatTokenizer) -> dict[str, Any]:
         "tokenizer": tokenizer.tokenizer.fingerprint,
         "haystack": texts_fingerprint(recipe.haystack) if recipe.haystack else None,
         "data": _data_fingerprint(recipe.data) if recipe.data else None,
-        "official": (clone_commit(recipe.official) or str(recipe.official)) if recipe.official else None,
+        "official": f"{commit(recipe.official)} {recipe.official.resolve()}" if recipe.official else None,
     }
 
 

@@ -114,24 +114,21 @@ class Asking:
             TooShortError: not so many fit.
         """
         best: dict[int, Sample] = {}
-        needed = 0
 
         def measure(count: int) -> int:
-            nonlocal needed
             sample = build(count)
             tokens = self.counter.prompt(sample)
             if tokens <= self.room and count >= max(best, default=0):
                 best.clear()
                 best[count] = dataclasses.replace(sample, prompt_tokens=tokens)
-            needed = tokens if count == 0 else needed
             return tokens
 
         found = fit(plan, measure, self.room)
         if found is None or found[0] < least:
-            needed += plan.planned(least)
             raise TooShortError(
-                f"{self.task}: length {self.length} is too short: prompt and answer take {needed + self.budget} tokens "
-                f"with {least} {what}, {self.budget} of them the answer's; raise --lengths."
+                f"{self.task}: length {self.length} is too short: prompt and answer take "
+                f"{measure(least) + self.budget} tokens with {least} {what}, {self.budget} of them the answer's; raise "
+                "--lengths."
             )
         return best[found[0]]
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.benchmarks.filler import filler_of
-from megatron_ultralong.evaluation.benchmarks.fitting import ListedPlan
+from megatron_ultralong.evaluation.benchmarks.fitting import SLACK, ListedPlan
 from megatron_ultralong.evaluation.benchmarks.ruler.asking import Asking
 from megatron_ultralong.evaluation.benchmarks.ruler.lines import insert_lines, noise_plan, places_between
 from megatron_ultralong.evaluation.benchmarks.ruler.wording import Wording, put_in
@@ -25,7 +25,7 @@ from megatron_ultralong.evaluation.samples import Sample
 
 Kind = Literal["numbers", "words", "uuids"]
 _DEPTHS = tuple(round(100 * number / 39) / 100 for number in range(40))
-_BLOCK = 2048
+_BLOCK = 512
 _DIGITS = 7
 
 
@@ -142,13 +142,13 @@ def _among_needles(asking: Asking, needles: Needles, hidden: _Hidden) -> Sample:
     rng, taken = asking.rng, set(hidden.queries)
     lines, counts, total = list[str](), [np.zeros(0, np.int64)], 0
     fractions = sorted(rng.random() for _ in hidden.needles)
-    while total <= asking.room:
+    while not lines or total <= asking.room * SLACK:
         block = list[str]()
         while len(block) < _BLOCK:
             key = _drawn(rng, needles.key, asking.wording)
             if key not in taken:
                 block.append(_needle(asking, needles, key, _drawn(rng, needles.value, asking.wording)))
-        counts.append(asking.counter.each([f"\n{line}" for line in block]))
+        counts.append(asking.counter.each([f"{line}\n" for line in block]))
         lines += block
         total += int(counts[-1].sum())
     build = _among_lines(asking, hidden, lambda count: lines[:count], fractions, "")

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.benchmarks.counting import Counter
-from megatron_ultralong.evaluation.benchmarks.fitting import ListedPlan
+from megatron_ultralong.evaluation.benchmarks.fitting import SLACK, ListedPlan
 from megatron_ultralong.evaluation.benchmarks.ruler.asking import Asking
 from megatron_ultralong.evaluation.benchmarks.ruler.wording import put_in
 from megatron_ultralong.evaluation.samples import Sample
@@ -65,15 +65,15 @@ def draw_question(asking: Asking, kind: str) -> Sample:
         UserError: the data are missing or hold fewer questions, or the length is too short.
     """
     found = questions_of(_data_file(asking, kind), kind)
-    if asking.index >= len(found.questions):
+    wanted = max(asking.index + 1, asking.options.count)
+    if wanted > len(found.questions):
         raise UserError(
-            f"{found.path}: it holds {len(found.questions):,} questions, and sample {asking.index} is asked for; lower "
-            "--samples."
+            f"{found.path}: it holds {len(found.questions):,} questions, and {wanted:,} are asked for; lower --samples."
         )
     question, rng = found.questions[asking.index], asking.rng
     order = _order(found, question, rng)
     counts = _counts(asking.counter, found)
-    order = _enough(order, counts, asking.room)
+    order = _enough(order, [*question.gold, *order], counts, asking.room)
     tokens = counts.of(order) + _heading_tokens(asking)
     places = [rng.random() for _ in range(len(question.gold) + len(order) + 1)]
     document = asking.wording.document
@@ -122,10 +122,10 @@ def _order(found: Questions, question: Question, rng: random.Random) -> list[int
     return near + others
 
 
-def _enough(order: list[int], counts: _Counts, room: int) -> list[int]:
-    """The first documents that pass `room` together, from all of them over and over where need be."""
-    total, end, everything = 0, 0, order
-    while total <= room:
+def _enough(order: list[int], everything: list[int], counts: _Counts, room: int) -> list[int]:
+    """The first documents that pass `room` together; where need be `everything` follows, over and over."""
+    total, end = 0, 0
+    while total <= room * SLACK:
         if end >= len(order):
             order = order + everything
         block = order[end : end + 1024]

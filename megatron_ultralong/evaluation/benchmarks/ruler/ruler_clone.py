@@ -5,6 +5,7 @@ They are found by the names they have in the sources as of commit c3f5e3b; where
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib.util
 import logging
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.evaluation.benchmarks.clone import clone_commit, literals
+from megatron_ultralong.evaluation.benchmarks.official_clone import commit, literal, text_of
 from megatron_ultralong.evaluation.benchmarks.ruler.wording import OURS, Template, Wording
 from megatron_ultralong.files import read_json
 
@@ -33,23 +34,23 @@ def wording_of(clone: Path | None) -> Wording:
     if clone is None:
         return OURS
     folder = Path(clone) / _SOURCES
-    tasks = _literal(folder / "constants.py", "TASKS", dict)
+    tasks = literal(folder / "constants.py", "TASKS")
     niah, vt, cwe, fwe, qa = (
         _template(folder / "constants.py", tasks, name)
         for name in ("niah", "variable_tracking", "common_words_extraction", "freq_words_extraction", "qa")
     )
     return Wording(
         name="official",
-        commit=clone_commit(Path(clone)),
+        commit=commit(Path(clone)),
         niah=niah,
         niah_one=Template(_singular(niah.text), _singular(niah.prefix)),
-        needle=_literal(folder / "niah.py", "needle", str),
+        needle=_text(folder / "niah.py", "needle"),
         vt=vt,
         cwe=cwe,
         fwe=fwe,
         qa=qa,
-        document=_literal(folder / "qa.py", "DOCUMENT_PROMPT", str),
-        noise=_literal(folder / "niah.py", "haystack", str),
+        document=_text(folder / "qa.py", "DOCUMENT_PROMPT"),
+        noise=_text(folder / "niah.py", "haystack"),
         more_words=folder / "json" / "english_words.json",
         **_wonderwords(),
     )
@@ -85,15 +86,21 @@ def read_words(path: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words.values()))
 
 
-def _literal(path: Path, name: str, kind: type) -> Any:
-    found = [value for value in literals(path, name) if isinstance(value, kind)]
-    if not found:
-        raise UserError(f"{path}: there is no {name} in it; give a clone of NVIDIA/RULER, as of commit c3f5e3b.")
-    return found[0]
+def _text(path: Path, name: str) -> str:
+    """The first string that a file assigns to a name, at whatever depth: its noise stands in a branch."""
+    try:
+        nodes = list(ast.walk(ast.parse(text_of(path))))
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: it is no Python ({error}); clone NVIDIA/RULER anew.") from None
+    for node in nodes:
+        if isinstance(node, ast.Assign) and name in map(ast.unparse, node.targets):
+            if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+                return node.value.value
+    raise UserError(f"{path}: there is no text {name} in it; give a clone of NVIDIA/RULER, as of commit c3f5e3b.")
 
 
-def _template(path: Path, tasks: dict[str, Any], name: str) -> Template:
-    entry = tasks.get(name)
+def _template(path: Path, tasks: Any, name: str) -> Template:
+    entry = tasks.get(name) if isinstance(tasks, dict) else None
     if (
         not isinstance(entry, dict)
         or not isinstance(entry.get("template"), str)

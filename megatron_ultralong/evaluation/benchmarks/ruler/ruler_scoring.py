@@ -20,7 +20,7 @@ _UNPRINTABLE = re.compile("[\x00-\x1f]")
 
 
 def clean(prediction: str) -> str:
-    """A prediction as it is judged: stripped, control characters as line breaks, stripped (evaluate.py:49-57)."""
+    """A prediction as it is judged: stripped, control characters as line breaks, stripped (evaluate.py:50-58)."""
     return _UNPRINTABLE.sub("\n", prediction.strip()).strip()
 
 
@@ -40,7 +40,7 @@ def read_predictions(path: Path, task: str) -> Iterator[tuple[str, Sample]]:
     """Predictions in RULER's own format: JSON lines of `input`, `outputs` (or `output`) and `pred`.
 
     Where the first line's first reference is null there is nothing to compare with: no sample has references, and all
-    score 0 (evaluate.py:102-105).
+    score 0 (evaluate.py:98-101).
 
     Raises:
         UserError: the file is missing, or a line is broken or lacks a field.

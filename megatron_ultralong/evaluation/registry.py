@@ -1,6 +1,7 @@
 """Tasks by the names that their benchmarks give them: how samples are made, how predictions are read and scored.
 
-A family is a file or folder in `benchmarks/` with a function `tasks()`, imported when one of its names is asked for.
+A family is a file or folder in `benchmarks/` with a function `tasks()`, imported when one of its names is asked for;
+one with `subsets()` also has names for parts of its tasks.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import difflib
 import importlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.samples import Form, Sample
@@ -22,6 +23,12 @@ FAMILIES: dict[str, str] = {
     "ruler": "ruler.ruler_tasks",
     "needles": "needles",
     "recall": "recall",
+    "infinitebench": "infinitebench.infinitebench_tasks",
+    "lveval": "lveval.lveval_tasks",
+    "longbench_v2": "longbench_v2",
+    "babilong": "babilong",
+    "mrcr": "mrcr",
+    "graphwalks": "graphwalks",
 }
 """First part of a task's name -> module in `benchmarks/`."""
 
@@ -75,6 +82,8 @@ class Task:
         exact: an answer is right if and only if it is `lead_in` and the one reference word for word, so that teacher
             forcing may judge it instead of generation.
         stop: texts that end an answer.
+        references: a file of the benchmark's data -> its samples without prompts, for predictions that carry no
+            references.
         chance: what a uniform guesser scores, 0 to 1.
         split: each sample depends on its length and index alone, and `make` heeds `MakeOptions.only`: several
             processes may share the work.
@@ -88,6 +97,7 @@ class Task:
     read: Callable[[Path], Iterator[tuple[str, Sample]]] | None = None
     exact: bool = False
     stop: tuple[str, ...] = ()
+    references: Callable[[Path], Iterator[Sample]] | None = None
     chance: float = 0.0
     split: bool = False
     grid: bool = False
@@ -124,7 +134,7 @@ def find_task(name: str) -> Task:
     """
     family = name.partition("/")[0]
     if family in FAMILIES:
-        found = {task.name: task for task in family_tasks(family)}
+        found = {task.name: task for task in (*family_tasks(family), *_subsets(family))}
         if name in found:
             return found[name]
         known = sorted(found)
@@ -139,8 +149,17 @@ def find_task(name: str) -> Task:
 
 def family_tasks(family: str) -> list[Task]:
     """All tasks of a family."""
-    module = importlib.import_module(f"megatron_ultralong.evaluation.benchmarks.{FAMILIES[family]}")
-    return list(module.tasks())
+    return list(_module(family).tasks())
+
+
+def _subsets(family: str) -> list[Task]:
+    """Tasks that are part of others, known by name alone."""
+    module = _module(family)
+    return list(module.subsets()) if hasattr(module, "subsets") else []
+
+
+def _module(family: str) -> Any:
+    return importlib.import_module(f"megatron_ultralong.evaluation.benchmarks.{FAMILIES[family]}")
 
 
 def task_names() -> list[str]:

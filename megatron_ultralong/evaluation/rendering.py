@@ -1,8 +1,8 @@
 """A sample as a model is asked it: the one way from `Sample` to ids, for making, running and judging alike.
 
 In base form the prompt is what the tokenizer puts before a text (`<|begin_of_text|>`, or nothing), `input` and
-`answer_prefix`; in chat form the template's rendering of `input` as the user's turn up to where the assistant goes on,
-and `answer_prefix`. Encoding is the tokenizer's, once over the whole text.
+`answer_prefix`; in chat form the template's rendering of earlier turns, if any, and of `input` as the user's turn, up
+to where the assistant goes on, and `answer_prefix`. Encoding is the tokenizer's, once over the whole text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from megatron_ultralong.evaluation.samples import Form, Sample
 def rendered(sample: Sample, form: Form, tokenizer: ChatTokenizer) -> str:
     """The prompt's text up to where the answer begins, without `start_ids`'."""
     if form == "chat":
-        messages = [{"role": "user", "content": sample.input}]
+        messages = [*sample.turns, {"role": "user", "content": sample.input}]
         return tokenizer.render(messages, generation_prompt=True) + sample.answer_prefix
     return sample.input + sample.answer_prefix
 
@@ -38,7 +38,9 @@ def generation_prompt(sample: Sample, form: Form, tokenizer: ChatTokenizer, stop
         ids=prompt_ids(text, form, tokenizer),
         max_new_tokens=sample.max_new_tokens,
         stop=tuple(stop),
-        messages=({"role": "user", "content": sample.input + sample.answer_prefix},) if form == "chat" else None,
+        messages=(*sample.turns, {"role": "user", "content": sample.input + sample.answer_prefix})
+        if form == "chat"
+        else None,
         group=sample.group,
     )
 

@@ -142,6 +142,11 @@ class ChatTokenizer:
             places.append((first, last))
         return encoding.ids, places
 
+    def offsets(self, text: str) -> npt.NDArray[np.int64]:
+        """The half-open range of characters that each of a text's tokens comes from, int64 [n, 2]."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+
     def samples(self, chat: Chat, learnt: Learnt = "all") -> list[Sample]:
         """Ids and masks of a chat: one pair, or one a response where earlier turns change (see `chat_turns`).
 

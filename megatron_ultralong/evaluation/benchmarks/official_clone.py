@@ -10,9 +10,11 @@ import ast
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from megatron_ultralong.errors import UserError, shown
+
+T = TypeVar("T")
 
 _HASH = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 
@@ -52,6 +54,19 @@ def literal(path: Path, name: str) -> Any:
             except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
                 raise UserError(f"{shown(path)}: '{name}' is not made of literals alone; {mend}.") from None
     raise UserError(f"{shown(path)}: nothing is assigned to '{name}' in it; {mend}.")
+
+
+def entry(path: Path, name: str, key: str, kind: type[T]) -> T:
+    """One entry of a dictionary that a Python file assigns to a name at its top level.
+
+    Raises:
+        UserError: as of `literal`, or there is no such entry, or it is of another kind.
+    """
+    found = literal(path, name)
+    value = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(value, kind):
+        raise UserError(f"{shown(path)}: '{name}' has no {key}; give --official a clone of the benchmark's repository.")
+    return value
 
 
 def commit(clone: Path) -> str:

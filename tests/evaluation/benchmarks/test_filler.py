@@ -12,7 +12,7 @@ ODD = [
     "Plain words. More of them!  Two spaces? Yes.\n\n\tIndented line\nlast line without an end",
     "",
     "  \n ",
-    "中文没有空格。第二句！第三句？" + "漢" * 50,  # noqa: RUF001
+    "中文没有空格。第二句！第三句？" + "漢" * 50,
     "x" * 200 + " " + "y" * 64 + "\n" + "z" * 65,
     'He said "Stop." Then (see 3.) he left.\r\nWindows line\u2028separator',
 ]
@@ -76,7 +76,7 @@ def test_breaks_are_where_sentences_or_lines_begin(corpus, tokenizer, shape):
     assert breaks[0] == 0 and breaks[-1] == len(text) and breaks == sorted(breaks)
     starts = {text[place:].split(" ")[0] for place in breaks[:-1]}
     assert {"Plain", "More", "Yes.", "Then"} <= starts or shape == "lines"
-    assert all(text[place - 1] in " \n。！？" or text[place - 1 :].startswith(filler.join) for place in breaks[1:-1])  # noqa: RUF001
+    assert all(text[place - 1] in " \n。！？" or text[place - 1 :].startswith(filler.join) for place in breaks[1:-1])
     assert any(text[place:].startswith("第二句") for place in breaks)
 
 

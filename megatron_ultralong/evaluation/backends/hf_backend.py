@@ -20,10 +20,10 @@ import torch.nn.functional as F
 
 from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.evaluation.backends.answer_stops import StopFinder
 from megatron_ultralong.evaluation.backends.hf import Dtype, LanguageModel, read_info
 from megatron_ultralong.evaluation.backends.interface import Answer, Forced, Ids, Judged, Prompt, Refused
 from megatron_ultralong.evaluation.backends.prefix_cache import PrefixCache
-from megatron_ultralong.evaluation.backends.stopping import StopFinder
 from megatron_ultralong.evaluation.backends.weights_identity import weights_fingerprint
 
 T = TypeVar("T")
@@ -63,7 +63,8 @@ class HFBackend:
         chunk: int = CHUNK,
     ) -> None:
         info = read_info(folder)
-        self.context_length = None if past_context else info.context_length
+        self.context_length: int | None = info.context_length
+        self._past_context = past_context
         self.model = LanguageModel(info, dtype)
         self._tokenizer, self._dtype, self._chunk = tokenizer, dtype, chunk
         self._cache = PrefixCache(self.model.config)
@@ -194,10 +195,11 @@ class HFBackend:
             first += len(chunk)
 
     def _check_length(self, tokens: int) -> None:
-        if self.context_length is not None and tokens > self.context_length:
+        if not self._past_context and tokens > self.model.info.context_length:
             raise UserError(
                 f"{self.model.info.folder}: a text of {tokens:,} tokens with its answer is longer than the model's "
-                f"context of {self.context_length:,} (max_position_embeddings); ask for shorter ones, or give --past-context."
+                f"context of {self.model.info.context_length:,} (max_position_embeddings); ask for shorter ones, or "
+                "give --past-context."
             )
 
     def _out_of_memory(self, tokens: int) -> Refused:

@@ -94,7 +94,7 @@ class Asker:
         for question in map(self.question, samples):
             if question.key in self._answered:
                 self.keys.append(question.key)
-                progress.advance(question.sample.prompt_tokens)
+                progress.advance(counted(question.sample))
                 continue
             ready = self._ready(question)
             if isinstance(ready, Skip):
@@ -138,8 +138,8 @@ class Asker:
         ):
             for index, answer in self._answers(part):
                 ready = part[index]
-                progress.advance(ready.prompt_tokens)
                 sample = ready.question.sample
+                progress.advance(counted(sample))
                 if isinstance(answer, Refused):
                     self.refused.append(Skip(sample.task, sample.length, 1, answer.reason))
                     continue
@@ -194,6 +194,11 @@ class Asker:
     def _tokens(self, answer: Answer) -> int:
         """Tokens of an answer, of which a server may not say the ids."""
         return len(answer.ids) if answer.ids else len(self._tokenizer.encode(answer.text))
+
+
+def counted(sample: Sample) -> int:
+    """Tokens of a sample as progress counts them; a file of another's making may not say."""
+    return sample.prompt_tokens or sample.length
 
 
 def excerpt(text: str, place: tuple[int, int] | None) -> tuple[str, str, str]:

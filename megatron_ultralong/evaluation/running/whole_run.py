@@ -17,7 +17,7 @@ from megatron_ultralong.evaluation.benchmarks.perplexity_windows import tokenize
 from megatron_ultralong.evaluation.corpus_texts import iterate_texts
 from megatron_ultralong.evaluation.run_folder import FORMAT, RESULTS, RUN
 from megatron_ultralong.evaluation.running.answer_log import Key, RunLog
-from megatron_ultralong.evaluation.running.ask_samples import Asker
+from megatron_ultralong.evaluation.running.ask_samples import Asker, counted
 from megatron_ultralong.evaluation.running.reading_windows import plan_windows, read_windows
 from megatron_ultralong.evaluation.running.request import Request, check_same, tokenizer_identity
 from megatron_ultralong.evaluation.running.result_tables import chances, tables
@@ -130,7 +130,7 @@ class WholeRun:
     def _ask(self, sources: list[Source]) -> None:
         before = self.backend.share(set(self._log.answered) if self._log is not None else set())
         asker = Asker(self.request, self.backend, self.tokenizer, self._log, before, self.past_context)
-        total = sum(sample.prompt_tokens for source in sources for sample in source.samples())
+        total = sum(counted(sample) for source in sources for sample in source.samples())
         with self._progress(self.name, total) as progress:
             for source in sources:
                 asker.ask(source.samples(), progress)

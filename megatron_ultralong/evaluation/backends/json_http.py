@@ -23,6 +23,9 @@ import orjson
 
 from megatron_ultralong.errors import UserError
 
+FIRST_WAIT = 1.0
+"""Seconds before a request is first asked again."""
+
 _AGAIN = {408, 409, 425, 429}
 _LONGEST_WAIT = 300.0
 _SAID = 300
@@ -92,7 +95,7 @@ class JsonHttp:
                 return self._once(path, body)
             except _PassingError as error:
                 said = str(error)
-                wait = error.wait if error.wait is not None else 2.0**attempt * random.uniform(0.75, 1.25)
+                wait = error.wait if error.wait is not None else FIRST_WAIT * 2.0**attempt * random.uniform(0.75, 1.25)
             if attempt < retries and self.stopped.wait(min(wait, _LONGEST_WAIT)):
                 break
         times = "once" if retries == 0 else f"{retries + 1} times"

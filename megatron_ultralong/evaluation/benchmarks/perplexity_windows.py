@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.evaluation.samples import TooShortError
-from megatron_ultralong.progress import track
+from megatron_ultralong.progress import Progress
 
 BY_POSITION, LAST_WINDOW, SLIDING_WINDOW = (
     "perplexity/by_position",
@@ -63,10 +63,13 @@ class TextWindow:
         return found
 
 
-def tokenize(documents: Iterable[str], tokenizer: ChatTokenizer) -> list[Tokens]:
+def tokenize(documents: Iterable[str], tokenizer: ChatTokenizer, progress: Progress) -> list[Tokens]:
     """Ids of each document."""
-    said = track(documents, "tokenizing held-out documents", "documents")
-    return [np.array(tokenizer.encode(document), np.int32) for document in said]
+    found = []
+    for document in documents:
+        found.append(np.array(tokenizer.encode(document), np.int32))
+        progress.advance()
+    return found
 
 
 def windows(

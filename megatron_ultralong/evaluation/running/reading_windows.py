@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import orjson
 
@@ -15,6 +16,16 @@ from megatron_ultralong.evaluation.running.request import Request
 from megatron_ultralong.evaluation.running.sample_files import Skip
 from megatron_ultralong.evaluation.samples import TooShortError
 from megatron_ultralong.progress import Progress
+
+
+@contextlib.contextmanager
+def progress_of(backend: Backend, description: str, total: int | None, unit: str = "tokens") -> Iterator[Progress]:
+    """Progress that the writer alone shows."""
+    if backend.is_writer:
+        with Progress(description, total, unit) as progress:
+            yield progress
+    else:
+        yield Progress(description, total, unit, every=float("inf"))
 
 
 def plan_windows(
@@ -52,7 +63,7 @@ def read_windows(backend: Backend, found: Sequence[TextWindow], done: set[Key], 
         The keys of all.
     """
     keys = []
-    with Progress("perplexity", sum(len(window.ids) for window in found), "tokens") as progress:
+    with progress_of(backend, "perplexity", sum(len(window.ids) for window in found)) as progress:
         for window in found:
             key = window_key(window)
             keys.append(key)

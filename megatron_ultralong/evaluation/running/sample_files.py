@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +22,8 @@ from megatron_ultralong.evaluation.run_folder import PROMPTS
 from megatron_ultralong.evaluation.running.request import Request
 from megatron_ultralong.evaluation.samples import Sample, read_samples, sample_path
 from megatron_ultralong.files import disk_errors_named
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -77,15 +80,19 @@ def find_sources(
     if request.samples_file:
         names = tuple(task.name for task in tasks)
         chosen = lengths if request.lengths else ()
-        return [Source(path, names, chosen) for path in request.samples_file], []
-    sources, skipped = [], []
+        sources = [Source(path, names, chosen) for path in request.samples_file]
+        for source in sources:
+            if backend.is_writer and next(source.samples(), None) is None:
+                logger.warning("%s: none of its samples is of the tasks and lengths asked for.", source.path)
+        return sources, []
+    made_files, skipped = [], []
     for task in tasks:
         made, reasons = on_writer(
             backend, functools.partial(_make, request, task, lengths, tokenizer, folder / PROMPTS)
         )
-        sources += [Source(sample_path(folder / PROMPTS, task.name, length)) for length in made]
+        made_files += [Source(sample_path(folder / PROMPTS, task.name, length)) for length in made]
         skipped += [Skip(task.name, length, None, reason) for length, reason in reasons]
-    return sources, skipped
+    return made_files, skipped
 
 
 def on_writer(backend: Backend, work: Callable[[], T]) -> T:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,11 @@ from megatron_ultralong.evaluation.corpus_texts import iterate_texts
 from megatron_ultralong.evaluation.run_folder import FORMAT, RESULTS, RUN
 from megatron_ultralong.evaluation.running.answer_log import Key, RunLog
 from megatron_ultralong.evaluation.running.ask_samples import Asker, counted
-from megatron_ultralong.evaluation.running.reading_windows import plan_windows, read_windows
+from megatron_ultralong.evaluation.running.reading_windows import plan_windows, progress_of, read_windows
 from megatron_ultralong.evaluation.running.request import Request, check_same, tokenizer_identity
 from megatron_ultralong.evaluation.running.result_tables import chances, tables
 from megatron_ultralong.evaluation.running.sample_files import Skip, Source, find_sources, on_writer
 from megatron_ultralong.files import disk_errors_named, read_json, write_json
-from megatron_ultralong.progress import Progress
 from megatron_ultralong.provenance import git_commit, versions
 
 logger = logging.getLogger(__name__)
@@ -131,7 +128,7 @@ class WholeRun:
         before = self.backend.share(set(self._log.answered) if self._log is not None else set())
         asker = Asker(self.request, self.backend, self.tokenizer, self._log, before, self.past_context)
         total = sum(counted(sample) for source in sources for sample in source.samples())
-        with self._progress(self.name, total) as progress:
+        with progress_of(self.backend, self.name, total) as progress:
             for source in sources:
                 asker.ask(source.samples(), progress)
                 self._samples = asker.keys
@@ -142,14 +139,12 @@ class WholeRun:
         tasks = self.request.perplexity()
         if not tasks or not lengths or self.request.documents is None:
             return
-        documents = tokenize(iterate_texts(self.request.documents), self.tokenizer)
+        with progress_of(self.backend, "tokenizing held-out documents", None, "documents") as progress:
+            documents = tokenize(iterate_texts(self.request.documents), self.tokenizer, progress)
         found, skipped = plan_windows(self.request, tasks, lengths, documents)
         self._skipped += skipped
         done = self.backend.share(set(self._log.read) if self._log is not None else set())
         self._windows = read_windows(self.backend, found, done, self._log)
-
-    def _progress(self, name: str, total: int) -> contextlib.AbstractContextManager[Progress]:
-        return Progress(name, total, "tokens") if self.backend.is_writer else _quiet(name, total)
 
     def _write(self, *, complete: bool) -> dict[str, Any]:
         if self._log is None:
@@ -160,12 +155,6 @@ class WholeRun:
         with disk_errors_named(self.folder):
             write_json(self.folder / RESULTS, found)
         return found
-
-
-@contextlib.contextmanager
-def _quiet(name: str, total: int) -> Iterator[Progress]:
-    """Progress of a process that says nothing."""
-    yield Progress(name, total, "tokens", every=float("inf"))
 
 
 def default_lengths(context: int | None) -> tuple[int, ...]:

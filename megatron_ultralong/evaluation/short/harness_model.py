@@ -18,7 +18,7 @@ from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.backends.interface import Backend, Forced, Prompt, Refused
 from megatron_ultralong.evaluation.run_folder import read_lines
 from megatron_ultralong.evaluation.running.answer_log import LineFile
-from megatron_ultralong.progress import Progress
+from megatron_ultralong.evaluation.running.reading_windows import progress_of
 
 BATCH = 512
 """Requests that are handed to a backend at the same time."""
@@ -180,7 +180,7 @@ class BackendLM:
     ) -> list[Any]:
         """Answers in order; each question is asked once, and not if it was in an earlier run."""
         todo = list({key: index for index, key in enumerate(keys) if key not in self._known}.values())
-        with Progress(what, len(todo), "requests") as progress:
+        with progress_of(self._backend, what, len(todo), "requests") as progress:
             for first in range(0, len(todo), BATCH):
                 part = todo[first : first + BATCH]
                 for index, answer in ask([questions[place] for place in part]):

@@ -13,6 +13,7 @@ from megatron_ultralong.evaluation.backends.hf_backend import HFBackend
 from megatron_ultralong.evaluation.short import harness_run
 from megatron_ultralong.evaluation.short.harness_run import ShortRequest, run_short
 from megatron_ultralong.evaluation.short.short_recipes import RECIPES
+from tests.evaluation.conftest import save_model
 
 CHOICE = """
 task: tiny_choice
@@ -70,6 +71,12 @@ def include(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
         text = ANSWER.format(folder=folder, budget=budget, sample=sample).replace("tiny_answer", name)
         (folder / f"{name}.yaml").write_text(text)
     return folder
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """A model whose end of text is its tokenizer's, as the harness assumes."""
+    return save_model(tmp_path_factory.mktemp("short") / "model", tokenizer_folder, seed=0, eos_token_id=4)
 
 
 TASKS = ("tiny_choice", "tiny_answer", "tiny_text")

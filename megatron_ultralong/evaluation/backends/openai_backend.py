@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,7 @@ from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.backends.answer_stops import cut_at
 from megatron_ultralong.evaluation.backends.interface import Answer, Forced, Ids, Judged, Prompt, Refused
 from megatron_ultralong.evaluation.backends.json_http import JsonHttp, RefusedRequestError
-
-if TYPE_CHECKING:
-    from megatron_ultralong.evaluation.backends.opening import ModelOptions
+from megatron_ultralong.evaluation.backends.model_options import ModelOptions
 
 logger = logging.getLogger(__name__)
 

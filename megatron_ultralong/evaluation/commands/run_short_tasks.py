@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.evaluation.backends.opening import ModelOptions, open_backend
+from megatron_ultralong.evaluation.backends.model_options import ModelOptions
+from megatron_ultralong.evaluation.backends.opening import open_backend
 from megatron_ultralong.evaluation.plain_tokenizer import tokenizer_of
 from megatron_ultralong.evaluation.run_folder import RESULTS
 from megatron_ultralong.evaluation.short.harness_run import ShortRequest, run_short

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.evaluation.backends.opening import ModelOptions, open_backend
+from megatron_ultralong.evaluation.backends.model_options import ModelOptions
+from megatron_ultralong.evaluation.backends.opening import open_backend
 from megatron_ultralong.evaluation.plain_tokenizer import tokenizer_of
 from megatron_ultralong.evaluation.run_folder import RESULTS, SAMPLES
 from megatron_ultralong.evaluation.running.request import Request

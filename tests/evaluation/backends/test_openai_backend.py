@@ -19,8 +19,8 @@ from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.backends.hf_backend import HFBackend
 from megatron_ultralong.evaluation.backends.interface import Answer, Forced, Judged, Prompt, Refused
+from megatron_ultralong.evaluation.backends.model_options import ModelOptions
 from megatron_ultralong.evaluation.backends.openai_backend import OpenAIBackend, server_url
-from megatron_ultralong.evaluation.backends.opening import ModelOptions
 from tests.evaluation.backends.faulty_server import Server, completion, half, hang, reset, send, serving
 
 KEY = "sk-a-secret-of-the-test"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.evaluation.backends.opening import ModelOptions
+from megatron_ultralong.evaluation.backends.model_options import ModelOptions
 from megatron_ultralong.evaluation.commands.run_tasks import run
 from megatron_ultralong.evaluation.run_folder import read_run
 from megatron_ultralong.evaluation.running.request import Request

@@ -114,7 +114,7 @@ def test_answers_are_those_of_the_harness_own_model(
     said = [json.loads(line)["answer"] for line in (tmp_path / "run" / "answers.jsonl").read_text().splitlines()]
     texts = {sample["resps"][0][0] for sample in expected["samples"]["tiny_answer"]}
     assert texts == {answer for answer in said if isinstance(answer, str)}
-    rolling = [sample["resps"][0] for sample in expected["samples"]["tiny_text"]]
+    rolling = [sample["resps"][0][0] for sample in expected["samples"]["tiny_text"]]
     assert [answer for answer in said if isinstance(answer, float)] == pytest.approx(rolling, rel=1e-5)
 
 

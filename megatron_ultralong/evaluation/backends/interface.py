@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 T = TypeVar("T")
 
-Ids = Sequence[int] | npt.NDArray[np.integer]
+Ids: TypeAlias = Sequence[int] | npt.NDArray[np.integer]
 """Token ids; an array of int32 takes a ninth of a list's memory."""
 
 
@@ -55,6 +55,17 @@ class Answer:
     ids: tuple[int, ...]
     finished: bool
     seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """A prompt that was not answered for a reason of its own: too long for a server, or for the memory.
+
+    Attributes:
+        reason: a sentence for whoever reads the results.
+    """
+
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,14 +115,14 @@ class Backend(Protocol):
     def describe(self) -> dict[str, Any]:
         """What was asked, for results: folder or URL, dtype, layout, versions."""
 
-    def generate(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer | Refused]]:
         """Continue each prompt greedily.
 
         Raises:
             UserError: a prompt with its budget is longer than the context.
         """
 
-    def judge(self, prompts: Sequence[Forced]) -> Iterator[tuple[int, Judged]]:
+    def judge(self, prompts: Sequence[Forced]) -> Iterator[tuple[int, Judged | Refused]]:
         """Teacher forcing.
 
         Raises:

@@ -132,12 +132,13 @@ def _identity(recipe: Recipe, tokenizer: ChatTokenizer) -> dict[str, Any]:
         **{name: fields[name] for name in ("samples", "seed", "form", "depths", "trials", "lead_in")},
         "tokenizer": tokenizer.tokenizer.fingerprint,
         "haystack": texts_fingerprint(recipe.haystack) if recipe.haystack else None,
-        "data": _data_fingerprint(recipe.data) if recipe.data else None,
+        "data": data_fingerprint(recipe.data) if recipe.data else None,
         "official": f"{commit(recipe.official)} {recipe.official.resolve()}" if recipe.official else None,
     }
 
 
-def _data_fingerprint(path: Path) -> str:
+def data_fingerprint(path: Path) -> str:
+    """SHA-256 (hex) of a benchmark's file or folder, by its files' names and fingerprints."""
     if not path.exists():
         raise UserError(f"--data {path}: it is missing; name the file or folder of the published data.")
     files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from megatron_ultralong.errors import UserError, raise_problems
@@ -51,11 +52,7 @@ def make(
     for each in found:
         if each.make is None:
             raise UserError(f"--task {each.name}: its samples are not made here; it is only scored.")
-    sheets = [
-        Sheet(each.name, length, is_grid)
-        for each in found
-        for length, is_grid in _lengths(each, tuple(sorted(set(lengths))), grid)
-    ]
+    sheets = sheets_of(found, lengths, grid)
     with disk_errors_named(output):
         made, skipped = make_sheets(sheets, recipe, output, workers or os.cpu_count() or 1)
     for sheet, why in skipped:
@@ -63,6 +60,12 @@ def make(
             logger.info("left out of the grid: %s", why)
     logger.info("%d files of samples are in %s.", made, output)
     raise_problems(output, [why for sheet, why in skipped if not sheet.optional])
+
+
+def sheets_of(tasks: Iterable[Task], lengths: Iterable[int], grid: int) -> list[Sheet]:
+    """The files of tasks at lengths; a grid's one length stands for `grid` lengths up to it."""
+    asked = tuple(sorted(set(lengths)))
+    return [Sheet(task.name, length, is_grid) for task in tasks for length, is_grid in _lengths(task, asked, grid)]
 
 
 def _lengths(task: Task, lengths: tuple[int, ...], grid: int) -> list[tuple[int, bool]]:

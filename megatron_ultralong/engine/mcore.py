@@ -1,6 +1,6 @@
-"""Every megatron-core symbol this project uses that may move between versions, in one place.
+"""Every megatron-core symbol that this project uses, in one place; what differs between its versions is in versions.py.
 
-Checked against megatron-core 0.16.1; the supported range is >=0.16.1,<0.17.
+The supported range is >=0.16.1,<0.20: README.md says what was tested with what.
 """
 
 from __future__ import annotations
@@ -45,8 +45,6 @@ with warnings.catch_warnings(), _uncompiled():  # on import it warns of each opt
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
-    from megatron.core.dist_checkpointing.strategies.base import StrategyAction, register_default_strategy
-    from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.extensions.transformer_engine import TEDotProductAttention
     from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -89,8 +87,6 @@ __all__ = [
     "SelfAttention",
     "SelfAttentionSubmodules",
     "ShardedTensor",
-    "StrategyAction",
-    "TorchCommonSaveStrategy",
     "TEDotProductAttention",
     "TransformerBlockSubmodules",
     "TransformerConfig",
@@ -111,6 +107,5 @@ __all__ = [
     "megatron_random",
     "model_parallel_cuda_manual_seed",
     "parallel_state",
-    "register_default_strategy",
     "tensor_parallel_layers",
 ]

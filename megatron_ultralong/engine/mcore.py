@@ -36,6 +36,7 @@ def _uncompiled() -> Iterator[None]:
 
 with warnings.catch_warnings(), _uncompiled():  # on import it warns of each optional package that is missing
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+    import megatron.core.dist_checkpointing.utils as dist_utils
     import megatron.core.fusions.fused_bias_swiglu as fused_bias_swiglu
     import megatron.core.optimizer.clip_grads as clip_grads
     import megatron.core.tensor_parallel.layers as tensor_parallel_layers
@@ -95,6 +96,7 @@ __all__ = [
     "clip_grad_by_total_norm_fp32",
     "clip_grads",
     "dist_checkpointing",
+    "dist_utils",
     "filesystem_async",
     "finalize_model_grads",
     "fused_bias_swiglu",

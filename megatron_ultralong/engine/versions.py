@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from megatron_ultralong.engine import mcore
+from megatron_ultralong.engine.mcore import dist_checkpointing, dist_utils
 
 _SERIALIZATION = "megatron.core.dist_checkpointing.serialization"
 _COMMON = "megatron.core.dist_checkpointing.strategies.common"
@@ -43,30 +43,22 @@ def plan_save(state: dict[str, Any], folder: str, write_common: Callable[[Any, A
     else:
         place, name, replacement = serialization, "save_common", write
     before = getattr(place, name, None)
-    options = {"async_strategy": "mcore"} if _takes(mcore.dist_checkpointing.save, "async_strategy") else {}
+    options = {"async_strategy": "mcore"} if _takes(dist_checkpointing.save, "async_strategy") else {}
     if before is not None:
         setattr(place, name, replacement)
     try:
         # Its own check of the shards would gather what every rank writes on all of them.
-        request = mcore.dist_checkpointing.save(
+        request = dist_checkpointing.save(
             state, folder, validate_access_integrity=False, async_sharded_save=True, **options
         )
     finally:
         if before is not None:
             setattr(place, name, before)
     if not asked:
-        write_common({key: value for key, value in state.items() if not _is_sharded(value)}, folder)
+        _, kept = dist_utils.extract_nonpersistent(state)
+        write_common(dist_utils.extract_sharded_base(kept)[1], folder)
     return request
 
 
 def _takes(function: Callable[..., Any], name: str) -> bool:
     return name in inspect.signature(function).parameters
-
-
-def _is_sharded(value: Any) -> bool:
-    """Whether a value is a sharded tensor, or a list or dict that begins with one, however deep."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return any(map(_is_sharded, value))
-    return isinstance(value, mcore.ShardedTensor)

@@ -144,7 +144,7 @@ class Reader:
         if not (folder / "metadata.json").exists() or not (folder / ".metadata").exists():
             raise UserError(f"{folder} is not a Megatron checkpoint (metadata.json or .metadata is missing); {_MEND}.")
         backend = read_json(folder / "metadata.json", "the checkpoint's format", _AGAIN)
-        if backend != _BACKEND:
+        if not isinstance(backend, dict) or {**_BACKEND, **backend} != _BACKEND or "sharded_backend" not in backend:
             raise UserError(f"{folder / 'metadata.json'} says {str(backend)[:200]}, not {_BACKEND}; {_AGAIN}.")
         metadata = read_metadata(folder / ".metadata")
         self.storage: dict[MetadataIndex, _StorageInfo] = metadata.storage_data

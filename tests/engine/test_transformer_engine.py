@@ -1,8 +1,8 @@
 """What is handed to Transformer Engine, held against the sources of every version that is supported.
 
 The sources are those of the published wheels (1 MB each, kept in the user's cache folder), and of an installed one.
-Nothing of them is run: signatures, assertions and comparisons are read from their syntax trees, and so are megatron-core's
-calls.
+Nothing of them is run: signatures, assertions and comparisons are read from their syntax trees, and so are
+megatron-core's calls.
 """
 
 import ast

@@ -6,6 +6,7 @@ The supported range is >=0.16.1,<0.20: README.md says what was tested with what.
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator
 
@@ -14,6 +15,12 @@ import torch
 # What megatron-core's own calls of torch.distributed.checkpoint warn of, at every save and load.
 warnings.filterwarnings("ignore", category=FutureWarning, message="Please use DTensor instead")
 warnings.filterwarnings("ignore", category=FutureWarning, message="`(load|save)_state_dict` is deprecated")
+warnings.filterwarnings("ignore", category=UserWarning, message="The argument order of load has been changed")
+warnings.filterwarnings("ignore", category=UserWarning, message="torch.distributed is disabled, unavailable")
+# Of what newer versions import at the first step and no model of ours uses.
+warnings.filterwarnings("ignore", category=UserWarning, message=r"\w+ is experimental and still under active")
+# From 0.17 on it warns of common.pt, which every version reads, whenever it reads one.
+logging.getLogger("megatron.core.dist_checkpointing.strategies.common").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Which attention, context-parallel and Transformer Engine settings go together: checked before anything is built.
 
-Pure arithmetic, no torch. What Transformer Engine refuses is read in the sources of 2.9 to 2.11
+Pure arithmetic, no torch. What Transformer Engine refuses is read in its sources
 (transformer_engine/pytorch/attention/dot_product_attention), which tests/engine/test_transformer_engine.py reads too.
 """
 
@@ -124,8 +124,9 @@ def _transformer_engine(config: RunConfig) -> Iterator[str]:
             'data.pad_to_divisible is true with data.document_mask under parallel.attention "te", which must divide '
             'each document, not the sample; set parallel.attention to "torch", which takes any document lengths.'
         )
-    if config.data.document_mask and parallel.context > 1 and kind != "p2p":
+    if config.data.document_mask and parallel.context > 1 and not transformer_engine.takes_documents(kind):
+        first = transformer_engine.named(transformer_engine.DOCUMENTS[kind])
         yield (
-            f'data.document_mask is true with parallel.cp_comm_type "{kind}", which takes no documents; set it to '
-            '"p2p", or parallel.attention to "torch", which takes any document lengths.'
+            f'data.document_mask is true with parallel.cp_comm_type "{kind}", which takes documents from Transformer '
+            f'Engine {first} on; set it to "p2p", or parallel.attention to "torch", which takes any document lengths.'
         )

@@ -15,7 +15,7 @@ READY := $(VENV)/.megatron_ultralong
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-newest test-slurm test-gpu test-gpus sanitize checks format clean
+.PHONY: help quickstart test test-newest rehearse test-slurm test-gpu test-gpus sanitize checks format clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: $(READY)  ## the whole test suite, but for what is slow or needs SLURM
 
 test-newest: $(READY)  ## engine, layouts, checkpoints and conversion under the newest megatron-core (tests/newest.sh)
 	tests/newest.sh
+
+rehearse: $(READY)  ## a step of every example for the cluster that it declares, on this machine
+	python -m pytest tests/examples/test_rehearsals.py
 
 test-slurm: $(READY)  ## the cluster's scripts on a real SLURM of two nodes (tests/slurm/cluster.sh install)
 	REQUIRE_SLURM=1 python -m pytest -m slurm tests/slurm $(PYTEST)

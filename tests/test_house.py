@@ -117,7 +117,7 @@ LAYERS = (
     ("convert.folding",),
     ("convert.proof",),
     ("convert", "training", "evaluation.samples", "evaluation.run_folder", "evaluation.corpus_texts"),
-    ("evaluation.registry", "evaluation.backends", "evaluation.report", "train"),
+    ("evaluation.registry", "evaluation.backends", "evaluation.report", "train", "rehearsal"),
     ("evaluation.rendering",),
     ("evaluation.benchmarks",),
     ("evaluation",),

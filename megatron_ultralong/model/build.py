@@ -25,6 +25,7 @@ from megatron_ultralong.model.loss import sum_of_losses
 from megatron_ultralong.model.loss_options import DEFAULT, LossOptions
 from megatron_ultralong.model.offload import saved_on_host
 from megatron_ultralong.model.rotary import Angles, Rotary, RotarySelfAttention
+from megatron_ultralong.model.row_parallel import RowParallelLinear
 from megatron_ultralong.model.tiling import tile
 from megatron_ultralong.rope.config_json import head_dim
 from megatron_ultralong.rope.scaling import RopeScaling
@@ -155,7 +156,7 @@ def _layer_spec(config: mcore.TransformerConfig, parallel: ParallelConfig) -> An
                 submodules=mcore.SelfAttentionSubmodules(
                     linear_qkv=mcore.ColumnParallelLinear,
                     core_attention=RingCoreAttention,
-                    linear_proj=mcore.RowParallelLinear,
+                    linear_proj=RowParallelLinear,
                     q_layernorm=qk_norm,
                     k_layernorm=qk_norm,
                 ),
@@ -164,9 +165,7 @@ def _layer_spec(config: mcore.TransformerConfig, parallel: ParallelConfig) -> An
             pre_mlp_layernorm=RMSNorm,
             mlp=mcore.ModuleSpec(
                 module=mcore.MLP,
-                submodules=mcore.MLPSubmodules(
-                    linear_fc1=mcore.ColumnParallelLinear, linear_fc2=mcore.RowParallelLinear
-                ),
+                submodules=mcore.MLPSubmodules(linear_fc1=mcore.ColumnParallelLinear, linear_fc2=RowParallelLinear),
             ),
             mlp_bda=mcore.get_bias_dropout_add,
             sharded_state_dict_keys_map=SAVED_NAMES,

@@ -175,10 +175,16 @@ class RotarySelfAttention(mcore.SelfAttention):
             self._table = None
 
     def get_query_key_value_tensors(self, *arguments: Any, **options: Any) -> Any:
-        """As megatron-core's, normed where the model norms, then rotated."""
+        """As megatron-core's, normed where the model norms, then rotated.
+
+        What is rotated is copied, so the values are too: a view of them would keep the whole projection until backward,
+        six times as much with 4 query heads a key-value head. (A norm of keys needs the projection itself.)
+        """
         query_LBNH, key_LBKH, value_LBKH = super().get_query_key_value_tensors(*arguments, **options)
         if self._table is None:
             return query_LBNH, key_LBKH, value_LBKH
+        if self.k_layernorm is None:
+            value_LBKH = value_LBKH.contiguous()
         return rotate(query_LBNH, self._table), rotate(key_LBKH, self._table), value_LBKH
 
 

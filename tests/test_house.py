@@ -117,7 +117,7 @@ LAYERS = (
     ("convert.folding",),
     ("convert.proof",),
     ("convert", "training", "evaluation.samples", "evaluation.report"),
-    ("evaluation.registry", "evaluation.backends", "train"),
+    ("evaluation.registry", "evaluation.backends", "train", "rehearsal"),
     ("evaluation.benchmarks",),
     ("evaluation",),
 )

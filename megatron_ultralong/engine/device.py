@@ -48,7 +48,9 @@ def current() -> torch.device:
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A host tensor on `device`; on a GPU by way of pinned memory, so that the host need not wait for the copy."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device, copy=_assumed is not None)  # an assumed GPU's memory is another than the host's
 
 
 def use(device: Literal["auto", "cpu", "gpu"] = "auto") -> torch.device:

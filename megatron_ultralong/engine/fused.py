@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_ultralong.engine.device import gpu_capability
 from megatron_ultralong.engine.mcore import clip_grads, mcore_utils, tensor_parallel_layers
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def _add_product(total_input: Tensor, grad_output: Tensor, main_grad: Tensor) ->
     """main_grad += grad_output^T total_input, [N, out] and [N, in]; summed and added in the buffer's precision."""
     if main_grad.dtype == total_input.dtype:
         main_grad.addmm_(grad_output.t(), total_input)
-    elif main_grad.is_cuda:
+    elif gpu_capability(main_grad.device) is not None:
         torch.addmm(main_grad, grad_output.t(), total_input, out_dtype=main_grad.dtype, out=main_grad)
     else:
         main_grad.add_(grad_output.t() @ total_input)

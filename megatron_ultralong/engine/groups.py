@@ -27,26 +27,38 @@ def initialize(parallel: ParallelConfig, seed: int = 1234) -> torch.device:
         The device of this process.
     """
     device = engine_device.use(parallel.device)
-    from megatron_ultralong.engine import mcore
-
     timeout = datetime.timedelta(seconds=parallel.timeout)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if "RANK" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    lay_grid(parallel, seed)
+    if device.type == "cpu":
+        _share_cores()
+    return device
+
+
+def lay_grid(parallel: ParallelConfig, seed: int, gloo: bool = True) -> None:
+    """megatron-core's TP, CP, DP, PP groups over the processes that have joined, and its generators' seeds.
+
+    Args:
+        parallel: the sizes.
+        seed: of the run.
+        gloo: groups over gloo beside them, which a rehearsal's processes cannot make.
+    """
+    from megatron_ultralong.engine import mcore
+
     mcore.parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         context_parallel_size=parallel.context,
         hierarchical_context_parallel_sizes=hierarchy(parallel),
         distributed_timeout_minutes=max(1, parallel.timeout // 60),
+        create_gloo_process_groups=gloo,
     )
     # Each pipeline stage draws its own weights; megatron-core tells tensor-parallel ranks apart itself.
     mcore.model_parallel_cuda_manual_seed(seed + 100 * mcore.parallel_state.get_pipeline_model_parallel_rank())
-    if device.type == "cpu":
-        _share_cores()
-    return device
 
 
 def hierarchy(parallel: ParallelConfig) -> list[int] | None:

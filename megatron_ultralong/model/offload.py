@@ -16,6 +16,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from megatron_ultralong.engine.device import to_device
+
 
 @contextlib.contextmanager
 def saved_on_host(width: int, dtype: torch.dtype) -> Iterator[None]:
@@ -88,7 +90,7 @@ class _Store:
         if item.host is None:
             return
         if self.stream is None:
-            item.fetched = (item.host, None)
+            item.fetched = (to_device(item.host, item.device), None)
         else:
             with torch.cuda.stream(self.stream):  # behind the copy to the host on the same stream
                 tensor = item.host.to(item.device, non_blocking=True)

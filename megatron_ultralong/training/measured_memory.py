@@ -30,12 +30,16 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def measured(run: Run) -> Iterator[StepMemory]:
+def measured(run: Run, counted: Storages | None = None) -> Iterator[StepMemory]:
     """Measure a step taken within, after at least one before it, which makes Adam's state.
 
     The result is filled in at the end.
+
+    Args:
+        run: whose step it is.
+        counted: what counts already, such as a rehearsal's; None: the device's own counters.
     """
-    memory, meter = StepMemory(), _Gpu(run.device) if run.device.type == "cuda" else _Cpu()
+    memory, meter = StepMemory(), counted or (_Gpu(run.device) if run.device.type == "cuda" else Storages())
     hooks = [run.weights.register_forward_hook(lambda *_: _raise(memory, "activations", meter.live()))]
     for module in run.weights.modules():
         if isinstance(module, (RingCoreAttention, TECoreAttention)):
@@ -51,14 +55,15 @@ def measured(run: Run) -> Iterator[StepMemory]:
 
     run.weights._postprocess = postprocess  # type: ignore[assignment]
     try:
-        with meter:
+        with contextlib.nullcontext() if counted is not None else meter:
+            meter.begin()
             yield memory
             memory.peak = meter.highest()
     finally:
         del run.weights._postprocess
         for hook in hooks:
             hook.remove()
-    memory.weights, memory.gradients, memory.optimizer = _standing(run)
+    memory.weights, memory.gradients, memory.optimizer = (_bytes(tensors) for tensors in standing(run).values())
 
 
 def report(run: Run, own: StepMemory) -> StepMemory:
@@ -82,25 +87,27 @@ def _raise(memory: StepMemory, name: str, value: int) -> None:
     setattr(memory, name, max(getattr(memory, name), value))
 
 
-def _standing(run: Run) -> tuple[int, int, int]:
-    """Bytes of weights, gradients and optimizer."""
+def standing(run: Run) -> dict[str, list[Tensor]]:
+    """Tensors that are there between steps: weights, gradients and what the optimizer holds beside them."""
     model: Any = run.model
-    weights = list(run.weights.parameters())
+    weights: list[Tensor] = list(run.weights.parameters())
     gradients = [buffer.grad_data for buffer in [*model.buffers, *model.expert_parallel_buffers]]
     optimizers = getattr(run.optimizer, "chained_optimizers", [run.optimizer])
     held = [value for one in optimizers for value in tree_leaves(list(one.optimizer.state.values()))]
     held += [parameter for one in optimizers for group in one.optimizer.param_groups for parameter in group["params"]]
-    own = {tensor.untyped_storage().data_ptr() for tensor in weights}
-    return (
-        _bytes(weights),
-        _bytes(gradients),
-        _bytes([x for x in held if isinstance(x, Tensor) and x.untyped_storage().data_ptr() not in own]),
-    )
+    own = {storage_of(tensor) for tensor in weights}
+    state = [tensor for tensor in held if isinstance(tensor, Tensor) and storage_of(tensor) not in own]
+    return {"weights": weights, "gradients": gradients, "optimizer": state}
+
+
+def storage_of(tensor: Tensor) -> int:
+    """The same number for all tensors that share memory, of those that exist at one time."""
+    return tensor.untyped_storage()._cdata
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:
     """Of the tensors' storages, each once."""
-    return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
+    return sum({storage_of(x): x.untyped_storage().nbytes() for x in tensors}.values())
 
 
 class _Gpu:
@@ -110,11 +117,15 @@ class _Gpu:
         self.device, self.top = device, 0
 
     def __enter__(self) -> None:
-        restart_peak_memory(self.device)
-        self.base = self.marked = torch.cuda.memory_allocated(self.device)
+        pass
 
     def __exit__(self, *_: object) -> None:
         pass
+
+    def begin(self) -> None:
+        """Count from here."""
+        restart_peak_memory(self.device)
+        self.base = self.marked = torch.cuda.memory_allocated(self.device)
 
     def live(self) -> int:
         """Bytes more than at the beginning."""
@@ -135,23 +146,27 @@ class _Gpu:
         return torch.cuda.max_memory_allocated(self.device) - self.marked
 
 
-class _Cpu(TorchDispatchMode):
+class Storages(TorchDispatchMode):
     """Counts storages that operations return, from their making to their end."""
 
     def __init__(self) -> None:
         super().__init__()
         self.known: set[int] = set()
-        self.now = self.top = self.marked = self.stretch = 0
+        self.now = self.base = self.top = self.marked = self.stretch = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor):  # made before: an operation that returns it again makes nothing
-                self.known.add(tensor.untyped_storage()._cdata)
+            if isinstance(tensor, Tensor) and storage_of(tensor) not in self.known:
+                self._know(tensor.untyped_storage())  # made before: an operation that returns it again makes nothing
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.known:
+            if isinstance(tensor, Tensor) and storage_of(tensor) not in self.known:
                 self._count(tensor.untyped_storage())
         return result
+
+    def _know(self, storage: torch.UntypedStorage) -> None:
+        self.known.add(storage._cdata)
+        weakref.finalize(storage, self.known.discard, storage._cdata)  # its place may be another's then
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
@@ -164,13 +179,17 @@ class _Cpu(TorchDispatchMode):
         self.known.discard(key)
         self.now -= size
 
+    def begin(self) -> None:
+        """Count from here."""
+        self.base = self.top = self.marked = self.stretch = self.now
+
     def live(self) -> int:
         """Bytes more than at the beginning."""
-        return self.now
+        return self.now - self.base
 
     def highest(self) -> int:
         """The most that `live` was."""
-        return self.top
+        return self.top - self.base
 
     def mark(self) -> None:
         """Begin a stretch."""

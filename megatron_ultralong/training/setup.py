@@ -103,26 +103,40 @@ def prepare(config: RunConfig, joined: Callable[[], None] = lambda: None) -> Run
     if resume_from is not None:
         _check_rope_is_kept(config, resume_from)
     description = _describe(config, hf_config, resume_from or config.checkpoint.load, tokenizer)
+    run = build_run(config, description, data, device, None if resume_from else config.checkpoint.load)
+    if resume_from is not None:
+        _resume(run, [resume_from], candidates)
+    return run
+
+
+def build_run(
+    config: RunConfig, description: Description, data: BlendedDataset, device: torch.device, load: Path | None = None
+) -> Run:
+    """Model, optimizer and schedule on a grid that is laid; a rehearsal builds its own by this too.
+
+    Args:
+        config: the run, checked.
+        description: the model and its rope.
+        data: what it reads.
+        device: of this process.
+        load: a checkpoint to take the weights from.
+    """
     if config.parallel.attention == "torch":
-        kernel_choice.settle(config.parallel.kernel, _heads(config, hf_config, device))
-    loss = LossOptions(config.train.loss_chunk, config.train.z_loss)
+        kernel_choice.settle(config.parallel.kernel, _heads(config, description.hf_config, device))
     weights = build.build_model(
-        hf_config,
+        description.hf_config,
         description.rope,
         config.parallel,
         config.train.precision,
         config.rope.angles,
-        loss,
+        LossOptions(config.train.loss_chunk, config.train.z_loss),
         optimizing.fusions(config, device),
     ).to(device)
-    if resume_from is None and config.checkpoint.load is not None:
-        load_weights(weights, config.checkpoint.load)
+    if load is not None:
+        load_weights(weights, load)
     model, optimizer = optimizing.optimize(weights, config)
     scheduler = optimizing.schedule(optimizer, config)
-    run = Run(config, model, weights, optimizer, scheduler, data, description, 0, data.first, None, device)
-    if resume_from is not None:
-        _resume(run, [resume_from], candidates)
-    return run
+    return Run(config, model, weights, optimizer, scheduler, data, description, 0, data.first, None, device)
 
 
 def _heads(config: RunConfig, hf_config: dict[str, Any], device: torch.device) -> kernel_choice.Heads:

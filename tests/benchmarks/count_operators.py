@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.config.sections import DataConfig, ModelConfig, ParallelConfig, RunConfig, TrainConfig
-from tests import operators, rehearsed
+from megatron_ultralong.rehearsal import operators
+from megatron_ultralong.rehearsal.rehearse import Rehearsal, rehearse
 
 LENGTH, WORLD, RANK = 4_194_304, 256, 60
 LLAMA: dict[str, Any] = {
@@ -34,7 +35,7 @@ LLAMA: dict[str, Any] = {
 }
 
 
-def counted(layers: int, recompute: str, length: int = LENGTH, document: int = 0) -> operators.Operators:
+def counted(layers: int, recompute: str, length: int = LENGTH, document: int = 0) -> Rehearsal:
     """A step of a model of so many layers."""
     parallel = ParallelConfig(
         tensor=8,
@@ -51,12 +52,12 @@ def counted(layers: int, recompute: str, length: int = LENGTH, document: int = 0
         train=TrainConfig(steps=1, global_batch_size=2),
     )
     hf_config = {**LLAMA, "num_hidden_layers": layers}
-    return rehearsed.step(config, hf_config, WORLD, RANK, document)
+    return rehearse(config, hf_config, WORLD, RANK, document=document)
 
 
-def by_part(found: operators.Operators) -> collections.Counter[str]:
-    """Operators beside attention's kernels and messages."""
-    return collections.Counter({part: operators.own(counts) for part, counts in found.by_part.items()})
+def by_part(found: Rehearsal) -> collections.Counter[str]:
+    """Operators beside attention's kernels."""
+    return collections.Counter({part: operators.own(counts) for part, counts in found.operators.items()})
 
 
 def main() -> None:
@@ -74,9 +75,9 @@ def main() -> None:
     for part, count in step.most_common():
         print(f"| {part} | {layer[part] or ''} | {count:,} |")
     print(f"| in all | {layer.total()} | {step.total():,} |")
-    kernels = sum(n for name, n in whole.counts.items() if name.startswith(operators.ATTENTION))
+    kernels = sum(counts.total() for counts in whole.operators.values()) - step.total()
     print(f"\nbeside {kernels:,} of attention's kernels; waits for the GPU:")
-    for where, times in collections.Counter(whole.synchronisations).items():
+    for where, times in whole.synchronisations.items():
         print(f"  {where} ({times})")
 
 

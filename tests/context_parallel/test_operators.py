@@ -10,7 +10,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from megatron_ultralong.context_parallel import rectangles
 from megatron_ultralong.context_parallel.ring import ring_attention
-from tests import operators
+from megatron_ultralong.rehearsal import operators
 
 MOST = 16  # operators a block
 

@@ -12,7 +12,7 @@ import torch
 
 from megatron_ultralong.data.corpus.corpus import open_corpus
 from megatron_ultralong.data.packing.index import PackOptions, write_packed_index
-from megatron_ultralong.training.measured_memory import _Cpu
+from megatron_ultralong.training.measured_memory import Storages
 from tests.training.jobs import Job
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
@@ -75,7 +75,7 @@ def test_a_run_takes_what_was_predicted(
 
 def test_storages_are_counted_while_they_live() -> None:
     before = torch.zeros(1000)
-    with _Cpu() as meter:
+    with Storages() as meter:
         before.add_(1)
         view = before.view(10, 100)
         assert meter.live() == 0

@@ -1,0 +1,210 @@
+"""One optimizer step of one rank of any job: the run's own code, on tensors without memory, counted.
+
+Model, megatron-core's DDP, its schedule, the loss and the optimizer are built and stepped by `training`, under a
+process group whose other ranks do not exist. `assumptions` says what is taken for granted. Steps of many microbatches
+are rehearsed with fewer: once the pipeline is full, one microbatch is as the next, so one's counts stand for those left
+out, and the peak is the same. Cost: some milliseconds an operator-heavy layer, a few hundred MB.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import time
+import warnings
+from typing import Any
+
+import torch
+
+from megatron_ultralong.checkpoint.description import Description
+from megatron_ultralong.config.sections import RunConfig
+from megatron_ultralong.engine import adam_state
+from megatron_ultralong.families.defaults import completed
+from megatron_ultralong.planning.memory import StepMemory
+from megatron_ultralong.rehearsal import ledger as ledgers
+from megatron_ultralong.rehearsal.assumptions import Samples, assumed, rank_of
+from megatron_ultralong.rehearsal.following import followed
+from megatron_ultralong.rehearsal.grid import Coordinates, coordinates, names_of_groups
+from megatron_ultralong.rehearsal.ledger import Ledger, Peak, Timeline
+from megatron_ultralong.rehearsal.messages import Message
+from megatron_ultralong.rehearsal.operators import Operators, faked
+from megatron_ultralong.rehearsal.places import OPTIMIZER, Place, Places
+from megatron_ultralong.rope import config_json
+from megatron_ultralong.rope.recipes import scaled
+from megatron_ultralong.training.batches import microbatches
+from megatron_ultralong.training.measured_memory import measured, standing, storage_of
+from megatron_ultralong.training.setup import Run, build_run
+from megatron_ultralong.training.step import train_step
+
+GPU = (9, 0)
+"""Compute capability of the GPU that is assumed: Hopper's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rehearsal:
+    """What one rank's step takes.
+
+    Attributes:
+        rank: of the job.
+        world_size: its processes.
+        coordinates: of the rank.
+        gpu: it took a GPU's path, else a CPU's.
+        memory: bytes by the parts of a dry run, as that measures them.
+        peak: the highest point of the device's memory, by part, and where it is.
+        host: bytes of activations in host memory at most.
+        standing: bytes that are there between steps, by part.
+        timeline: the device's memory over the step.
+        microbatches: of the step, and how many of them were rehearsed.
+        operators: launched by part and operator's name, messages left out.
+        messages: by kind, group and bytes, how many.
+        groups: what the groups' ranks are called, such as "CP" or "TP".
+        products: operations of matrix products, by part; recomputation counts.
+        attention: operations of attention by direction; four a pair, head and channel forward, ten backward.
+        synchronisations: functions that wait for the device, with how often.
+        seconds: that rehearsing took.
+    """
+
+    rank: int
+    world_size: int
+    coordinates: Coordinates
+    gpu: bool
+    memory: StepMemory
+    peak: Peak
+    host: int
+    standing: dict[str, int]
+    timeline: Timeline
+    microbatches: tuple[int, int]
+    operators: dict[str, collections.Counter[str]]
+    messages: collections.Counter[Message]
+    groups: dict[tuple[int, ...], str]
+    products: collections.Counter[str]
+    attention: collections.Counter[str]
+    synchronisations: collections.Counter[str]
+    seconds: float
+
+
+def rehearse(
+    config: RunConfig,
+    hf_config: dict[str, Any],
+    world_size: int,
+    rank: int = 0,
+    *,
+    capability: tuple[int, int] | None = GPU,
+    document: int = 0,
+    every_microbatch: bool = False,
+) -> Rehearsal:
+    """Take the step of `rank` in a job of `world_size` processes, and count.
+
+    Args:
+        config: the run, checked (`config.checks.check_config`). Data and checkpoints are not read.
+        hf_config: the model's config.json.
+        world_size: processes of the job.
+        rank: which of them.
+        capability: compute capability of the GPU whose path is taken; None: a CPU's.
+        document: tokens of each document, where data.document_mask is true; 0: a sample is one document.
+        every_microbatch: rehearse all, however many.
+
+    Raises:
+        UserError: the model or layout is not supported.
+        Exception: whatever else the step itself raises; `explained` names the place.
+    """
+    started = time.monotonic()
+    count = config.train.global_batch_size * model_ranks(config) // (config.train.micro_batch_size * world_size)
+    taken = count if every_microbatch else min(count, config.parallel.pipeline + 2)
+    batch = taken * config.train.micro_batch_size * (world_size // model_ranks(config))
+    shortened = dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch_size=batch))
+    places = Places()
+    ledger, operators = Ledger(places), Operators(places.now)
+    attention: collections.Counter[Place] = collections.Counter()
+    quiet = warnings.catch_warnings()
+    with quiet, rank_of(shortened, world_size, rank), assumed(capability is not None), faked(capability):
+        warnings.simplefilter("ignore")
+        with operators, ledger, followed(places, attention):
+            run = _build(shortened, hf_config, document)
+            _stand(run, places, ledger)
+            operators.clear()
+            attention.clear()
+            places.restart()
+            with measured(run, ledger) as memory:
+                train_step(run, 0)
+        groups, at = names_of_groups(world_size), coordinates()
+
+    def whole(found: dict[Place, collections.Counter[Any]]) -> dict[Place, collections.Counter[Any]]:
+        """With what the microbatches that were left out add."""
+        steady = taken - 2
+        return {
+            at: collections.Counter(
+                {name: n * (1 + (count - taken) * (at.period == steady)) for name, n in each.items()}
+            )
+            for at, each in found.items()
+        }
+
+    return Rehearsal(
+        rank=rank,
+        world_size=world_size,
+        coordinates=at,
+        gpu=capability is not None,
+        memory=memory,
+        peak=ledger.peak(),
+        host=ledger.host_top,
+        standing=_standing_bytes(ledger),
+        timeline=ledger.timeline,
+        microbatches=(count, taken),
+        operators=_by_part(whole(operators.by_part)),
+        messages=sum(whole(operators.messages).values(), collections.Counter()),
+        groups=groups,
+        products=_sums(whole(_as_counts(operators.products)), "part"),
+        attention=_sums(whole(_as_counts(attention)), "way"),
+        synchronisations=collections.Counter(operators.synchronisations),
+        seconds=time.monotonic() - started,
+    )
+
+
+def model_ranks(config: RunConfig) -> int:
+    """Processes that hold one copy of the model and a sample."""
+    return config.parallel.tensor * config.parallel.context * config.parallel.pipeline
+
+
+def _build(config: RunConfig, hf_config: dict[str, Any], document: int) -> Run:
+    hf_config = completed(hf_config)
+    rope = config_json.read(hf_config, config.rope.original_length)
+    if config.rope.kind != "keep":  # else what the checkpoint was trained for may be longer than the model's own
+        rope = scaled(rope, config.rope, config.data.sequence_length)
+    description = Description(hf_config=hf_config, rope=rope, tokenizer_fingerprint="", step=0, run={})
+    samples: Any = Samples(config.padded_length, document or config.padded_length)
+    return build_run(config, description, samples, torch.device("cpu"))
+
+
+def _stand(run: Run, places: Places, ledger: Ledger) -> None:
+    """Make what the first step makes and later ones find, and name it: Adam's state, the table of positions."""
+    places.watch(run.weights)
+    for name in ("prepare_grads", "get_grad_norm", "step_with_ready_grads"):
+        setattr(run.optimizer, name, places.around(OPTIMIZER, getattr(run.optimizer, name)))
+    collections.deque(adam_state.held(run.optimizer), maxlen=0)
+    run.weights.rotary_pos_emb(next(microbatches(run, 0)).position_ids)  # type: ignore[operator]
+    for part, tensors in standing(run).items():
+        ledger.name(ledgers.STANDING, part, [storage_of(tensor) for tensor in tensors])
+    ledger.name_rest(ledgers.STANDING)
+    ledger.watch(run.weights)
+
+
+def _as_counts(found: collections.Counter[Place]) -> dict[Place, collections.Counter[str]]:
+    return {place: collections.Counter({"": n}) for place, n in found.items()}
+
+
+def _sums(found: dict[Place, collections.Counter[str]], by: str) -> collections.Counter[str]:
+    total: collections.Counter[str] = collections.Counter()
+    for place, counts in found.items():
+        total[getattr(place, by)] += counts.total()
+    return total
+
+
+def _by_part(found: dict[Place, collections.Counter[str]]) -> dict[str, collections.Counter[str]]:
+    total: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for place, counts in found.items():
+        total[place.part].update({name: n for name, n in counts.items() if not name.startswith("c10d.")})
+    return {part: counts for part, counts in total.items() if counts}
+
+
+def _standing_bytes(ledger: Ledger) -> dict[str, int]:
+    return {part: n for (state, part), n in ledger.by_part.items() if state == ledgers.STANDING and n}

@@ -59,6 +59,11 @@ class Rotary(torch.nn.Module):
             None  # positions and their table; no buffer, so never saved
         )
 
+    @property
+    def table(self) -> Tensor | None:
+        """The last one."""
+        return None if self._kept is None else self._kept[1]
+
     def get_rotary_seq_len(
         self, inference_context: Any, decoder: Any, decoder_input: Any, config: Any, layout: SequenceLayout
     ) -> Tensor:
@@ -183,7 +188,7 @@ class RotarySelfAttention(mcore.SelfAttention):
         query_LBNH, key_LBKH, value_LBKH = super().get_query_key_value_tensors(*arguments, **options)
         if self._table is None:
             return query_LBNH, key_LBKH, value_LBKH
-        if self.k_layernorm is None:
+        if not self.config.qk_layernorm:
             value_LBKH = value_LBKH.contiguous()
         return rotate(query_LBNH, self._table), rotate(key_LBKH, self._table), value_LBKH
 

@@ -1,0 +1,126 @@
+"""Attention over the sequence: a ring's buffers and accumulators, the exchange of heads around it, kernels' scratch."""
+
+from __future__ import annotations
+
+from megatron_ultralong.planning.memory_parts.live import Live
+from megatron_ultralong.planning.memory_parts.share import Share
+
+
+def kept_by_attention(s: Share) -> int:
+    """Output and log-sum-exp: what selective recompute keeps of a layer beside its input."""
+    return s.q + s.lse
+
+
+def attention_forward(live: Live, s: Share) -> None:
+    """From rotated queries, keys and values, which stay, to what backward needs beside or in place of them.
+
+    With exchanged heads that is the exchanged queries, keys and values, the output before it is sent back, and the
+    output itself; without, the output.
+    """
+    live.doing = "attention, forward"
+    if s.ulysses > 1:
+        _to_heads(live, s)
+    _ring_forward(live, s)
+    if s.ulysses > 1:
+        _output_to_sequence(live, s)
+    if s.batch > 1:
+        live.take(s.q)  # in the order of rows
+
+
+def attention_recalled(live: Live, s: Share) -> None:
+    """The same where output and log-sum-exp are known: heads are exchanged again, nothing else."""
+    live.doing = "exchange of heads, forward again"
+    if s.ulysses > 1:
+        _to_heads(live, s)
+        _output_to_sequence(live, s)
+    if s.batch > 1:
+        live.take(s.q)
+
+
+def attention_backward(live: Live, s: Share) -> None:
+    """From the output's gradient [positions, N H], which it frees, to those of queries, keys and values.
+
+    Frees also what `attention_forward` kept or left.
+    """
+    live.doing = "attention, backward"
+    live.drop(s.q * ((s.ulysses > 1) + (s.batch > 1)))  # the output that the projection had of its own
+    if s.ulysses > 1:
+        live.take(s.q)  # cut by heads
+        live.take(s.q)  # received
+        live.drop(s.q)
+        live.take(s.q)  # in the sequence's order
+        live.drop(s.q)
+        live.drop(s.q)
+    _ring_backward(live, s)
+    live.drop(s.q + 2 * s.sent_kv + s.q + s.lse + s.q)  # q, k, v; output, log-sum-exp; its gradient
+    if s.ulysses > 1:
+        sent = s.q + 2 * s.sent_kv
+        live.take(sent)  # cut by share
+        live.take(sent)  # side by side
+        live.drop(sent)
+        live.take(sent)  # received
+        live.drop(sent)
+        live.take(s.q + 2 * s.kv)
+        live.drop(2 * sent)
+
+
+def _to_heads(live: Live, s: Share) -> None:
+    sent = s.q + 2 * s.sent_kv
+    if s.sent_kv > s.kv:
+        live.take(2 * s.sent_kv)  # each key-value head as often as ranks attend with it
+    live.take(sent)
+    live.take(sent)
+    live.drop(sent)
+    live.take(sent)
+    live.drop(sent)
+    if s.sent_kv > s.kv:
+        live.drop(2 * s.sent_kv)
+
+
+def _output_to_sequence(live: Live, s: Share) -> None:
+    live.take(s.q)  # cut by share
+    live.take(s.q)  # side by side
+    live.drop(s.q)
+    live.take(s.q)  # received
+    live.drop(s.q)
+    live.take(s.q)
+    live.drop(s.q)
+
+
+def _ring_forward(live: Live, s: Share) -> None:
+    """Output and log-sum-exp stay."""
+    if s.ring == 1:
+        live.take(s.q + s.lse)
+        return
+    buffers, half = 4 * s.sent_kv, s.element == 2
+    live.take(buffers)
+    live.take(s.q + s.lse)
+    if half:
+        live.take(2 * s.q)  # the fp32 accumulator
+        live.drop(s.q)
+    live.brief(s.q + 2 * s.lse)  # a block of all rows, and its share in folding
+    if half:
+        live.take(s.q)
+        live.drop(2 * s.q)
+    live.drop(buffers)
+
+
+def _ring_backward(live: Live, s: Share) -> None:
+    """Gradients of queries, keys and values stay."""
+    found = s.q + 2 * s.sent_kv
+    if s.ring == 1:
+        live.take(found)
+        return
+    half = s.element == 2
+    buffers = 4 * s.sent_kv + 4 * s.sent_kv * (2 if half else 1)  # keys and values; their gradients in fp32
+    live.take(4 * s.sent_kv)
+    live.take(found)
+    if half:
+        live.take(2 * s.q)
+        live.drop(s.q)
+    live.take(buffers - 4 * s.sent_kv)
+    live.brief(max(s.q + s.sent_kv, s.q // 2 + 2 * s.sent_kv) + s.lse)  # a block's
+    if half:
+        live.take(s.q)
+        live.drop(2 * s.q)
+    live.drop(buffers)

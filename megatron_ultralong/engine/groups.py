@@ -84,6 +84,7 @@ def finalize() -> None:
     state.destroy_model_parallel()
     for name in [name for name, value in vars(state).items() if isinstance(value, dist.ProcessGroup)]:
         setattr(state, name, None)  # megatron-core 0.16.1 forgets two
+    state._HIERARCHICAL_CONTEXT_PARALLEL_GROUPS = None  # and these
     if dist.is_initialized():
         dist.destroy_process_group()
     gc.collect()  # what holds groups in cycles

@@ -9,6 +9,7 @@ out, and the peak is the same. Cost: some milliseconds an operator-heavy layer, 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import time
 import warnings
@@ -109,55 +110,65 @@ def rehearse(
         Exception: whatever else the step itself raises; `explained` names the place.
     """
     started = time.monotonic()
-    count = config.train.global_batch_size * model_ranks(config) // (config.train.micro_batch_size * world_size)
+    data_parallel = world_size // model_ranks(config)
+    count = config.train.global_batch_size // (config.train.micro_batch_size * data_parallel)
     taken = count if every_microbatch else min(count, config.parallel.pipeline + 2)
-    batch = taken * config.train.micro_batch_size * (world_size // model_ranks(config))
+    batch = taken * config.train.micro_batch_size * data_parallel
     shortened = dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch_size=batch))
-    places = Places()
-    ledger, operators = Ledger(places), Operators(places.now)
-    attention: collections.Counter[Place] = collections.Counter()
-    quiet = warnings.catch_warnings()
-    with quiet, rank_of(shortened, world_size, rank), assumed(capability is not None), faked(capability):
-        warnings.simplefilter("ignore")
-        with operators, ledger, followed(places, attention):
-            run = _build(shortened, hf_config, document)
-            _stand(run, places, ledger)
-            operators.clear()
-            attention.clear()
-            places.restart()
-            with measured(run, ledger) as memory:
-                train_step(run, 0)
-        groups, at = names_of_groups(world_size), coordinates()
-
-    def whole(found: dict[Place, collections.Counter[Any]]) -> dict[Place, collections.Counter[Any]]:
-        """With what the microbatches that were left out add."""
-        steady = taken - 2
-        return {
-            at: collections.Counter(
-                {name: n * (1 + (count - taken) * (at.period == steady)) for name, n in each.items()}
-            )
-            for at, each in found.items()
-        }
-
+    step = _Step(world_size, rank, capability)
+    step.take(shortened, hf_config, document)
+    ledger, times = step.ledger, {taken - 2: 1 + count - taken}  # what stands for the microbatches left out
     return Rehearsal(
         rank=rank,
         world_size=world_size,
-        coordinates=at,
+        coordinates=step.coordinates,
         gpu=capability is not None,
-        memory=memory,
+        memory=step.memory,
         peak=ledger.peak(),
         host=ledger.host_top,
-        standing=_standing_bytes(ledger),
+        standing={part: n for (state, part), n in ledger.by_part.items() if state == ledgers.STANDING and n},
         timeline=ledger.timeline,
         microbatches=(count, taken),
-        operators=_by_part(whole(operators.by_part)),
-        messages=sum(whole(operators.messages).values(), collections.Counter()),
-        groups=groups,
-        products=_sums(whole(_as_counts(operators.products)), "part"),
-        attention=_sums(whole(_as_counts(attention)), "way"),
-        synchronisations=collections.Counter(operators.synchronisations),
+        operators=_by_part(step.operators.by_part, times),
+        messages=_all(step.operators.messages, times),
+        groups=step.groups,
+        products=_sums(step.operators.products, times, "part"),
+        attention=_sums(step.attention, times, "way"),
+        synchronisations=collections.Counter(step.operators.synchronisations),
         seconds=time.monotonic() - started,
     )
+
+
+class _Step:
+    """One step and what counts it."""
+
+    def __init__(self, world_size: int, rank: int, capability: tuple[int, int] | None) -> None:
+        self.world_size, self.rank, self.capability = world_size, rank, capability
+        self.places = Places()
+        self.ledger, self.operators = Ledger(self.places), Operators(self.places.now)
+        self.attention: collections.Counter[Place] = collections.Counter()
+
+    def take(self, config: RunConfig, hf_config: dict[str, Any], document: int) -> None:
+        """Build the run, make what its first step would, and take the step."""
+        with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+            warnings.simplefilter("ignore")
+            for context in (
+                rank_of(config, self.world_size, self.rank),
+                assumed(self.capability is not None),
+                faked(self.capability),
+                self.operators,
+                self.ledger,
+                followed(self.places, self.attention),
+            ):
+                stack.enter_context(context)
+            self.groups, self.coordinates = names_of_groups(self.world_size), coordinates()
+            run = _build(config, hf_config, document)
+            _stand(run, self.places, self.ledger)
+            self.operators.clear()
+            self.attention.clear()
+            self.places.restart()
+            with measured(run, self.ledger) as self.memory:
+                train_step(run, 0)
 
 
 def model_ranks(config: RunConfig) -> int:
@@ -188,23 +199,27 @@ def _stand(run: Run, places: Places, ledger: Ledger) -> None:
     ledger.watch(run.weights)
 
 
-def _as_counts(found: collections.Counter[Place]) -> dict[Place, collections.Counter[str]]:
-    return {place: collections.Counter({"": n}) for place, n in found.items()}
-
-
-def _sums(found: dict[Place, collections.Counter[str]], by: str) -> collections.Counter[str]:
-    total: collections.Counter[str] = collections.Counter()
+def _all(found: dict[Place, collections.Counter[Any]], times: dict[int, int]) -> collections.Counter[Any]:
+    """Over all places, those of a period so many times."""
+    total: collections.Counter[Any] = collections.Counter()
     for place, counts in found.items():
-        total[getattr(place, by)] += counts.total()
+        for name, n in counts.items():
+            total[name] += n * times.get(place.period, 1)
     return total
 
 
-def _by_part(found: dict[Place, collections.Counter[str]]) -> dict[str, collections.Counter[str]]:
-    total: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+def _by_part(
+    found: dict[Place, collections.Counter[str]], times: dict[int, int]
+) -> dict[str, collections.Counter[str]]:
+    parts: dict[str, dict[Place, collections.Counter[str]]] = collections.defaultdict(dict)
     for place, counts in found.items():
-        total[place.part].update({name: n for name, n in counts.items() if not name.startswith("c10d.")})
-    return {part: counts for part, counts in total.items() if counts}
+        own = {name: n for name, n in counts.items() if not name.startswith("c10d.")}
+        parts[place.part][place] = collections.Counter(own)
+    return {part: total for part, each in parts.items() if (total := _all(each, times))}
 
 
-def _standing_bytes(ledger: Ledger) -> dict[str, int]:
-    return {part: n for (state, part), n in ledger.by_part.items() if state == ledgers.STANDING and n}
+def _sums(found: collections.Counter[Place], times: dict[int, int], by: str) -> collections.Counter[str]:
+    total: collections.Counter[str] = collections.Counter()
+    for place, n in found.items():
+        total[getattr(place, by)] += n * times.get(place.period, 1)
+    return total

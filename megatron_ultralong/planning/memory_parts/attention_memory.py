@@ -23,7 +23,7 @@ def attention_forward(live: Live, s: Share) -> None:
     _ring_forward(live, s)
     if s.ulysses > 1:
         _output_to_sequence(live, s)
-    if s.batch > 1:
+    if s.reordered:
         live.take(s.q)  # in the order of rows
 
 
@@ -33,7 +33,7 @@ def attention_recalled(live: Live, s: Share) -> None:
     if s.ulysses > 1:
         _to_heads(live, s)
         _output_to_sequence(live, s)
-    if s.batch > 1:
+    if s.reordered:
         live.take(s.q)
 
 
@@ -43,7 +43,7 @@ def attention_backward(live: Live, s: Share) -> None:
     Frees also what `attention_forward` kept or left.
     """
     live.doing = "attention, backward"
-    live.drop(s.q * ((s.ulysses > 1) + (s.batch > 1)))  # the output that the projection had of its own
+    live.drop(s.q * ((s.ulysses > 1) + s.reordered))  # the output that the projection had of its own
     if s.ulysses > 1:
         live.take(s.q)  # cut by heads
         live.take(s.q)  # received

@@ -59,6 +59,7 @@ class Share:
         weights_qkv, weights_proj, weights_up, weights_down: a layer's matrices.
         tile: share of the positions that go through the MLP at once, and `tiles` how many there are.
         fused_swiglu: SwiGLU is one operator.
+        reordered: attention's output is copied into the order of rows; cuDNN's kernel leaves it in that of its input.
     """
 
     gpu: bool
@@ -85,6 +86,7 @@ class Share:
     tile: float
     tiles: int
     fused_swiglu: bool
+    reordered: bool
     qkv_bias: bool
     qk_norm: bool
     ulysses: int
@@ -154,6 +156,7 @@ def _share(
         tile=chunk / rows,
         tiles=-(-rows // chunk) if mlp_chunk else 0,
         fused_swiglu=fused_swiglu,
+        reordered=batch > 1 and (ulysses > 1 or not gpu),
         qkv_bias=kind.qkv_bias,
         qk_norm=kind.qk_norm,
         ulysses=ulysses,

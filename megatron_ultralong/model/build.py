@@ -17,7 +17,8 @@ from torch import Tensor
 from megatron_ultralong.config.sections import ParallelConfig
 from megatron_ultralong.context_parallel.activation_recomputation import checkpoint_all_but_attention
 from megatron_ultralong.context_parallel.core_attention import RingCoreAttention, TECoreAttention
-from megatron_ultralong.engine import cpu, groups, mcore, transformer_engine
+from megatron_ultralong.engine import device as engine_device
+from megatron_ultralong.engine import groups, mcore, transformer_engine
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.families.defaults import completed
 from megatron_ultralong.families.tables import rules_of
@@ -115,7 +116,7 @@ def transformer_config(
         sequence_parallel=parallel.sequence_parallel,
         calculate_per_token_loss=True,
         **_recompute(parallel),
-        deallocate_pipeline_outputs=not cpu.is_active(),
+        deallocate_pipeline_outputs=engine_device.gpu_capability(engine_device.current()) is not None,
         gradient_accumulation_fusion=fusions.gradient_accumulation,
         bias_activation_fusion=fusions.swiglu,
         masked_softmax_fusion=False,

@@ -93,7 +93,7 @@ def predict(config: RunConfig, hf_config: dict[str, Any], world_size: int, stage
     held = standing_memory.parameters(shape, kind, parallel.tensor, layers, stage == 0, last, tied)
     owned = -(-held // copies) if parallel.distributed_optimizer else held
     gradient = 4 if train.grad_reduce_in_fp32 else share.element
-    found = _stage(config, shape, share, layers, stage, min(microbatches, parallel.pipeline - stage))
+    found = _stage(config, shape, share, layers, stage, microbatches)
     update = 0 if gradient == 4 else 4 * owned  # the gradients widened
     memory = PlannedMemory(
         weights=held * share.element,
@@ -115,8 +115,9 @@ def predict(config: RunConfig, hf_config: dict[str, Any], world_size: int, stage
     return memory
 
 
-def _stage(config: RunConfig, shape: ModelShape, share: Share, layers: int, stage: int, flying: int) -> StageMemory:
+def _stage(config: RunConfig, shape: ModelShape, share: Share, layers: int, stage: int, microbatches: int) -> StageMemory:
     parallel = config.parallel
+    waiting = parallel.pipeline - stage
     recomputed = 0 if parallel.recompute == "none" else min(parallel.recompute_layers or layers, layers)
     place = Stage(
         layers=layers,
@@ -125,7 +126,8 @@ def _stage(config: RunConfig, shape: ModelShape, share: Share, layers: int, stag
         offload=parallel.offload,
         first=stage == 0,
         last=stage == parallel.pipeline - 1,
-        flying=flying,
+        flying=min(microbatches, waiting),
+        steady=microbatches > waiting,
         tensor=parallel.tensor,
         vocabulary=-(-shape.vocabulary // parallel.tensor),
         loss_chunk=config.train.loss_chunk,

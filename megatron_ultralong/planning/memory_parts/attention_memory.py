@@ -121,6 +121,6 @@ def _ring_backward(live: Live, s: Share) -> None:
     live.take(buffers - 4 * s.sent_kv)
     live.brief(max(s.q + s.sent_kv, s.q // 2 + 2 * s.sent_kv) + s.lse)  # a block's
     if half:
-        live.take(s.q)
-        live.drop(2 * s.q)
+        live.brief(s.q + 2 * s.sent_kv)  # the result beside the last block's, on the first rank of all keys
+        live.drop(s.q)
     live.drop(buffers)

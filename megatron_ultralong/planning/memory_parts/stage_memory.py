@@ -36,6 +36,7 @@ class Stage:
         first: it has the embedding.
         last: it has the head and the loss.
         flying: microbatches that wait for their backward, at most.
+        steady: there are more of them, which go forward when another has come back.
         tensor: tensor-parallel ranks.
         vocabulary: V / tp.
         loss_chunk: train.loss_chunk.
@@ -48,6 +49,7 @@ class Stage:
     first: bool
     last: bool
     flying: int
+    steady: bool
     tensor: int
     vocabulary: int
     loss_chunk: int
@@ -72,8 +74,8 @@ def stage_memory(s: Share, stage: Stage) -> StageMemory:
     """Of a step's forward and backward; the update is not among it."""
     live, attending = Live(), Live()
     if stage.flying > 1:
-        waiting = _step(Live(), s, stage) - (s.stream if s.gpu and not stage.last else 0)  # outputs are sent
-        live.take((stage.flying - 1) * waiting)
+        waiting = _step(Live(), s, dataclasses.replace(stage, steady=False))
+        live.take((stage.flying - 1) * (waiting - (s.stream if s.gpu and not stage.last else 0)))  # outputs are sent
     activations = _step(live, s, stage)
     attention_forward(attending, s)
     return StageMemory(
@@ -92,6 +94,11 @@ def _step(live: Live, s: Share, stage: Stage) -> int:
     """A microbatch forward and backward; returns what is held between the two."""
     away = stage.offload and s.gpu
     kinds = _kinds(stage)
+    # Of the microbatch before, megatron-core's schedule still holds the gradients it received and sent, and its input.
+    sent = s.stream if stage.steady and not stage.first else 0
+    received = s.stream if stage.steady and not stage.last else 0
+    live.take(2 * sent + received)
+    live.take(s.stream if away and not stage.first else 0)  # what was received, though the layer's input is away
     if stage.first:
         embedding_forward(live, s)
     else:
@@ -111,7 +118,8 @@ def _step(live: Live, s: Share, stage: Stage) -> int:
         live.drop(s.stream)  # the normed output
         live.drop(s.stream if away or not _needs_input(s) else 0)
     held = live.now
-    live.kept = held
+    live.drop(sent + received)
+    live.kept = live.now
     _start_backward(live, s, stage, away)
     for keep, layers in reversed(kinds):
         _layer_again_and_back(live, s, keep, away, layers)
@@ -119,6 +127,7 @@ def _step(live: Live, s: Share, stage: Stage) -> int:
         live.kept = live.now
     if stage.first:
         embedding_backward(live, s, stage.tensor, stage.vocabulary * s.width * s.element)
+    live.drop(sent + (s.stream if away and not stage.first else 0))
     return held
 
 

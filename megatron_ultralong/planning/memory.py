@@ -115,7 +115,9 @@ def predict(config: RunConfig, hf_config: dict[str, Any], world_size: int, stage
     return memory
 
 
-def _stage(config: RunConfig, shape: ModelShape, share: Share, layers: int, stage: int, microbatches: int) -> StageMemory:
+def _stage(
+    config: RunConfig, shape: ModelShape, share: Share, layers: int, stage: int, microbatches: int
+) -> StageMemory:
     parallel = config.parallel
     waiting = parallel.pipeline - stage
     recomputed = 0 if parallel.recompute == "none" else min(parallel.recompute_layers or layers, layers)

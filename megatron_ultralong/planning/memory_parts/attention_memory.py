@@ -8,7 +8,7 @@ from megatron_ultralong.planning.memory_parts.share import Share
 
 def kept_by_attention(s: Share) -> int:
     """Output and log-sum-exp: what selective recompute keeps of a layer beside its input."""
-    return s.q + s.lse
+    return s.q + s.ring.saved
 
 
 def attention_forward(live: Live, s: Share) -> None:
@@ -52,7 +52,7 @@ def attention_backward(live: Live, s: Share) -> None:
         live.drop(s.q)
         live.drop(s.q)
     _ring_backward(live, s)
-    live.drop(s.q + 2 * s.sent_kv + s.q + s.lse + s.q)  # q, k, v; output, log-sum-exp; its gradient
+    live.drop(s.q + 2 * s.sent_kv + s.q + s.ring.saved + s.q)  # q, k, v; output, log-sum-exp; its gradient
     if s.ulysses > 1:
         sent = s.q + 2 * s.sent_kv
         live.take(sent)  # cut by share
@@ -89,38 +89,24 @@ def _output_to_sequence(live: Live, s: Share) -> None:
 
 def _ring_forward(live: Live, s: Share) -> None:
     """Output and log-sum-exp stay."""
-    if s.ring == 1:
-        live.take(s.q + s.lse)
-        return
-    buffers, half = 4 * s.sent_kv, s.element == 2
-    live.take(buffers)
-    live.take(s.q + s.lse)
-    if half:
-        live.take(2 * s.q)  # the fp32 accumulator
-        live.drop(s.q)
-    live.brief(s.q + 2 * s.lse)  # a block of all rows, and its share in folding
-    if half:
-        live.take(s.q)
-        live.drop(2 * s.q)
-    live.drop(buffers)
+    live.brief(s.q + s.ring.forward)
+    live.take(s.q + s.ring.saved)
 
 
 def _ring_backward(live: Live, s: Share) -> None:
     """Gradients of queries, keys and values stay."""
     found = s.q + 2 * s.sent_kv
-    if s.ring == 1:
-        live.take(found)
-        return
-    half = s.element == 2
-    buffers = 4 * s.sent_kv + 4 * s.sent_kv * (2 if half else 1)  # keys and values; their gradients in fp32
-    live.take(4 * s.sent_kv)
+    live.scratch(found + kernel_scratch(s) + s.ring_buffers)
+    live.brief(found + s.ring.backward)
     live.take(found)
-    if half:
-        live.take(2 * s.q)
-        live.drop(s.q)
-    live.take(buffers - 4 * s.sent_kv)
-    live.brief(max(s.q + s.sent_kv, s.q // 2 + 2 * s.sent_kv) + s.lse)  # a block's
-    if half:
-        live.brief(s.q + 2 * s.sent_kv)  # the result beside the last block's, on the first rank of all keys
-        live.drop(s.q)
-    live.drop(buffers)
+
+
+def kernel_scratch(s: Share) -> int:
+    """What flash-attn 2, in PyTorch or beside it, asks for in backward of a causal block beside its results.
+
+    In fp32 a sum of dq and a number a row and head; where queries share keys, dk and dv a query head. Read in PyTorch
+    2.13's flash_api.cpp (mha_bwd); not measured, and taken for the other kernels too.
+    """
+    if not s.gpu or s.element == 4:
+        return 0
+    return 2 * s.q + s.lse + (2 * s.q if s.q != s.sent_kv else 0)

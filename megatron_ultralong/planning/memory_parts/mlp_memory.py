@@ -68,10 +68,7 @@ def _gate(live: Live, s: Share, gate: int, every: bool) -> None:
 def _backward(live: Live, s: Share, gate: int, whole: int, out: int, summed: bool = False) -> None:
     """From the output's gradient to the input's; frees what `_gate` kept."""
     live.take(gate)
-    live.brief(s.weights_down * (2 if summed else 1))
-    if summed:
-        live.drop(s.weights_down)
-    live.drop(gate)  # the product
+    _weight(live, s.weights_down, gate, summed)
     if s.fused_swiglu:
         live.take(2 * gate)
         live.drop(3 * gate)
@@ -85,10 +82,14 @@ def _backward(live: Live, s: Share, gate: int, whole: int, out: int, summed: boo
     live.take(whole)
     if s.split:
         live.take(out)
-    live.brief(s.weights_up)
-    if s.split:
-        live.drop(whole)
-    live.drop(2 * gate)
+    _weight(live, s.weights_up, 2 * gate + (whole if s.split else 0), summed)
+
+
+def _weight(live: Live, weight: int, freed: int, summed: bool) -> None:
+    """A weight's gradient, of which `freed` bytes were the last use; added to what tiles before found, if `summed`."""
+    live.take(weight)
+    live.drop(freed)
     if summed:
-        live.brief(s.weights_up)
-        live.drop(s.weights_up)
+        live.brief(weight)
+        live.drop(weight)
+    live.drop(weight)

@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 from megatron_ultralong.config.sections import RunConfig
+from megatron_ultralong.context_parallel.ring_memory import RingMemory, ring_memory
 from megatron_ultralong.families.tables import FAMILIES
 from megatron_ultralong.planning.flops import ModelShape
 
@@ -59,7 +60,12 @@ class Share:
         weights_qkv, weights_proj, weights_up, weights_down: a layer's matrices.
         tile: share of the positions that go through the MLP at once, and `tiles` how many there are.
         fused_swiglu: SwiGLU is one operator.
-        reordered: attention's output is copied into the order of rows; cuDNN's kernel leaves it in that of its input.
+        qkv_bias, qk_norm: as of the family.
+        ulysses: ranks that exchange heads.
+        sent_kv: keys, or values, once heads are exchanged.
+        ring: a call of ring attention, with the heads and positions that it gets.
+        ring_buffers: of it the keys and values under way.
+        reordered: attention's output is copied into the order of rows, which kernels keep and an exchange does not.
     """
 
     gpu: bool
@@ -90,8 +96,9 @@ class Share:
     qkv_bias: bool
     qk_norm: bool
     ulysses: int
-    ring: int
     sent_kv: int
+    ring: RingMemory
+    ring_buffers: int
 
 
 def share_of(config: RunConfig, shape: ModelShape, kind: Family, gpu: bool) -> Share:
@@ -129,6 +136,15 @@ def _share(
     few = shape.kv_heads < tensor
     rows = positions // (tensor if split else 1)
     number = positions * shape.head_dim * element
+    ring = ring_memory(
+        batch=batch,
+        local_length=positions // batch * ulysses,
+        heads=heads // ulysses,
+        kv_heads=max(kv_heads // ulysses, 1),
+        head_dim=shape.head_dim,
+        bytes_per_element=element,
+        cp_size=context // ulysses,
+    )
     chunk = min(mlp_chunk * batch, rows) if mlp_chunk else rows
     matrix = shape.hidden * element
     return Share(
@@ -156,12 +172,13 @@ def _share(
         tile=chunk / rows,
         tiles=-(-rows // chunk) if mlp_chunk else 0,
         fused_swiglu=fused_swiglu,
-        reordered=batch > 1 and (ulysses > 1 or not gpu),
+        reordered=batch > 1 and ulysses > 1,
         qkv_bias=kind.qkv_bias,
         qk_norm=kind.qk_norm,
         ulysses=ulysses,
-        ring=context // ulysses,
         sent_kv=number * max(kv_heads, ulysses),
+        ring=ring,
+        ring_buffers=4 * number * max(kv_heads, ulysses) if context > ulysses else 0,
     )
 
 

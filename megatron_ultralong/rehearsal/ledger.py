@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from megatron_ultralong.rehearsal.places import Place, Places
+from megatron_ultralong.rehearsal.operators import asker
+from megatron_ultralong.rehearsal.places import REST, Place, Places
 from megatron_ultralong.training.measured_memory import Storages
 
 STANDING, KEPT, WORKING = "standing", "kept", "working"
@@ -50,11 +51,11 @@ class Timeline:
     """Memory over the step: what was held after each allocation and release.
 
     Attributes:
-        bytes: in order.
+        bytes: in order: in all, of it what is kept for backward, and what stands between steps.
         marks: where each stretch begins: place in `bytes`, way and microbatch.
     """
 
-    bytes: list[int] = dataclasses.field(default_factory=list)
+    bytes: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
     marks: list[tuple[int, str, int]] = dataclasses.field(default_factory=list)
 
 
@@ -66,6 +67,7 @@ class Ledger(Storages):
         self.places = places
         self.held: dict[int, _Held] = {}
         self.by_part: collections.Counter[tuple[str, str]] = collections.Counter()
+        self.by_state: collections.Counter[str] = collections.Counter()
         self.host = self.host_top = 0
         self.timeline = Timeline()
         self._peak: tuple[int, dict[tuple[str, str], int], Place | None] = (0, {}, None)
@@ -91,23 +93,21 @@ class Ledger(Storages):
             self.host_top = max(self.host_top, self.host)
             weakref.finalize(storage, self._forget_host, key, size)
             return
-        part = self._by_caller() if not place.module and not place.way else place.part
+        part = SCHEDULE if place.part == REST and asker().startswith("p2p_communication") else place.part
         self.held[key] = held = _Held(size, STANDING if part in PERSISTENT else WORKING, part)
         self.by_part[held.state, part] += size
+        self.by_state[held.state] += size
         self.now += size
         self.stretch = max(self.stretch, self.now)
         self._fresh.append(key)
         weakref.finalize(storage, self._forget, key, size)
         self._rise(place)
 
-    def _by_caller(self) -> str:
-        return self.places.now().part
-
     def _rise(self, place: Place) -> None:
-        marks, events = self.timeline.marks, self.timeline.bytes
+        marks = self.timeline.marks
         if not marks or marks[-1][1:] != (place.way, place.microbatch):
-            marks.append((len(events), place.way, place.microbatch))
-        events.append(self.now)
+            marks.append((len(self.timeline.bytes), place.way, place.microbatch))
+        self._note_event()
         self.top = max(self.top, self.now)
         if self.now > self._peak[0]:
             self._peak = (self.now, dict(self.by_part), place)
@@ -116,7 +116,11 @@ class Ledger(Storages):
         super()._forget(key, size)
         held = self.held.pop(key)
         self.by_part[held.state, held.part] -= size
-        self.timeline.bytes.append(self.now)
+        self.by_state[held.state] -= size
+        self._note_event()
+
+    def _note_event(self) -> None:
+        self.timeline.bytes.append((self.now, self.by_state[KEPT], self.by_state[STANDING]))
 
     def _forget_host(self, key: int, size: int) -> None:
         self.known.discard(key)
@@ -146,8 +150,10 @@ class Ledger(Storages):
 
     def _name(self, held: _Held, state: str, part: str) -> None:
         self.by_part[held.state, held.part] -= held.size
+        self.by_state[held.state] -= held.size
         held.state, held.part = state, part
         self.by_part[state, part] += held.size
+        self.by_state[state] += held.size
 
     def watch(self, model: Any) -> None:
         """Note where the layers of `model`, and itself, end."""

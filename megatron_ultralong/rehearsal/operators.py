@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_ultralong.context_parallel import kernel_choice, kernels_cpu, kernels_gpu
 from megatron_ultralong.engine import device
-from megatron_ultralong.rehearsal.messages import Message, message
+from megatron_ultralong.rehearsal.collectives import Message, message
 
 ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "set_", "_unsafe_view")
 ATTENTION = ("_flash_attention", "_scaled_dot_product_cudnn", "_scaled_dot_product_flash")
@@ -42,6 +42,7 @@ class Operators(TorchDispatchMode):
         products: operations of matrix products, by part; two a multiply-add.
         messages: collectives and messages, by part.
         synchronisations: functions that waited for the device, in order.
+        last: the part of the last operator, be it one that failed.
     """
 
     active: Operators | None = None
@@ -50,6 +51,7 @@ class Operators(TorchDispatchMode):
         super().__init__()
         Operators.active = self
         self.part = part
+        self.last: Any = None
         self.by_part: dict[Any, collections.Counter[str]] = collections.defaultdict(collections.Counter)
         self.products: collections.Counter[Any] = collections.Counter()
         self.messages: dict[Any, collections.Counter[Message]] = collections.defaultdict(collections.Counter)
@@ -67,7 +69,7 @@ class Operators(TorchDispatchMode):
             if name != "_local_scalar_dense":
                 raise NotImplementedError(f"{asker()} asks for {name} of a tensor, of which nothing can be assumed")
             return _ASSUMED.get(fake.dtype, 1)
-        part = self.part()
+        part = self.last = self.part()
         if not func.is_view and name not in ALLOCATIONS and func.namespace not in ("prim", "profiler"):
             self.by_part[part][name if func.namespace == "aten" else f"{func.namespace}.{name}"] += 1
         if func.namespace == "c10d":

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import time
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,10 +25,10 @@ from megatron_ultralong.families.defaults import completed
 from megatron_ultralong.planning.memory import StepMemory
 from megatron_ultralong.rehearsal import ledger as ledgers
 from megatron_ultralong.rehearsal.assumptions import Samples, assumed, rank_of
+from megatron_ultralong.rehearsal.collectives import Message
 from megatron_ultralong.rehearsal.following import followed
 from megatron_ultralong.rehearsal.grid import Coordinates, coordinates, names_of_groups
 from megatron_ultralong.rehearsal.ledger import Ledger, Peak, Timeline
-from megatron_ultralong.rehearsal.messages import Message
 from megatron_ultralong.rehearsal.operators import Operators, faked
 from megatron_ultralong.rehearsal.places import OPTIMIZER, Place, Places
 from megatron_ultralong.rope import config_json
@@ -107,7 +108,7 @@ def rehearse(
 
     Raises:
         UserError: the model or layout is not supported.
-        Exception: whatever else the step itself raises; `explained` names the place.
+        Exception: whatever else the step itself raises, with the place where it was as its `place`.
     """
     started = time.monotonic()
     data_parallel = world_size // model_ranks(config)
@@ -167,8 +168,17 @@ class _Step:
             self.operators.clear()
             self.attention.clear()
             self.places.restart()
-            with measured(run, self.ledger) as self.memory:
+            with measured(run, self.ledger) as self.memory, self._placed():
                 train_step(run, 0)
+
+    @contextlib.contextmanager
+    def _placed(self) -> Iterator[None]:
+        """Have an error say where the step was."""
+        try:
+            yield
+        except Exception as error:
+            error.place = self.operators.last  # type: ignore[attr-defined]
+            raise
 
 
 def model_ranks(config: RunConfig) -> int:

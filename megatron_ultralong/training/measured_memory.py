@@ -121,6 +121,17 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum({storage_of(x): x.untyped_storage().nbytes() for x in tensors}.values())
 
 
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Those in an operator's arguments or results."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors(each)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
 class _Gpu:
     """PyTorch's allocator's counters."""
 
@@ -166,12 +177,12 @@ class Storages(TorchDispatchMode):
         self.now = self.base = self.top = self.marked = self.stretch = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor) and storage_of(tensor) not in self.known:
+        for tensor in _tensors((args, kwargs)):
+            if storage_of(tensor) not in self.known:
                 self._know(tensor.untyped_storage())  # made before: an operation that returns it again makes nothing
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and storage_of(tensor) not in self.known:
+        for tensor in _tensors(result):
+            if storage_of(tensor) not in self.known:
                 self._count(tensor.untyped_storage())
         return result
 

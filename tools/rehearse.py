@@ -1,0 +1,107 @@
+"""Take a training step of any rank of any cluster on this machine, without its GPUs, and say what it takes.
+
+    python tools/rehearse.py --config run.toml --world-size 256 [--rank R] [--section.field value ...]
+
+The run's own code, on tensors that have shapes and no memory, with collectives that go nowhere: peak memory by part and
+where it is, messages, operators, FLOPs. Data and checkpoints are not needed. Fields of the run (--section.field value)
+win over the file, as in training. Exit status 2 where the step breaks or does not fit --memory. docs/rehearsal.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import traceback
+from pathlib import Path
+
+from megatron_ultralong.cli import exit_status, parse_command_line
+from megatron_ultralong.errors import UserError
+from megatron_ultralong.files import atomic_file, disk_errors_named, read_json, write_json
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # nothing is computed
+
+
+def _arguments() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", required=True, metavar="RUN.toml", help="the run")
+    parser.add_argument("--world-size", type=int, required=True, metavar="N", help="processes (GPUs) of the job")
+    parser.add_argument("--rank", type=int, action="append", default=[], metavar="R", help=_RANK)
+    parser.add_argument("--model", type=Path, metavar="config.json", help="in place of that in model.hf")
+    parser.add_argument("--memory", default="", metavar="GB", help=_MEMORY)
+    parser.add_argument("--document", type=int, default=0, metavar="TOKENS", help=_DOCUMENT)
+    parser.add_argument(
+        "--capability", default="9.0", metavar="8.0", help="compute capability of the GPU (9.0: Hopper)"
+    )
+    parser.add_argument("--every-microbatch", action="store_true", help="rehearse all, where one stands for many alike")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with memory over the step drawn")
+    parser.add_argument("--traceback", action="store_true", help="of a step that breaks")
+    return parser.parse_known_args()
+
+
+_RANK = "which rank, may be repeated; without it: all that differ"
+_MEMORY = "of one GPU, in GB, or a hardware profile's name or path: exit status 2 where the worst rank does not fit"
+_DOCUMENT = "length of each document under data.document_mask; 0: a sample is one"
+
+
+def main() -> None:
+    """Rehearse, print, write, and judge."""
+    own, words = _arguments()
+    with exit_status():
+        try:
+            _rehearse(own, words)
+        except UserError as error:
+            if own.traceback and error.__cause__ is not None:
+                traceback.print_exception(error.__cause__)
+            raise
+
+
+def _rehearse(own: argparse.Namespace, words: list[str]) -> None:
+    config = parse_command_line(["--config", own.config, *words])
+    hf_config = _model(own.model or config.model.hf / "config.json")
+    if own.world_size < 1 or own.document < 0:
+        raise UserError(f"--world-size {own.world_size} and --document {own.document}: give 1 and 0 or more.")
+    try:
+        major, minor = (int(part) for part in own.capability.split("."))
+    except ValueError:
+        raise UserError(f"--capability is {own.capability}; give a GPU's compute capability, such as 9.0.") from None
+    from megatron_ultralong.rehearsal import rehearsal_page, rehearsal_table  # torch takes seconds
+    from megatron_ultralong.rehearsal.differing import rehearse_job
+    from megatron_ultralong.rehearsal.limits import check_fits, device_memory
+    from megatron_ultralong.rehearsal.record import as_json
+
+    memory = device_memory(own.memory) if own.memory else 0
+    logging.getLogger("megatron_ultralong.context_parallel").setLevel(logging.WARNING)
+    job = rehearse_job(
+        config,
+        hf_config,
+        own.world_size,
+        own.rank,
+        capability=None if config.parallel.device == "cpu" else (major, minor),
+        document=own.document,
+        every_microbatch=own.every_microbatch,
+    )
+    rehearsal_table.show(job)
+    if own.json is not None:
+        with disk_errors_named(own.json):
+            write_json(own.json, as_json(job))
+    if own.html is not None:
+        with disk_errors_named(own.html), atomic_file(own.html) as path:
+            path.write_text(rehearsal_page.page(job, own.config, memory), encoding="utf-8")
+    if memory:
+        check_fits(job, memory)
+
+
+def _model(path: Path) -> dict[str, object]:
+    mend = "give --model the model's config.json (examples/models has those of the examples)"
+    value = read_json(path, "the model's configuration", mend)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: the model's configuration is no JSON object; {mend}.")
+    return value
+
+
+if __name__ == "__main__":
+    main()

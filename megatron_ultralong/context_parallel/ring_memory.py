@@ -32,8 +32,7 @@ def ring_memory(
     Forward: two buffers of keys and values, the fp32 output, its log-sum-exp, one block's output with its own, and in
     folding the block in its share of each row, as large as the log-sum-exp (a CPU's few rows, which are less, and what
     a Triton kernel does without are counted so too).
-    Backward: two buffers of keys and values, two of their gradients in fp32, dq in fp32, and beside them one block's dq,
-    dk and dv, or the last one's dk and dv with the result. A block has all rows and half the keys, or the reverse.
+    Backward: two buffers of keys and values, two of their gradients in fp32, dq in fp32, one block's dq, dk and dv.
     For cp 1 the kernel's results are the call's: nothing but the log-sum-exp.
 
     Args:
@@ -49,10 +48,8 @@ def ring_memory(
     # The result in q's dtype is made when the last block's output is gone; in fp32 the accumulator is the result.
     block = q * bytes_per_element + lse
     accumulator = q * wide if bytes_per_element < wide else 0
-    block_gradients = max(q + kv // 2, q // 2 + kv) * bytes_per_element
     return RingMemory(
         forward=2 * kv * bytes_per_element + accumulator + 2 * lse + block,
-        backward=2 * kv * (bytes_per_element + wide)
-        + (accumulator + kv * bytes_per_element if accumulator else block_gradients),
+        backward=2 * kv * (bytes_per_element + wide) + accumulator + (q + kv) * bytes_per_element,
         saved=lse,
     )

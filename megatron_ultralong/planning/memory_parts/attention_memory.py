@@ -1,4 +1,8 @@
-"""Attention over the sequence: a ring's buffers and accumulators, the exchange of heads around it, kernels' scratch."""
+"""Attention over the sequence: a ring's buffers and accumulators, the exchange of heads around it, kernels' scratch.
+
+Tensors alone, moment by moment; context_parallel/ring_memory.py bounds a call from above, scratch of a CPU's kernels
+included.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from megatron_ultralong.planning.memory_parts.share import Share
 
 def kept_by_attention(s: Share) -> int:
     """Output and log-sum-exp: what selective recompute keeps of a layer beside its input."""
-    return s.q + s.ring.saved
+    return s.q + s.lse
 
 
 def attention_forward(live: Live, s: Share) -> None:
@@ -52,7 +56,7 @@ def attention_backward(live: Live, s: Share) -> None:
         live.drop(s.q)
         live.drop(s.q)
     _ring_backward(live, s)
-    live.drop(s.q + 2 * s.sent_kv + s.q + s.ring.saved + s.q)  # q, k, v; output, log-sum-exp; its gradient
+    live.drop(s.q + 2 * s.sent_kv + s.q + s.lse + s.q)  # q, k, v; output, log-sum-exp; its gradient
     if s.ulysses > 1:
         sent = s.q + 2 * s.sent_kv
         live.take(sent)  # cut by share
@@ -89,16 +93,41 @@ def _output_to_sequence(live: Live, s: Share) -> None:
 
 def _ring_forward(live: Live, s: Share) -> None:
     """Output and log-sum-exp stay."""
-    live.brief(s.q + s.ring.forward)
-    live.take(s.q + s.ring.saved)
+    if s.ring == 1:
+        live.take(s.q + s.lse)
+        return
+    live.take(_buffers(s))
+    live.take(s.q + s.lse)
+    wide = s.wide * s.q
+    live.take(wide)  # the accumulator, where it is not the output itself
+    live.drop(s.q if wide else 0)
+    live.brief(s.q + 2 * s.lse)  # a block of all rows, and its share in folding
+    live.take(s.q if wide else 0)
+    live.drop(wide + _buffers(s))
 
 
 def _ring_backward(live: Live, s: Share) -> None:
     """Gradients of queries, keys and values stay."""
-    found = s.q + 2 * s.sent_kv
-    live.scratch(found + kernel_scratch(s) + s.ring_buffers)
-    live.brief(found + s.ring.backward)
-    live.take(found)
+    live.scratch(s.q + 2 * s.sent_kv + kernel_scratch(s) + (_buffers(s) if s.ring > 1 else 0))
+    if s.ring == 1:
+        live.take(s.q + 2 * s.sent_kv)
+        return
+    live.take(_buffers(s))
+    live.take(s.q + 2 * s.sent_kv)
+    wide, gradients = s.wide * s.q, (s.wide or 1) * _buffers(s)
+    live.take(wide)
+    live.drop(s.q if wide else 0)
+    live.take(gradients)  # of keys and values under way, in fp32
+    live.brief(max(s.q + s.sent_kv, s.q // 2 + 2 * s.sent_kv) + s.lse)  # a block: all rows and half the keys, or so
+    if wide:
+        live.brief(s.q + 2 * s.sent_kv)  # the result beside the last block's, on the first rank of all keys
+        live.take(s.q)
+    live.drop(wide + gradients + _buffers(s))
+
+
+def _buffers(s: Share) -> int:
+    """Keys and values that are at hand, and those that arrive."""
+    return 4 * s.sent_kv
 
 
 def kernel_scratch(s: Share) -> int:

@@ -7,7 +7,6 @@ import functools
 from typing import Any
 
 from megatron_ultralong.config.sections import RunConfig
-from megatron_ultralong.context_parallel.ring_memory import RingMemory, ring_memory
 from megatron_ultralong.families.tables import FAMILIES
 from megatron_ultralong.planning.flops import ModelShape
 
@@ -63,8 +62,8 @@ class Share:
         qkv_bias, qk_norm: as of the family.
         ulysses: ranks that exchange heads.
         sent_kv: keys, or values, once heads are exchanged.
-        ring: a call of ring attention, with the heads and positions that it gets.
-        ring_buffers: of it the keys and values under way.
+        ring: ranks of the ring.
+        wide: what fp32 takes of the model's precision, where it is a copy; else 0.
         reordered: attention's output is copied into the order of rows, which kernels keep and an exchange does not.
     """
 
@@ -97,8 +96,8 @@ class Share:
     qk_norm: bool
     ulysses: int
     sent_kv: int
-    ring: RingMemory
-    ring_buffers: int
+    ring: int
+    wide: int
 
 
 def share_of(config: RunConfig, shape: ModelShape, kind: Family, gpu: bool) -> Share:
@@ -136,15 +135,6 @@ def _share(
     few = shape.kv_heads < tensor
     rows = positions // (tensor if split else 1)
     number = positions * shape.head_dim * element
-    ring = ring_memory(
-        batch=batch,
-        local_length=positions // batch * ulysses,
-        heads=heads // ulysses,
-        kv_heads=max(kv_heads // ulysses, 1),
-        head_dim=shape.head_dim,
-        bytes_per_element=element,
-        cp_size=context // ulysses,
-    )
     chunk = min(mlp_chunk * batch, rows) if mlp_chunk else rows
     matrix = shape.hidden * element
     return Share(
@@ -177,8 +167,8 @@ def _share(
         qk_norm=kind.qk_norm,
         ulysses=ulysses,
         sent_kv=number * max(kv_heads, ulysses),
-        ring=ring,
-        ring_buffers=4 * number * max(kv_heads, ulysses) if context > ulysses else 0,
+        ring=context // ulysses,
+        wide=2 if element == 2 else 0,
     )
 
 

@@ -15,7 +15,7 @@ READY := $(VENV)/.megatron_ultralong
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slurm test-gpu test-gpus sanitize checks format clean
+.PHONY: help quickstart test rehearse test-slurm test-gpu test-gpus sanitize checks format clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ quickstart: $(READY)  ## the whole way on this machine: prepare, extend, tune, c
 
 test: $(READY)  ## the whole test suite, but for what is slow or needs SLURM
 	python -m pytest -m "not slow and not slurm"
+
+rehearse: $(READY)  ## a step of every example for the cluster that it declares, on this machine
+	python -m pytest tests/examples/test_rehearsals.py
 
 test-slurm: $(READY)  ## the cluster's scripts on a real SLURM of two nodes (tests/slurm/cluster.sh install)
 	REQUIRE_SLURM=1 python -m pytest -m slurm tests/slurm $(PYTEST)

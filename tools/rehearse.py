@@ -36,12 +36,15 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
         "--capability", default="9.0", metavar="8.0", help="compute capability of the GPU (9.0: Hopper)"
     )
     parser.add_argument("--every-microbatch", action="store_true", help="rehearse all, where one stands for many alike")
+    parser.add_argument("--brief", action="store_true", help="print what is needed alone, without tables")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with memory over the step drawn")
     parser.add_argument("--traceback", action="store_true", help="of a step that breaks")
     return parser.parse_known_args()
 
 
+_OF_A_RUN = ("--dry-run", "--dry_run")
+"""Words that training takes and that mean nothing here."""
 _RANK = "which rank, may be repeated; without it: all that differ"
 _MEMORY = "of one GPU, in GB, or a hardware profile's name or path: exit status 2 where the worst rank does not fit"
 _DOCUMENT = "length of each document under data.document_mask; 0: a sample is one"
@@ -60,7 +63,7 @@ def main() -> None:
 
 
 def _rehearse(own: argparse.Namespace, words: list[str]) -> None:
-    config = parse_command_line(["--config", own.config, *words])
+    config = parse_command_line(["--config", own.config, *(word for word in words if word not in _OF_A_RUN)])
     hf_config = _model(own.model or config.model.hf / "config.json")
     if own.world_size < 1 or own.document < 0:
         raise UserError(f"--world-size {own.world_size} and --document {own.document}: give 1 and 0 or more.")
@@ -84,7 +87,7 @@ def _rehearse(own: argparse.Namespace, words: list[str]) -> None:
         document=own.document,
         every_microbatch=own.every_microbatch,
     )
-    rehearsal_table.show(job)
+    rehearsal_table.show(job, own.brief)
     if own.json is not None:
         with disk_errors_named(own.json):
             write_json(own.json, as_json(job))

@@ -41,6 +41,8 @@ source "$EXAMPLE/settings.sh"
 : "${SRUN_OPTIONS:=}"          # for every srun, such as --container-image=...: then all Python runs by srun
 : "${SETUP:=}"                 # a line of shell that each job runs first, such as: module load cuda/12.8
 : "${NODE_OPTIONS=--exclusive --mem=0}" # of training jobs: whole nodes with all their memory
+: "${GPU_MEMORY:=}"              # GB of one GPU, or a profile's name: a step that does not fit is not submitted
+: "${REHEARSE:=1}"               # 0: submit training without rehearsing a step
 : "${CRASHES_ALLOWED:=3}"      # times that a training job which broke, or lost a node, is queued again
 need MODEL RUN LENGTH
 need_number LENGTH NODES GPUS_PER_NODE CPUS_PER_TASK SHARDS TOTAL_TOKENS SFT_LENGTH

@@ -12,6 +12,8 @@
 #
 # What it reads and where it runs stands in EXAMPLE/settings.sh; a variable set in the environment wins. Further words
 # go to sbatch as they are: --partition=big --account=me. DRY_RUN=1 prints the sbatch commands instead.
+# A training step is rehearsed before it is submitted, on this machine and without GPUs: whether it runs in that layout
+# and fits GPU_MEMORY. That takes a minute or so of one core; REHEARSE=0 turns it off.
 # The job numbers are printed; the logs are in RUN/logs. examples/slurm/README.md explains every line.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -44,8 +46,16 @@ check_step() { # STEP: what the user provides must be there, and a configuration
       echo "$1: the job itself checks its settings, in what SRUN_OPTIONS names"
     else
       inside python examples/slurm/check.py --world-size $((NODES * GPUS_PER_NODE)) "${TRAIN_OPTIONS[@]}"
+      [[ -n ${DRY_RUN:-} || $REHEARSE == 0 ]] || rehearse "$1"
     fi
   fi
+}
+
+rehearse() { # STAGE: take one step as the ranks that differ would, on tensors without memory
+  local words=(--world-size $((NODES * GPUS_PER_NODE)) --brief)
+  [[ $DEVICE == cpu || -z $GPU_MEMORY ]] || words+=(--memory "$GPU_MEMORY")
+  echo "$1: one step is rehearsed here first (REHEARSE=0 leaves that out)"
+  inside python tools/rehearse.py "${words[@]}" "${TRAIN_OPTIONS[@]}"
 }
 
 resources() { # STEP: what the job asks for, one word a line

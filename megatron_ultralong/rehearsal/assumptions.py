@@ -132,6 +132,7 @@ def assumed(gpu: bool) -> Iterator[None]:
         (torch, "from_numpy", _with_values(torch.from_numpy)),
         (torch.Tensor, "numpy", _with_values(torch.Tensor.numpy)),
         (kernels_cpu, "_batch", _with_values(kernels_cpu._batch)),
+        (kernels_cpu, "_triangle", _with_values(kernels_cpu._triangle)),
         (torch.nn.Module, "to", lambda self, *_: self),  # the parameters are there, in their precision, already
         (torch.nn.Module, "bfloat16", lambda self: self),
         (step, "_reduce", _finite(step._reduce)),

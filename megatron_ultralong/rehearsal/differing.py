@@ -21,8 +21,8 @@ def differing_ranks(config: RunConfig, world_size: int) -> dict[int, str]:
     """Ranks whose steps differ in memory or messages, and what they stand for.
 
     First, second and last pipeline stage (embedding, none of both, head), first and last context-parallel rank. Ranks
-    of a tensor-parallel group do the same, and so do those of a data-parallel one, but for the optimizer's shares, which
-    differ by some rows.
+    of a tensor-parallel group do the same, and so do those of a data-parallel one, but for the optimizer's shares,
+    which differ by some rows.
     """
     parallel = config.parallel
     data_parallel = world_size // (parallel.tensor * parallel.context * parallel.pipeline)

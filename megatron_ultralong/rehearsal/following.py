@@ -21,7 +21,7 @@ from megatron_ultralong.rehearsal.places import Place, Places
 
 
 @contextlib.contextmanager
-def followed(places: Places, attention: collections.Counter[Place]) -> Iterator[None]:
+def followed(places: Places, attention: collections.Counter[Place], gpu: bool) -> Iterator[None]:
     """Name what no module is, and count what attention computes, whichever kernel does."""
 
     def counted(function: Any, each: int) -> Any:
@@ -38,8 +38,8 @@ def followed(places: Places, attention: collections.Counter[Place]) -> Iterator[
             (kernels, "forward", counted(kernels.forward, 4)),
             (kernels, "backward", counted(kernels.backward, 10)),
             (ring._Travelling, "__init__", places.around(ledger.RING, ring._Travelling.__init__)),
-            (offload._Store, "put", places.around(ledger.HOST, offload._Store.put)),
             (buffers, "get_tensor", places.around(ledger.GATHERED, buffers.get_tensor)),
+            *([(offload._Store, "put", places.around(ledger.HOST, offload._Store.put))] if gpu else []),
         ):
             stack.enter_context(replaced(owner, name, value))
         yield

@@ -71,13 +71,21 @@ class Ledger(Storages):
         self.host = self.host_top = 0
         self.timeline = Timeline()
         self._peak: tuple[int, dict[tuple[str, str], int], Place | None] = (0, {}, None)
+        self.standing: dict[str, int] = {}
         self._fresh: list[int] = []
+        self._ended = False
 
     def begin(self) -> None:
         """Count the peak and the timeline from here."""
+        self._ended = False
         super().begin()
         self.timeline, self._peak = Timeline(), (0, {}, None)
         self._rise(Place(""))
+
+    def end(self) -> None:
+        """The step is over: what is freed from here on is none of its."""
+        self.standing = {part: n for (state, part), n in self.by_part.items() if state == STANDING and n}
+        self._ended = True
 
     def peak(self) -> Peak:
         """Of the step since `begin`."""
@@ -120,6 +128,8 @@ class Ledger(Storages):
         self._note_event()
 
     def _note_event(self) -> None:
+        if self._ended:
+            return
         self.timeline.bytes.append((self.now, self.by_state[KEPT], self.by_state[STANDING]))
 
     def _forget_host(self, key: int, size: int) -> None:

@@ -47,8 +47,8 @@ def check_fits(job: JobRehearsal, memory: int) -> None:
         return
     (state, part), most = next(iter(worst.peak.parts.items()))
     raise UserError(
-        f"Rank {worst.rank} ({job.names[worst.rank]}) needs {worst.peak.bytes / 1e9:.1f} GB, and of {memory / 1e9:.0f} GB "
-        f"a GPU has {room / 1e9:.1f} for tensors (a tenth is left for the driver, communicators and fragments); most of "
-        f"it, {most / 1e9:.1f} GB, is {part} ({state}): see docs/training.md for what makes that smaller, such as "
-        "parallel.recompute, a larger parallel.context or parallel.tensor."
+        f"Rank {worst.rank} ({job.names[worst.rank]}) needs {worst.peak.bytes / 1e9:.1f} GB, and of "
+        f"{memory / 1e9:.0f} GB a GPU has {room / 1e9:.1f} for tensors (a tenth is left for the driver, communicators "
+        f"and fragments); most of it, {most / 1e9:.1f} GB, is {part} ({state}): docs/training.md says what makes "
+        "that smaller, such as parallel.recompute, a larger parallel.context or parallel.tensor."
     )

@@ -64,8 +64,10 @@ class Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = func.overloadpacket.__name__, kwargs or {}
-        if name in _VALUES and (fake := _fake(args)) is not None:
+        if name in _VALUES:
             self.synchronisations.append(asker())
+            if (fake := _fake(args)) is None:
+                return func(*args, **kwargs)
             if name != "_local_scalar_dense":
                 raise NotImplementedError(f"{asker()} asks for {name} of a tensor, of which nothing can be assumed")
             return _ASSUMED.get(fake.dtype, 1)
@@ -124,7 +126,7 @@ def own(counts: collections.Counter[str]) -> int:
 @contextlib.contextmanager
 def faked(capability: tuple[int, int] | None = (9, 0)) -> Iterator[None]:
     """Within it, tensors are fake and take the path of a GPU of this compute capability; None: of a CPU."""
-    caches = (kernel_choice.choose, kernels_gpu._bounds, kernels_cpu._triangle, kernels_cpu._documents)
+    caches = (kernel_choice.choose, kernels_gpu._bounds, kernels_cpu._documents)
     for cache in caches:
         cache.cache_clear()
     try:

@@ -69,7 +69,7 @@ def moment(found: Rehearsal) -> str:
 
 
 def columns(timeline: Timeline, most: int = COLUMNS) -> list[tuple[int, int, int, str]]:
-    """At most so many points of a timeline: bytes in all, kept, standing, and the way; each the highest of its share."""
+    """At most so many points of a timeline, each the highest of its share: bytes in all, kept, standing; the way."""
     ways = [mark[1] for mark in timeline.marks]
     starts: Sequence[int] = [mark[0] for mark in timeline.marks]
     events, rows, mark = timeline.bytes, [], 0

@@ -10,12 +10,12 @@ from megatron_ultralong.rehearsal.ledger import KEPT, STANDING, WORKING
 from megatron_ultralong.rehearsal.record import columns, cost, moment, sections
 from megatron_ultralong.rehearsal.rehearse import Rehearsal
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 720, 300, 44, 24, 18
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 720, 300, 48, 10, 22
 _STATES = ((WORKING, 0, "#d9822b"), (KEPT, 1, "#3b7dd8"), (STANDING, 2, "#5c6b7a"))
 _WAYS = {"forward": "#e8f1fb", "backward": "#fdf0e3", "forward again": "#f3e8fb", "": "#eeeeee"}
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:0 auto;padding:1rem;color:#1d2733;background:#fff}
-h1{font-size:1.4rem;margin:.2rem 0}h2{font-size:1.1rem;margin:1.6rem 0 .4rem}
+h1{font-size:1.4rem;margin:.2rem 0;overflow-wrap:anywhere}h2{font-size:1.1rem;margin:1.6rem 0 .4rem}
 svg{width:100%;height:auto;display:block}figure{margin:0}
 figcaption,.note{color:#55606c;font-size:.85rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;width:100%}
@@ -23,6 +23,7 @@ th,td{padding:.25rem .5rem;text-align:right;border-bottom:1px solid #e4e8ec;whit
 th:first-child,td:first-child{text-align:left;white-space:normal}
 .key span{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 1em;border-radius:2px;vertical-align:-1px}
 .big{font-size:1.6rem;font-weight:600}
+@media(max-width:30rem){table{font-size:.8rem}th,td{padding:.2rem .25rem}svg text{font-size:19px}}
 """
 
 

@@ -11,12 +11,12 @@ from megatron_ultralong.rehearsal.record import cost, moment, sections
 _WIDTH = 110  # also where the terminal is narrower or a file
 
 
-def show(job: JobRehearsal) -> None:
-    """Print everything."""
+def show(job: JobRehearsal, brief: bool = False) -> None:
+    """Print everything, or with `brief` what the worst rank needs alone."""
     console = Console(soft_wrap=True, highlight=False)
     console.width = max(_WIDTH, console.width)
     worst = job.worst
-    for section in sections(job):
+    for section in () if brief else sections(job):
         table = Table(title=section.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for place, column in enumerate(section.header):
             table.add_column(column, justify="left" if place == 0 else "right")

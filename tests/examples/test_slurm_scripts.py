@@ -90,6 +90,25 @@ def test_submit_says_what_is_wrong(files, words, changes, wanted):
     assert not Path(files["RUN"]).exists()
 
 
+def test_a_step_is_rehearsed_before_it_is_submitted(files: dict[str, str], tmp_path: Path) -> None:
+    """With a stand-in for sbatch that notes its calls: what does not fit never reaches it."""
+    calls = tmp_path / "calls"
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/sbatch").write_text(f'#!/bin/sh\necho "$STAGE" >> {calls}; echo 7\n')
+    (tmp_path / "bin/sbatch").chmod(0o755)
+    config = {**MODELS["models/Llama-3.1-8B-Instruct"], "num_hidden_layers": 1}
+    Path(files["MODEL"], "config.json").write_text(json.dumps(config))
+    given = {**files, "DRY_RUN": "", "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "LENGTH": "65536"}
+    done = bash("examples/slurm/submit.sh", EXAMPLE, "extend", **given)
+    assert done.returncode == 0, done.stderr
+    assert "Most is needed by rank 0 of 256 (context 1 of 4): " in done.stdout and "extend: job 7" in done.stdout
+    small = bash("examples/slurm/submit.sh", EXAMPLE, "extend", **given, GPU_MEMORY="1")
+    assert small.returncode == 2 and "and of 1 GB a GPU has 0.9 for tensors" in small.stderr, small.stderr
+    assert "Traceback" not in small.stderr and calls.read_text() == "extend\n"
+    anyway = bash("examples/slurm/submit.sh", EXAMPLE, "extend", **given, GPU_MEMORY="1", REHEARSE="0")
+    assert anyway.returncode == 0 and calls.read_text() == "extend\nextend\n"
+
+
 def test_submit_explains_itself():
     shown = bash("examples/slurm/submit.sh", "--help")
     assert shown.returncode == 0 and "examples/slurm/submit.sh EXAMPLE STEP [sbatch option...]" in shown.stdout

@@ -119,6 +119,7 @@ def variables(files: Path, cluster: Cluster) -> dict[str, str]:
         "DATA_CPUS": "1",
         "DEVICE": "cpu",
         "FREE_GB": "1",
+        "REHEARSE": "0",  # tests/examples has that
         "TIME_LIMIT": "10",
         "MASTER_ADDR": "127.0.0.1",
         "INTERFACE": "lo",

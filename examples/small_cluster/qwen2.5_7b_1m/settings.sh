@@ -19,6 +19,7 @@
 : "${NODES:=1}"
 : "${GPUS_PER_NODE:=8}"
 : "${CPUS_PER_TASK:=8}"
+: "${GPU_MEMORY:=80}" # GB of one, for the rehearsal of a step before it is submitted
 : "${TIME_LIMIT:=24:00:00}" # of one training job; it is queued again until its stage is finished
 : "${WARN_SECONDS:=7200}"   # before that limit, SLURM tells the job to save: more than a step and a save take
 

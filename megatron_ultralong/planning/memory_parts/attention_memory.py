@@ -108,7 +108,7 @@ def _ring_forward(live: Live, s: Share) -> None:
 
 def _ring_backward(live: Live, s: Share) -> None:
     """Gradients of queries, keys and values stay."""
-    live.scratch(s.q + 2 * s.sent_kv + kernel_scratch(s) + (_buffers(s) if s.ring > 1 else 0))
+    live.scratch(s.q + 2 * s.sent_kv + kernel_scratch(s, True) + (_buffers(s) if s.ring > 1 else 0))
     if s.ring == 1:
         live.take(s.q + 2 * s.sent_kv)
         return
@@ -118,7 +118,9 @@ def _ring_backward(live: Live, s: Share) -> None:
     live.take(wide)
     live.drop(s.q if wide else 0)
     live.take(gradients)  # of keys and values under way, in fp32
-    live.brief(max(s.q + s.sent_kv, s.q // 2 + 2 * s.sent_kv) + s.lse)  # a block: all rows and half the keys, or so
+    block = max(s.q + s.sent_kv, s.q // 2 + 2 * s.sent_kv)  # all rows and half the keys, or the reverse
+    live.brief(block + s.lse)
+    live.scratch(block + kernel_scratch(s, False))
     if wide:
         live.brief(s.q + 2 * s.sent_kv)  # the result beside the last block's, on the first rank of all keys
         live.take(s.q)
@@ -130,12 +132,17 @@ def _buffers(s: Share) -> int:
     return 4 * s.sent_kv
 
 
-def kernel_scratch(s: Share) -> int:
-    """What flash-attn 2, in PyTorch or beside it, asks for in backward of a causal block beside its results.
+def kernel_scratch(s: Share, whole: bool) -> int:
+    """What flash-attn 2, in PyTorch or beside it, asks for in backward of a block beside its results.
 
-    In fp32 a sum of dq and a number a row and head; where queries share keys, dk and dv a query head. Read in PyTorch
-    2.13's flash_api.cpp (mha_bwd); not measured, and taken for the other kernels too.
+    In fp32 a sum of dq (several, if deterministic) and a number a row and head; where queries share keys, dk and dv a
+    query head. Read in PyTorch's flash_api.cpp (mha_bwd), not measured, and taken for the other kernels too.
+
+    Args:
+        s: the rank's share.
+        whole: the block has all rows and all keys; else all of the one and half of the other.
     """
     if not s.gpu or s.element == 4:
         return 0
-    return 2 * s.q + s.lse + (2 * s.q if s.q != s.sent_kv else 0)
+    expanded = 2 * s.q if s.q != s.sent_kv else 0
+    return 2 * s.q * s.dq_sums + s.lse + (expanded if whole else expanded // 2)

@@ -10,6 +10,9 @@ from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.families.tables import FAMILIES
 from megatron_ultralong.planning.flops import ModelShape
 
+_MULTIPROCESSORS = 132
+"""Of an H100, among which deterministic attention splits its sums of dq."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Family:
@@ -63,6 +66,7 @@ class Share:
         ulysses: ranks that exchange heads.
         sent_kv: keys, or values, once heads are exchanged.
         ring: ranks of the ring.
+        dq_sums: of a kernel that adds in order; else 1.
         wide: what fp32 takes of the model's precision, where it is a copy; else 0.
         reordered: attention's output is copied into the order of rows, which kernels keep and an exchange does not.
     """
@@ -98,6 +102,7 @@ class Share:
     sent_kv: int
     ring: int
     wide: int
+    dq_sums: int
 
 
 def share_of(config: RunConfig, shape: ModelShape, kind: Family, gpu: bool) -> Share:
@@ -114,6 +119,7 @@ def share_of(config: RunConfig, shape: ModelShape, kind: Family, gpu: bool) -> S
         parallel.sequence_parallel,
         parallel.mlp_chunk,
         gpu and train.swiglu_fusion,
+        train.deterministic,
     )
 
 
@@ -129,6 +135,7 @@ def _share(
     split: bool,
     mlp_chunk: int,
     fused_swiglu: bool,
+    deterministic: bool,
 ) -> Share:
     tensor, context, ulysses = sizes
     heads, kv_heads = shape.heads // tensor, max(shape.kv_heads // tensor, 1)
@@ -169,6 +176,7 @@ def _share(
         sent_kv=number * max(kv_heads, ulysses),
         ring=context // ulysses,
         wide=2 if element == 2 else 0,
+        dq_sums=-(-_MULTIPROCESSORS // (batch * heads // ulysses)) if deterministic else 1,
     )
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from megatron_ultralong.config.sections import ParallelConfig
 from megatron_ultralong.context_parallel.activation_recomputation import checkpoint_all_but_attention
 from megatron_ultralong.context_parallel.core_attention import RingCoreAttention, TECoreAttention
-from megatron_ultralong.engine import cpu, groups, mcore, transformer_engine
+from megatron_ultralong.engine import device as engine_device
+from megatron_ultralong.engine import groups, mcore, transformer_engine
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.families.defaults import completed
 from megatron_ultralong.families.tables import rules_of
@@ -25,6 +26,7 @@ from megatron_ultralong.model.loss import sum_of_losses
 from megatron_ultralong.model.loss_options import DEFAULT, LossOptions
 from megatron_ultralong.model.offload import saved_on_host
 from megatron_ultralong.model.rotary import Angles, Rotary, RotarySelfAttention
+from megatron_ultralong.model.row_parallel import RowParallelLinear
 from megatron_ultralong.model.tiling import tile
 from megatron_ultralong.rope.config_json import head_dim
 from megatron_ultralong.rope.scaling import RopeScaling
@@ -114,7 +116,7 @@ def transformer_config(
         sequence_parallel=parallel.sequence_parallel,
         calculate_per_token_loss=True,
         **_recompute(parallel),
-        deallocate_pipeline_outputs=not cpu.is_active(),
+        deallocate_pipeline_outputs=engine_device.gpu_capability(engine_device.current()) is not None,
         gradient_accumulation_fusion=fusions.gradient_accumulation,
         bias_activation_fusion=fusions.swiglu,
         masked_softmax_fusion=False,
@@ -155,7 +157,7 @@ def _layer_spec(config: mcore.TransformerConfig, parallel: ParallelConfig) -> An
                 submodules=mcore.SelfAttentionSubmodules(
                     linear_qkv=mcore.ColumnParallelLinear,
                     core_attention=RingCoreAttention,
-                    linear_proj=mcore.RowParallelLinear,
+                    linear_proj=RowParallelLinear,
                     q_layernorm=qk_norm,
                     k_layernorm=qk_norm,
                 ),
@@ -164,9 +166,7 @@ def _layer_spec(config: mcore.TransformerConfig, parallel: ParallelConfig) -> An
             pre_mlp_layernorm=RMSNorm,
             mlp=mcore.ModuleSpec(
                 module=mcore.MLP,
-                submodules=mcore.MLPSubmodules(
-                    linear_fc1=mcore.ColumnParallelLinear, linear_fc2=mcore.RowParallelLinear
-                ),
+                submodules=mcore.MLPSubmodules(linear_fc1=mcore.ColumnParallelLinear, linear_fc2=RowParallelLinear),
             ),
             mlp_bda=mcore.get_bias_dropout_add,
             sharded_state_dict_keys_map=SAVED_NAMES,

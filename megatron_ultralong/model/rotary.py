@@ -64,6 +64,11 @@ class Rotary(torch.nn.Module):
             None  # positions, their table and `length`; no buffer, so never saved
         )
 
+    @property
+    def table(self) -> Tensor | None:
+        """The last one."""
+        return None if self._kept is None else self._kept[1]
+
     def get_rotary_seq_len(
         self, inference_context: Any, decoder: Any, decoder_input: Any, config: Any, layout: SequenceLayout
     ) -> Tensor:
@@ -180,10 +185,16 @@ class RotarySelfAttention(mcore.SelfAttention):
             self._table = None
 
     def get_query_key_value_tensors(self, *arguments: Any, **options: Any) -> Any:
-        """As megatron-core's, normed where the model norms, then rotated."""
+        """As megatron-core's, normed where the model norms, then rotated.
+
+        What is rotated is copied, so the values are too: a view of them would keep the whole projection until backward,
+        six times as much with 4 query heads a key-value head. (A norm of keys needs the projection itself.)
+        """
         query_LBNH, key_LBKH, value_LBKH = super().get_query_key_value_tensors(*arguments, **options)
         if self._table is None:
             return query_LBNH, key_LBKH, value_LBKH
+        if not self.config.qk_layernorm:
+            value_LBKH = value_LBKH.contiguous()
         return rotate(query_LBNH, self._table), rotate(key_LBKH, self._table), value_LBKH
 
 

@@ -1,7 +1,8 @@
 """What a rehearsal assumes: what tensors without values cannot say, and what a GPU does otherwise than a CPU.
 
 Every label counts, sums are 1 (so that the step is taken), all ranks say the same, checks of generator states pass. Of
-a GPU: RMSNorm is PyTorch's fused operator, SwiGLU megatron-core's compiled one; a copy to the host waits. Numpy's
+a GPU: RMSNorm is PyTorch's fused operator, SwiGLU megatron-core's compiled one, a rotation Triton's kernel; a copy to
+the host waits. Numpy's
 arrays and what is read into them are the host's and keep their values.
 """
 
@@ -24,6 +25,7 @@ from megatron_ultralong.context_parallel import kernels_cpu
 from megatron_ultralong.data.reading.dataset import Sample
 from megatron_ultralong.engine import device as engine_device
 from megatron_ultralong.engine import groups, mcore
+from megatron_ultralong.model import rotary
 from megatron_ultralong.rehearsal.operators import Operators, asker
 from megatron_ultralong.training import step
 
@@ -74,7 +76,7 @@ class _FusedNorm(torch.autograd.Function):
 def _compiled(name: str, shape_of: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """In the place of a function that torch.compile makes one kernel of on a GPU."""
 
-    def call(*tensors: torch.Tensor) -> torch.Tensor:
+    def call(*tensors: Any) -> torch.Tensor:
         Operators.count(name)
         return shape_of(*tensors)
 
@@ -141,6 +143,7 @@ def assumed(gpu: bool) -> Iterator[None]:
             (torch.nn.functional, "rms_norm", lambda x, shape, weight=None, eps=None: _FusedNorm.apply(x, weight)),
             (swiglu, "swiglu", _compiled("swiglu", lambda y: y.new_empty((*y.shape[:-1], y.shape[-1] // 2)))),
             (swiglu, "swiglu_back", _compiled("swiglu_back", lambda g, y: torch.empty_like(y))),
+            (rotary, "_rotated", _compiled("rotate", lambda heads, *_: heads.new_empty(heads.shape))),
             (torch.Tensor, "cpu", _waits(torch.Tensor.cpu)),
         ]
     with contextlib.ExitStack() as stack:

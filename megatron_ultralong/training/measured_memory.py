@@ -54,6 +54,7 @@ def measured(run: Run, counted: Storages | None = None) -> Iterator[StepMemory]:
         return result
 
     run.weights._postprocess = postprocess  # type: ignore[assignment]
+    before = _bytes(_buffers(run))
     try:
         with contextlib.nullcontext() if counted is not None else meter:
             meter.begin()
@@ -64,6 +65,10 @@ def measured(run: Run, counted: Storages | None = None) -> Iterator[StepMemory]:
         for hook in hooks:
             hook.remove()
     memory.weights, memory.gradients, memory.optimizer = (_bytes(tensors) for tensors in standing(run).values())
+    memory.buffers = _bytes(_buffers(run))
+    made = memory.buffers - before  # within the step, by a first one
+    memory.peak -= made
+    memory.activations -= made
 
 
 def report(run: Run, own: StepMemory) -> StepMemory:
@@ -71,11 +76,11 @@ def report(run: Run, own: StepMemory) -> StepMemory:
     stage = mcore.parallel_state.get_pipeline_model_parallel_rank()
     gpu = run.device.type == "cuda"
     wanted = predict(run.config, run.description.hf_config, dist.get_world_size(), stage, gpu)
-    pair = [[*dataclasses.astuple(one), one.total] for one in (own, wanted)]
+    names = [*(field.name for field in dataclasses.fields(StepMemory)), "total"]
+    pair = [[getattr(one, name) for name in names] for one in (own, wanted)]
     values = torch.tensor(pair, dtype=torch.int64, device=run.device)
     dist.all_reduce(values, dist.ReduceOp.MAX)
     found, planned = values.tolist()
-    names = [*(field.name for field in dataclasses.fields(StepMemory)), "total"]
     rows = [f"  {n:<12} {a / 2**20:14,.3f} {b / 2**20:14,.3f}" for n, a, b in zip(names, found, planned, strict=True)]
     heading = f"  {'MiB':<12} {'measured':>14} {'predicted':>14}"
     logger.info("memory, the highest of %d ranks:\n%s", dist.get_world_size(), "\n".join([heading, *rows]))
@@ -98,6 +103,12 @@ def standing(run: Run) -> dict[str, list[Tensor]]:
     own = {storage_of(tensor) for tensor in weights}
     state = [tensor for tensor in held if isinstance(tensor, Tensor) and storage_of(tensor) not in own]
     return {"weights": weights, "gradients": gradients, "optimizer": state}
+
+
+def _buffers(run: Run) -> list[Tensor]:
+    """What the first step makes and later ones find: the gather buffer, the table of positions."""
+    table = run.weights.rotary_pos_emb.table  # type: ignore[union-attr]
+    return [*mcore.parallel_state.get_global_memory_buffer().buffer.values(), *([] if table is None else [table])]
 
 
 def storage_of(tensor: Tensor) -> int:

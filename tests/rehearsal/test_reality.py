@@ -14,6 +14,7 @@ from megatron_ultralong.config.checks import check_config
 from megatron_ultralong.config.reading import load_config
 from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.files import read_json
+from megatron_ultralong.planning.memory import predict
 from megatron_ultralong.rehearsal.rehearse import rehearse
 from tests.rehearsal.real_ranks import RealRanks
 
@@ -71,6 +72,9 @@ def held_against(real: RealRanks, world_size: int, config: RunConfig, model: dic
         if not any(message.kind == "reduce-scatter" for message in step.messages):  # gloo makes one in a copy
             assert found.peak.bytes == pytest.approx(step.allocated, rel=0.1)
             assert found.peak.bytes - step.standing == pytest.approx(step.allocated - step.standing, rel=0.1)
+        planned = predict(config, model, world_size, found.coordinates.pipeline, False)
+        for tensors in (planned.total, sum(found.standing.values()) + planned.peak):
+            assert tensors == pytest.approx(step.held, rel=0.1), planned
         assert sum(found.operators.values(), collections.Counter()) == step.operators
         assert found.messages == step.messages
 

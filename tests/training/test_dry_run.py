@@ -18,7 +18,7 @@ from tests.training.jobs import Job
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 
-PARTS = ["weights", "gradients", "optimizer", "activations", "attention", "loss", "peak", "total"]
+PARTS = ["weights", "gradients", "optimizer", "buffers", "activations", "attention", "loss", "peak", "total"]
 
 
 def parts(launch: Launch, *overrides: str) -> dict[str, float]:

@@ -1,0 +1,1 @@
+"""What a training step holds, part by part; `planning.memory.predict` puts them together."""

@@ -108,6 +108,20 @@ def step_time(
     return StepTime(found, flops, samples * config.data.sequence_length, world_size, peak_flops(profile.name))
 
 
+def forward_seconds(
+    config: RunConfig, hf_config: dict[str, Any], world_size: int, profile: HardwareProfile, length: float
+) -> float:
+    """Of one sample of `length` tokens through all layers of one replica, as evaluation reads a prompt."""
+    parallel = config.parallel
+    groups = Groups.of(world_size, parallel.tensor, parallel.context, parallel.ulysses, parallel.pipeline)
+    parts = 2 * parallel.context * parallel.tensor
+    shorter = dataclasses.replace(config.data, sequence_length=max(1, round(length / parts)) * parts)
+    train = dataclasses.replace(config.train, micro_batch_size=1)
+    one = dataclasses.replace(config, data=shorter, train=train)
+    shape = ModelShape.from_hf(hf_config)
+    return shape.layers * RankWork(shape, one, groups, profile).layer().forward.total
+
+
 def _microbatch(work: RankWork, layer: LayerTime, layers: int, last: bool) -> Seconds:
     """Forward and backward of a stage's layers, and of the head on the last."""
     parallel, profile = work.config.parallel, work.profile

@@ -1,8 +1,8 @@
 """A whole job from the time of its step: hours, GPU-hours, checkpoints, and what failures are expected to cost.
 
-Failures come at a constant rate a GPU. Between two checkpoints a failure costs on average half of what lies between them
-and the restart; writing costs its own time. The interval that makes the sum least is Young's (Comm. ACM 17, 1974),
-sqrt(2 C M) for C seconds of writing and M seconds between failures, in Daly's higher order (FGCS 22, 2006) less C.
+Failures come at a constant rate a GPU. Between two checkpoints a failure costs on average half of what lies between
+them and the restart; writing costs its own time. The interval that makes the sum least is Young's (Comm. ACM 17, 1974),
+sqrt(2 C M) for C seconds of writing and M seconds between failures, in Daly's higher order (FGCS 22, 2006).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from megatron_ultralong.config.sections import RunConfig
 
 MTBF = 50_000.0
 """GPU-hours between failures that end a job: 16,384 H100 for 54 days had 419 of them (Llama 3, arXiv 2407.21783)."""
-DISK = 5.0
-"""GB/s that one machine writes to the shared disk: an assumption, examples/slurm/health.py measures it."""
+DISK = 10.0
+"""GB/s that the shared disk takes from a whole job: an assumption; examples/slurm/health.py measures a machine's."""
 RESTART = 600.0
 """Seconds from a failure until the job computes again: an assumption."""
 
@@ -26,7 +26,7 @@ class Reliability:
 
     Attributes:
         mtbf: GPU-hours between failures.
-        disk: GB/s that a machine writes.
+        disk: GB/s that the shared disk takes from the whole job.
         restart: seconds from a failure until the job computes again.
     """
 
@@ -85,8 +85,8 @@ class JobPlan:
 def lost(compute: float, interval: float, write: float, plan: JobPlan) -> float:
     """Seconds beyond `compute` with a checkpoint every `interval` seconds of it.
 
-    Writes take compute / interval x write. Failures come in what is computed, written and done again: with f of them in a
-    second and half an interval, a write and a restart lost each, T = (compute + writes) / (1 - f x that).
+    Writes take compute / interval x write. Failures come in what is computed, written and done again: with f of them
+    in a second, each losing half an interval, half a write and a restart, T = (compute + writes) / (1 - f x that).
     """
     written = compute + compute / interval * write
     share = (interval / 2 + write / 2 + plan.restart) / plan.failure_seconds
@@ -102,7 +102,7 @@ def best_interval(write: float, between: float) -> float:
 
 
 def plan_job(
-    config: RunConfig, step_seconds: float, parameters: float, ranks: int, domain: int, reliability: Reliability
+    config: RunConfig, step_seconds: float, parameters: float, ranks: int, reliability: Reliability
 ) -> JobPlan:
     """The job of a configuration.
 
@@ -111,13 +111,11 @@ def plan_job(
         step_seconds: of one step.
         parameters: of the whole model.
         ranks: GPUs.
-        domain: GPUs of one machine (of a GB200, 4 of whose 72 share one; the figure errs by the disk's share only).
         reliability: of the cluster.
     """
     element = 2 if config.train.precision == "bf16" else 4
     size = parameters * (element + (12 if element == 2 else 8))
-    machines = max(1, ranks / min(domain, 8))
-    write = size / (reliability.disk * 1e9 * machines)
+    write = size / (reliability.disk * 1e9)
     between = reliability.mtbf * 3600 / ranks
     interval = max(1, round(best_interval(write, between) / step_seconds))
     return JobPlan(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from megatron_ultralong.config.checks import check_config
-from megatron_ultralong.config.sections import ParallelConfig, RunConfig
+from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.errors import UserError
 
 TILE = 4096
@@ -107,9 +107,11 @@ def problem(config: RunConfig, hf_config: dict[str, Any], world_size: int) -> st
     return None
 
 
-def name_of(parallel: ParallelConfig) -> str:
+def name_of(config: RunConfig) -> str:
     """A layout in a few words."""
+    parallel, batch = config.parallel, config.train.micro_batch_size
     ring = parallel.context // parallel.ulysses
     split = f" ({parallel.ulysses} ulysses x {ring} ring)" if parallel.ulysses > 1 else ""
-    kept = parallel.recompute + (", offload" if parallel.offload else "") + (", tiles" if parallel.mlp_chunk else "")
-    return f"TP {parallel.tensor} x CP {parallel.context}{split} x PP {parallel.pipeline}, {kept}"
+    kept = f", microbatch {batch}, " if batch > 1 else ", "
+    kept += parallel.recompute + (", offload" if parallel.offload else "") + (", tiles" if parallel.mlp_chunk else "")
+    return f"TP {parallel.tensor} x CP {parallel.context}{split} x PP {parallel.pipeline}{kept}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from megatron_ultralong.planning.hardware_profile import HardwareProfile
 from megatron_ultralong.planning.memory import StepMemory, predict
 from megatron_ultralong.planning.search.layouts import SAVINGS, layouts, problem, with_saving
 from megatron_ultralong.planning.step_time import StepTime, stages_of, step_time
+from megatron_ultralong.rope.recipes import LONGEST
 
 MARGIN = 0.1
 """Share of a device's memory that a plan leaves free: fragments, NCCL's buffers, what the arithmetic forgot."""
@@ -55,6 +57,11 @@ class Ranking:
     considered: int = 0
 
 
+def needed(memory: StepMemory) -> int:
+    """Bytes that a device must have for it."""
+    return int(getattr(memory, "needed", memory.total))
+
+
 def memories(config: RunConfig, hf_config: dict[str, Any], world_size: int, gpu: bool) -> list[StepMemory]:
     """Of `stages_of`."""
     return [predict(config, hf_config, world_size, stage, gpu) for stage in stages_of(config)]
@@ -69,7 +76,7 @@ def planned(
 ) -> Plan:
     """Memory and time of one configuration, whether it fits or not."""
     found = memories(config, hf_config, world_size, profile.asynchronous)
-    worst = max(range(len(found)), key=lambda place: found[place].total)
+    worst = max(range(len(found)), key=lambda place: needed(found[place]))
     time = step_time(config, hf_config, world_size, profile, found, document)
     return Plan(config, world_size, found[worst], stages_of(config)[worst], time)
 
@@ -110,24 +117,23 @@ def rank(
             config = with_saving(layout, saving)
             found.considered += 1
             held = memories(config, hf_config, world_size, profile.asynchronous)
-            highest = max(held, key=lambda one: one.total)
-            least = min(least or highest.total, highest.total)
-            if highest.total <= most:
+            highest = max(held, key=needed)
+            least = min(least or needed(highest), needed(highest))
+            if needed(highest) <= most:
                 time = step_time(config, hf_config, world_size, profile, held, document)
                 stage = stages_of(config)[held.index(highest)]
                 found.plans.append(Plan(config, world_size, highest, stage, time))
         if least is not None and least > most:
             found.too_large.append((least, layout))
-    found.plans.sort(key=lambda plan: (plan.time.total, plan.memory.total))
+    found.plans.sort(key=lambda plan: (plan.time.total, needed(plan.memory)))
     found.too_large.sort(key=lambda pair: pair[0])
     return found
 
 
 def _rule(sentence: str) -> str:
-    """A reason without its numbers, so that equal ones count together."""
+    """A reason with n for its numbers, so that equal ones count together; of several the first."""
     first = sentence.splitlines()[1].strip() if "\n" in sentence else sentence
-    head = first.split(";")[0]
-    return " ".join(word for word in head.split() if not any(letter.isdigit() for letter in word)).strip(" ,")
+    return re.sub(r"\d[\d,]*", "n", first.split(";")[0])
 
 
 def _fits(base: RunConfig, hf_config: dict[str, Any], world_size: int, profile: HardwareProfile, margin: float) -> bool:
@@ -138,7 +144,7 @@ def _fits(base: RunConfig, hf_config: dict[str, Any], world_size: int, profile: 
             continue
         config = with_saving(layout, SAVINGS[-1])
         held = memories(config, hf_config, world_size, profile.asynchronous)
-        if max(one.total for one in held) <= most and problem(config, hf_config, world_size) is None:
+        if max(map(needed, held)) <= most and problem(config, hf_config, world_size) is None:
             return True
     return False
 
@@ -153,6 +159,8 @@ def longest(
 ) -> int | None:
     """The longest sequence, in multiples of 131,072 tokens, that some layout holds; None: not even one such.
 
+    At most 16,777,216, beyond which fp32 positions, as every serving stack has them, are no longer apart.
+
     Args:
         at_length: the run for a length.
     """
@@ -163,8 +171,12 @@ def longest(
     if not fits(1):
         return None
     low, high = 1, 2
-    while high < 2**20 and fits(high):
+    most = LONGEST // STEP_OF_LENGTHS
+    while high <= most and fits(high):
         low, high = high, 2 * high
+    if high > most and low == most:
+        return LONGEST
+    high = min(high, most + 1)
     while high - low > max(1, low // 64):
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)

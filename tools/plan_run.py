@@ -1,0 +1,319 @@
+"""Plan a run before paying for it: which layouts fit a cluster, how long a step takes, what the job costs.
+
+    python tools/plan_run.py --model models/Llama-3.1-8B/config.json --length 4194304 --gpus 256 --hardware H100
+    python tools/plan_run.py --model ... --gpus 64 --longest          # the longest sequence
+    python tools/plan_run.py --model ... --length 1048576 --fewest    # the fewest GPUs
+    python tools/plan_run.py --config examples/llama3.1_8b_4m/extend.toml --model ... --gpus 256   # that layout alone
+
+Arithmetic from data sheets or tools/calibrate.py's measurements (docs/planning.md); no GPU, no torch, seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]  # this checkout, installed or not
+
+import _plan_folder  # noqa: E402
+import _plan_tables  # noqa: E402
+
+from megatron_ultralong.cli import run  # noqa: E402
+from megatron_ultralong.config.reading import load_config  # noqa: E402
+from megatron_ultralong.config.sections import (  # noqa: E402
+    CheckpointConfig,
+    DataConfig,
+    DataSource,
+    ModelConfig,
+    RopeConfig,
+    RunConfig,
+    TrainConfig,
+)
+from megatron_ultralong.errors import UserError  # noqa: E402
+from megatron_ultralong.files import atomic_directory, disk_errors_named, read_json, write_json  # noqa: E402
+from megatron_ultralong.planning.flops import ModelShape  # noqa: E402
+from megatron_ultralong.planning.hardware_profile import HardwareProfile, find  # noqa: E402
+from megatron_ultralong.planning.job import DISK, MTBF, JobPlan, Reliability, plan_job  # noqa: E402
+from megatron_ultralong.planning.search.layouts import problem  # noqa: E402
+from megatron_ultralong.planning.search.ranking import (  # noqa: E402
+    MARGIN,
+    Plan,
+    fewest,
+    longest,
+    needed,
+    planned,
+    rank,
+    room,
+)
+from megatron_ultralong.planning.step_time import forward_seconds  # noqa: E402
+
+_TOKENS_A_STEP = 8_388_608
+"""Of the authors' 4M model card: 2 samples of 4,194,304."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What is asked, read and checked."""
+
+    hf_config: dict[str, Any]
+    model: Path
+    profile: HardwareProfile
+    margin: float
+    document: float | None
+    batch: int | None
+    tokens: float
+    reliability: Reliability
+
+    def base(self, length: int) -> RunConfig:
+        """The run for a length, its layout yet to be found."""
+        batch = self.batch or max(1, _TOKENS_A_STEP // length)
+        name = f"runs/{self.model.name}_{length}"
+        own = int(self.hf_config.get("max_position_embeddings") or 0)
+        return RunConfig(
+            model=ModelConfig(hf=self.model),
+            rope=RopeConfig(kind="ultralong" if length > own else "keep"),
+            data=DataConfig(
+                sources=(DataSource(index=Path(name) / "packed"),),
+                sequence_length=length,
+                document_mask=self.document is not None,
+            ),
+            train=TrainConfig(steps=max(1, round(self.tokens / (batch * length))), global_batch_size=batch),
+            checkpoint=CheckpointConfig(load=Path(name) / "megatron", save=Path(name) / "extend", keep_last=3),
+        )
+
+    def tuning(self, length: int) -> RunConfig:
+        """The second stage of a run for a length: the paper's chats."""
+        base, name = self.base(8192), f"runs/{self.model.name}_{length}"
+        return dataclasses.replace(
+            base,
+            rope=RopeConfig(kind="keep"),
+            data=dataclasses.replace(
+                base.data, sources=(DataSource(index=Path(name) / "packed_chats"),), document_mask=True
+            ),
+            train=TrainConfig(steps=150, global_batch_size=128),
+            optimizer=dataclasses.replace(base.optimizer, learning_rate=5e-6),
+            checkpoint=CheckpointConfig(load=Path(name) / "extend", save=Path(name) / "sft", keep_last=3),
+        )
+
+    def job(self, plan: Plan) -> JobPlan:
+        """Of one stage."""
+        tied = bool(self.hf_config.get("tie_word_embeddings"))
+        parameters = ModelShape.from_hf(self.hf_config).parameters(tied)
+        return plan_job(plan.config, plan.time.total, parameters, plan.world_size, self.reliability)
+
+
+def main(
+    *,
+    model: Path | None = None,
+    length: int | None = None,
+    gpus: int | None = None,
+    hardware: str = "h100",
+    config: Path | None = None,
+    longest: bool = False,
+    fewest: bool = False,
+    batch: int | None = None,
+    tokens: float = 1e9,
+    document: float | None = None,
+    margin: float = MARGIN,
+    mtbf: float = MTBF,
+    disk: float = DISK,
+    top: int = 10,
+    output: Path | None = None,
+    json: Path | None = None,
+) -> None:
+    """Say which layouts fit, how long a step takes and what the job costs.
+
+    Args:
+        model: config.json of a Hugging Face model, or its folder; default: model.hf of --config.
+        length: tokens a sample; default: data.sequence_length of --config.
+        gpus: how many.
+        hardware: a profile of megatron_ultralong/planning/profiles (h100), or the path of one that tools/calibrate.py
+            wrote.
+        config: a run.toml, whose own layout is planned instead of searched for.
+        longest: find the longest sequence that the GPUs hold.
+        fewest: find the fewest GPUs that hold the length.
+        batch: samples a step; default: as many as make 8.4M tokens, as on the authors' model card.
+        tokens: of continued pretraining in all.
+        document: mean length of documents that attention is confined to; default: it sees the whole sample.
+        margin: share of a GPU's memory to leave free.
+        mtbf: GPU-hours between failures that end a job.
+        disk: GB/s that the shared disk takes from the job.
+        top: layouts to show.
+        output: folder for extend.toml, sft.toml, settings.sh (for examples/slurm/submit.sh), plan.json and memory.png
+            of the fastest layout.
+        json: file for the plans that are shown, as JSON.
+    """
+    given = load_config(config) if config else None
+    question = _question(model, given, hardware, margin, document, batch, tokens, Reliability(mtbf, disk))
+    if length is None and given is not None:
+        length = given.data.sequence_length
+    for name, value in (("--length", length), ("--gpus", gpus), ("--batch", batch), ("--top", top)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}; give 1 or more.")
+    if longest:
+        _say_longest(question, _needed("--gpus", gpus))
+    elif fewest:
+        _say_fewest(question, _needed("--length", length))
+    elif given is not None:
+        _say_own(question, given, _needed("--gpus", gpus), json)
+    else:
+        _search(question, _needed("--length", length), _needed("--gpus", gpus), top, output, json)
+
+
+def _needed(name: str, value: int | None) -> int:
+    if value is None:
+        raise UserError(f"{name} is missing; give a whole number.")
+    return value
+
+
+def _question(
+    model: Path | None,
+    given: RunConfig | None,
+    hardware: str,
+    margin: float,
+    document: float | None,
+    batch: int | None,
+    tokens: float,
+    reliability: Reliability,
+) -> Question:
+    if model is None and given is None:
+        raise UserError("--model is missing; give a model's config.json or its folder.")
+    path = model or (given.model.hf if given else Path())
+    if path.is_dir() or path.suffix != ".json":
+        path = path / "config.json"
+    hf_config = read_json(path, "the model's configuration", "give --model a config.json of Hugging Face")
+    if not isinstance(hf_config, dict):
+        raise UserError(f"{path}: no JSON object; give --model a config.json of Hugging Face.")
+    wanted = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+    bad = [name for name in wanted if not isinstance(hf_config.get(name), int) or hf_config[name] < 1]
+    if bad:
+        raise UserError(f"{path}: no whole number for {', '.join(bad)}; give --model a decoder's config.json.")
+    if not 0 <= margin < 1:
+        raise UserError(f"--margin is {margin:g}; give a share from 0 to below 1.")
+    for name, value in (("--tokens", tokens), ("--mtbf", reliability.mtbf), ("--disk", reliability.disk)):
+        if not value > 0:
+            raise UserError(f"{name} is {value:g}; give a number above 0.")
+    if document is not None and not document >= 1:
+        raise UserError(f"--document is {document:g}; give a mean length of 1 or more.")
+    folder = path.parent if str(path.parent) != "." else Path("model")
+    return Question(hf_config, folder, find(hardware), margin, document, batch, tokens, reliability)
+
+
+def _longest(question: Question, gpus: int) -> int | None:
+    return longest(question.base, question.hf_config, gpus, question.profile, margin=question.margin)
+
+
+def _say_longest(question: Question, gpus: int) -> None:
+    found = _longest(question, gpus)
+    if found is None:
+        raise UserError(
+            f"--gpus {gpus} of {question.profile.name} hold not even 131,072 tokens of this model, whatever is "
+            "recomputed or offloaded; give more GPUs, or larger ones (--hardware)."
+        )
+    print(f"{gpus} {question.profile.name}: {found:,} tokens a sample at most, in multiples of 131,072")
+    _search(question, found, gpus, 3, None, None)
+
+
+def _say_fewest(question: Question, length: int) -> None:
+    found = fewest(question.base(length), question.hf_config, question.profile, margin=question.margin)
+    if found is None:
+        raise UserError(
+            f"--length {length:,} does not fit 16,384 {question.profile.name}; give a shorter one, or --hardware "
+            "with more memory."
+        )
+    print(f"{length:,} tokens: {found} {question.profile.name} at least")
+    _search(question, length, found, 3, None, None)
+
+
+def _say_own(question: Question, given: RunConfig, gpus: int, json: Path | None) -> None:
+    why = problem(given, question.hf_config, gpus)
+    if why is not None:
+        raise UserError(why)
+    plan = planned(given, question.hf_config, gpus, question.profile, question.document)
+    job = question.job(plan)
+    _plan_tables.show([_plan_tables.parts_table(plan, question.profile), _plan_tables.job_table({"run": job}, None)])
+    most = room(question.profile, question.margin)
+    if needed(plan.memory) > most:
+        print(f"It does not fit: {needed(plan.memory) / 1e9:,.1f} GB, of which a plan may fill {most / 1e9:,.1f}.")
+    if json:
+        write_json(json, {"plans": [_plan_tables.as_json(plan)], "job": {"run": _plan_tables.job_json(job)}})
+
+
+def _search(question: Question, length: int, gpus: int, top: int, output: Path | None, json: Path | None) -> None:
+    profile, hf_config = question.profile, question.hf_config
+    ranking = rank(question.base(length), hf_config, gpus, profile, margin=question.margin, document=question.document)
+    if not ranking.plans:
+        _plan_tables.show([_plan_tables.reasons_table(ranking, room(profile, question.margin))])
+        raise UserError(_nothing_fits(question, length, gpus))
+    best = ranking.plans[0]
+    jobs = {"extend": question.job(best)}
+    tuned = rank(question.tuning(length), hf_config, gpus, profile, margin=question.margin)
+    if tuned.plans:
+        jobs["sft"] = question.job(tuned.plans[0])
+    most = room(profile, question.margin)
+    tables = [_plan_tables.ranking_table(ranking.plans, top), _plan_tables.reasons_table(ranking, most)]
+    tables += [
+        _plan_tables.parts_table(best, profile),
+        _plan_tables.job_table(jobs, _evaluation(question, best, length)),
+    ]
+    _plan_tables.show(tables)
+    found = {
+        "plans": [_plan_tables.as_json(plan) for plan in ranking.plans[:top]],
+        "job": {name: _plan_tables.job_json(job) for name, job in jobs.items()},
+        "hardware": profile.name,
+        "considered": ranking.considered,
+    }
+    if json:
+        with disk_errors_named(json):
+            write_json(json, found)
+    if output:
+        if not tuned.plans:
+            raise UserError(f"--output {output}: no layout of {gpus} GPUs takes the second stage of 128 samples.")
+        _write(output, ranking.plans[:top], tuned.plans[0], jobs, question, found)
+
+
+def _evaluation(question: Question, plan: Plan, length: int) -> float:
+    """Seconds of the paper's passkey grid on the layout that trained: 10 depths of 40 lengths up to the target."""
+    lengths = [max(1.0, length * place / 39) for place in range(40)]
+    replicas = plan.world_size // (
+        plan.config.parallel.tensor * plan.config.parallel.context * plan.config.parallel.pipeline
+    )
+    once = [forward_seconds(plan.config, question.hf_config, plan.world_size, question.profile, n) for n in lengths]
+    return 10 * sum(once) / replicas
+
+
+def _nothing_fits(question: Question, length: int, gpus: int) -> str:
+    """The sentence for it, with the nearest length that fits."""
+    found = _longest(question, gpus)
+    mend = f"the longest that fits is {found:,}" if found and found < length else "no length fits"
+    return (
+        f"--length {length:,} fits no layout of {gpus} {question.profile.name} (reasons above); {mend}; give another "
+        "length, --gpus, --batch or --hardware."
+    )
+
+
+def _write(
+    output: Path, plans: list[Plan], tuned: Plan, jobs: dict[str, JobPlan], question: Question, found: dict[str, Any]
+) -> None:
+    """The folder for submit.sh."""
+    best = plans[0]
+    stages = {"extend": _with_interval(best.config, jobs["extend"]), "sft": _with_interval(tuned.config, jobs["sft"])}
+    heading = f"{best.world_size} {question.profile.name}, {best.time.total:,.1f} s a step by tools/plan_run.py"
+    with disk_errors_named(output), atomic_directory(output) as folder:
+        _plan_folder.write(folder, stages, jobs, question.profile.domain or 1, heading)
+        write_json(folder / "plan.json", found)
+        _plan_tables.chart(plans, question.profile, folder / "memory.png")
+        for name in ("extend", "sft"):
+            load_config(folder / f"{name}.toml")
+    print(f"written: {output}; submit it with examples/slurm/submit.sh {output} all")
+
+
+def _with_interval(config: RunConfig, job: JobPlan) -> RunConfig:
+    """A checkpoint as often as loses least."""
+    return dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, interval=job.interval))
+
+
+if __name__ == "__main__":
+    run(main)

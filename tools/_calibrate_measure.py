@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -212,18 +213,33 @@ def _links(device: torch.device, payload: int, limit: float) -> list[tuple[Any, 
         made = [(dist.new_group(ranks), ranks) for ranks in members]
         group, ranks = next((group, ranks) for group, ranks in made if dist.get_rank() in ranks)
         for kind, call in _messages(group, ranks, device).items():
-            found.append((scope, kind, *_rate(call, kind, len(ranks), payload, device, limit)))
+            found.append((scope, kind, *_rate(call, kind, len(ranks), payload, group, device, limit)))
     return found
 
 
 def _rate(
-    call: Callable[[int], Callable[[], Any]], kind: str, n: int, payload: int, device: torch.device, limit: float
+    call: Callable[[int], Callable[[], Any]],
+    kind: str,
+    n: int,
+    payload: int,
+    group: Any,
+    device: torch.device,
+    limit: float,
 ) -> tuple[float, float]:
     """Rate and latency such that `planning.messages.seconds` gives the times measured of a large and a small one."""
-    small, large = (timed(call(numbers * n), device, limit).seconds for numbers in (_SMALL, payload // 4 // n))
+    small, large = (_together(call(numbers * n), group, device, limit) for numbers in (_SMALL, payload // 4 // n))
     turns, steps = (2, n - 1) if kind == "all_reduce" else (1, n - 1 if kind in ("all_gather", "reduce_scatter") else 1)
     moved = payload * (1.0 if kind == "send" else turns * (n - 1) / n)
     return moved / max(large - small, 0.05 * large), small / (turns * steps)
+
+
+def _together(call: Callable[[], Any], group: Any, device: torch.device, limit: float) -> float:
+    """The median of as many calls as fit into the limit, of which all ranks of the group make the same number."""
+    call()
+    slowest = torch.tensor([timed(call, device, 0.0).seconds], device=device)
+    dist.all_reduce(slowest, dist.ReduceOp.MAX, group=group)
+    repeats = int(min(10, max(1, limit / float(slowest))))
+    return statistics.median(timed(call, device, 0.0).seconds for _ in range(repeats))
 
 
 def _messages(group: Any, ranks: list[int], device: torch.device) -> dict[str, Callable[[int], Callable[[], Any]]]:

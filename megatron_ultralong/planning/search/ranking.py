@@ -47,7 +47,7 @@ class Ranking:
     Attributes:
         plans: those that fit, fastest first.
         refused: layouts by the reason why the configuration's rules refuse them.
-        too_large: layouts that no way of keeping activations makes fit, with bytes at least.
+        too_large: layouts that no way of keeping activations makes fit, with the bytes of the leanest.
         considered: configurations looked at.
     """
 
@@ -112,19 +112,20 @@ def rank(
             found.refused[_rule(why)] += 1
             found.considered += 1
             continue
-        least = None
+        least: tuple[int, RunConfig] | None = None
         for saving in SAVINGS:
             config = with_saving(layout, saving)
             found.considered += 1
             held = memories(config, hf_config, world_size, profile.asynchronous)
             highest = max(held, key=needed)
-            least = min(least or needed(highest), needed(highest))
+            if least is None or needed(highest) < least[0]:
+                least = needed(highest), config
             if needed(highest) <= most:
                 time = step_time(config, hf_config, world_size, profile, held, document)
                 stage = stages_of(config)[held.index(highest)]
                 found.plans.append(Plan(config, world_size, highest, stage, time))
-        if least is not None and least > most:
-            found.too_large.append((least, layout))
+        if least is not None and least[0] > most:
+            found.too_large.append(least)
     found.plans.sort(key=lambda plan: (plan.time.total, needed(plan.memory)))
     found.too_large.sort(key=lambda pair: pair[0])
     return found
@@ -133,7 +134,7 @@ def rank(
 def _rule(sentence: str) -> str:
     """A reason with n for its numbers, so that equal ones count together; of several the first."""
     first = sentence.splitlines()[1].strip() if "\n" in sentence else sentence
-    return re.sub(r"\d[\d,]*", "n", first.split(";")[0])
+    return re.sub(r"\d+(,\d{3})*", "n", first.split(";")[0])
 
 
 def _fits(base: RunConfig, hf_config: dict[str, Any], world_size: int, profile: HardwareProfile, margin: float) -> bool:

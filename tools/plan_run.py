@@ -11,6 +11,7 @@ Arithmetic from data sheets or tools/calibrate.py's measurements (docs/planning.
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from megatron_ultralong.errors import UserError  # noqa: E402
 from megatron_ultralong.files import atomic_directory, disk_errors_named, read_json, write_json  # noqa: E402
 from megatron_ultralong.planning.flops import ModelShape  # noqa: E402
 from megatron_ultralong.planning.hardware_profile import HardwareProfile, find  # noqa: E402
-from megatron_ultralong.planning.job import DISK, MTBF, JobPlan, Reliability, plan_job  # noqa: E402
+from megatron_ultralong.planning.job import JobPlan, Reliability, plan_job  # noqa: E402
 from megatron_ultralong.planning.search.layouts import problem  # noqa: E402
 from megatron_ultralong.planning.search.ranking import (  # noqa: E402
     MARGIN,
@@ -54,21 +55,34 @@ _TOKENS_A_STEP = 8_388_608
 
 
 @dataclasses.dataclass(frozen=True)
+class Assumptions:
+    """What a plan starts from."""
+
+    hardware: str = "h100"
+    """A profile of megatron_ultralong/planning/profiles, or the path of one that tools/calibrate.py wrote."""
+    batch: int | None = None
+    """Samples a step; default: as many as make 8.4M tokens, as on the authors' model card."""
+    tokens: float = 1e9
+    """Of continued pretraining in all."""
+    document: float | None = None
+    """Mean length of documents that attention is confined to; default: it sees the whole sample."""
+    margin: float = MARGIN
+    """Share of a GPU's memory to leave free."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Question:
     """What is asked, read and checked."""
 
     hf_config: dict[str, Any]
     model: Path
     profile: HardwareProfile
-    margin: float
-    document: float | None
-    batch: int | None
-    tokens: float
+    assumed: Assumptions
     reliability: Reliability
 
     def base(self, length: int) -> RunConfig:
         """The run for a length, its layout yet to be found."""
-        batch = self.batch or max(1, _TOKENS_A_STEP // length)
+        batch = self.assumed.batch or max(1, _TOKENS_A_STEP // length)
         name = f"runs/{self.model.name}_{length}"
         own = int(self.hf_config.get("max_position_embeddings") or 0)
         return RunConfig(
@@ -77,9 +91,9 @@ class Question:
             data=DataConfig(
                 sources=(DataSource(index=Path(name) / "packed"),),
                 sequence_length=length,
-                document_mask=self.document is not None,
+                document_mask=self.assumed.document is not None,
             ),
-            train=TrainConfig(steps=max(1, round(self.tokens / (batch * length))), global_batch_size=batch),
+            train=TrainConfig(steps=max(1, round(self.assumed.tokens / (batch * length))), global_batch_size=batch),
             checkpoint=CheckpointConfig(load=Path(name) / "megatron", save=Path(name) / "extend", keep_last=3),
         )
 
@@ -105,23 +119,19 @@ class Question:
 
 
 def main(
+    assumptions: Assumptions,
+    reliability: Reliability,
     *,
     model: Path | None = None,
     length: int | None = None,
     gpus: int | None = None,
-    hardware: str = "h100",
     config: Path | None = None,
     longest: bool = False,
     fewest: bool = False,
-    batch: int | None = None,
-    tokens: float = 1e9,
-    document: float | None = None,
-    margin: float = MARGIN,
-    mtbf: float = MTBF,
-    disk: float = DISK,
     top: int = 10,
     output: Path | None = None,
     json: Path | None = None,
+    rehearse: bool = False,
 ) -> None:
     """Say which layouts fit, how long a step takes and what the job costs.
 
@@ -129,27 +139,22 @@ def main(
         model: config.json of a Hugging Face model, or its folder; default: model.hf of --config.
         length: tokens a sample; default: data.sequence_length of --config.
         gpus: how many.
-        hardware: a profile of megatron_ultralong/planning/profiles (h100), or the path of one that tools/calibrate.py
-            wrote.
         config: a run.toml, whose own layout is planned instead of searched for.
         longest: find the longest sequence that the GPUs hold.
         fewest: find the fewest GPUs that hold the length.
-        batch: samples a step; default: as many as make 8.4M tokens, as on the authors' model card.
-        tokens: of continued pretraining in all.
-        document: mean length of documents that attention is confined to; default: it sees the whole sample.
-        margin: share of a GPU's memory to leave free.
-        mtbf: GPU-hours between failures that end a job.
-        disk: GB/s that the shared disk takes from the job.
         top: layouts to show.
         output: folder for extend.toml, sft.toml, settings.sh (for examples/slurm/submit.sh), plan.json and memory.png
             of the fastest layout.
         json: file for the plans that are shown, as JSON.
+        rehearse: with --output, take a step of the fastest layout's ranks on this machine (tools/rehearse.py).
     """
     given = load_config(config) if config else None
-    question = _question(model, given, hardware, margin, document, batch, tokens, Reliability(mtbf, disk))
+    question = _question(model, given, assumptions, reliability)
     if length is None and given is not None:
         length = given.data.sequence_length
-    for name, value in (("--length", length), ("--gpus", gpus), ("--batch", batch), ("--top", top)):
+    if rehearse and output is None:
+        raise UserError("--rehearse is given without --output, whose configuration it takes a step of; name a folder.")
+    for name, value in (("--length", length), ("--gpus", gpus), ("--batch", assumptions.batch), ("--top", top)):
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; give 1 or more.")
     if longest:
@@ -160,6 +165,8 @@ def main(
         _say_own(question, given, _needed("--gpus", gpus), json)
     else:
         _search(question, _needed("--length", length), _needed("--gpus", gpus), top, output, json)
+    if rehearse and output is not None:
+        _rehearse(output, question, _needed("--gpus", gpus))
 
 
 def _needed(name: str, value: int | None) -> int:
@@ -168,16 +175,8 @@ def _needed(name: str, value: int | None) -> int:
     return value
 
 
-def _question(
-    model: Path | None,
-    given: RunConfig | None,
-    hardware: str,
-    margin: float,
-    document: float | None,
-    batch: int | None,
-    tokens: float,
-    reliability: Reliability,
-) -> Question:
+def _question(model: Path | None, given: RunConfig | None, assumed: Assumptions, reliability: Reliability) -> Question:
+    """What was asked, once all of it can be answered."""
     if model is None and given is None:
         raise UserError("--model is missing; give a model's config.json or its folder.")
     path = model or (given.model.hf if given else Path())
@@ -190,19 +189,20 @@ def _question(
     bad = [name for name in wanted if not isinstance(hf_config.get(name), int) or hf_config[name] < 1]
     if bad:
         raise UserError(f"{path}: no whole number for {', '.join(bad)}; give --model a decoder's config.json.")
-    if not 0 <= margin < 1:
-        raise UserError(f"--margin is {margin:g}; give a share from 0 to below 1.")
-    for name, value in (("--tokens", tokens), ("--mtbf", reliability.mtbf), ("--disk", reliability.disk)):
+    if not 0 <= assumed.margin < 1:
+        raise UserError(f"--margin is {assumed.margin:g}; give a share from 0 to below 1.")
+    rates = {"--mtbf": reliability.mtbf, "--disk": reliability.disk, "--restart": reliability.restart}
+    for name, value in {"--tokens": assumed.tokens, **rates}.items():
         if not value > 0:
             raise UserError(f"{name} is {value:g}; give a number above 0.")
-    if document is not None and not document >= 1:
-        raise UserError(f"--document is {document:g}; give a mean length of 1 or more.")
+    if assumed.document is not None and not assumed.document >= 1:
+        raise UserError(f"--document is {assumed.document:g}; give a mean length of 1 or more.")
     folder = path.parent if str(path.parent) != "." else Path("model")
-    return Question(hf_config, folder, find(hardware), margin, document, batch, tokens, reliability)
+    return Question(hf_config, folder, find(assumed.hardware), assumed, reliability)
 
 
 def _longest(question: Question, gpus: int) -> int | None:
-    return longest(question.base, question.hf_config, gpus, question.profile, margin=question.margin)
+    return longest(question.base, question.hf_config, gpus, question.profile, margin=question.assumed.margin)
 
 
 def _say_longest(question: Question, gpus: int) -> None:
@@ -217,7 +217,7 @@ def _say_longest(question: Question, gpus: int) -> None:
 
 
 def _say_fewest(question: Question, length: int) -> None:
-    found = fewest(question.base(length), question.hf_config, question.profile, margin=question.margin)
+    found = fewest(question.base(length), question.hf_config, question.profile, margin=question.assumed.margin)
     if found is None:
         raise UserError(
             f"--length {length:,} does not fit 16,384 {question.profile.name}; give a shorter one, or --hardware "
@@ -231,10 +231,10 @@ def _say_own(question: Question, given: RunConfig, gpus: int, json: Path | None)
     why = problem(given, question.hf_config, gpus)
     if why is not None:
         raise UserError(why)
-    plan = planned(given, question.hf_config, gpus, question.profile, question.document)
+    plan = planned(given, question.hf_config, gpus, question.profile, question.assumed.document)
     job = question.job(plan)
     _plan_tables.show([_plan_tables.parts_table(plan, question.profile), _plan_tables.job_table({"run": job}, None)])
-    most = room(question.profile, question.margin)
+    most = room(question.profile, question.assumed.margin)
     if needed(plan.memory) > most:
         print(f"It does not fit: {needed(plan.memory) / 1e9:,.1f} GB, of which a plan may fill {most / 1e9:,.1f}.")
     if json:
@@ -243,16 +243,23 @@ def _say_own(question: Question, given: RunConfig, gpus: int, json: Path | None)
 
 def _search(question: Question, length: int, gpus: int, top: int, output: Path | None, json: Path | None) -> None:
     profile, hf_config = question.profile, question.hf_config
-    ranking = rank(question.base(length), hf_config, gpus, profile, margin=question.margin, document=question.document)
+    ranking = rank(
+        question.base(length),
+        hf_config,
+        gpus,
+        profile,
+        margin=question.assumed.margin,
+        document=question.assumed.document,
+    )
     if not ranking.plans:
-        _plan_tables.show([_plan_tables.reasons_table(ranking, room(profile, question.margin))])
+        _plan_tables.show([_plan_tables.reasons_table(ranking, room(profile, question.assumed.margin))])
         raise UserError(_nothing_fits(question, length, gpus))
     best = ranking.plans[0]
     jobs = {"extend": question.job(best)}
-    tuned = rank(question.tuning(length), hf_config, gpus, profile, margin=question.margin)
+    tuned = rank(question.tuning(length), hf_config, gpus, profile, margin=question.assumed.margin)
     if tuned.plans:
         jobs["sft"] = question.job(tuned.plans[0])
-    most = room(profile, question.margin)
+    most = room(profile, question.assumed.margin)
     tables = [_plan_tables.ranking_table(ranking.plans, top), _plan_tables.reasons_table(ranking, most)]
     tables += [
         _plan_tables.parts_table(best, profile),
@@ -308,6 +315,16 @@ def _write(
         for name in ("extend", "sft"):
             load_config(folder / f"{name}.toml")
     print(f"written: {output}; submit it with examples/slurm/submit.sh {output} all")
+
+
+def _rehearse(output: Path, question: Question, gpus: int) -> None:
+    """The real step of the layout that was written, for ranks that differ; its page goes into the folder."""
+    tool = Path(__file__).parent / "rehearse.py"
+    words = ["--config", output / "extend.toml", "--world-size", gpus, "--model", question.model / "config.json"]
+    words += ["--html", output / "rehearsal.html", "--json", output / "rehearsal.json"]
+    done = subprocess.run([sys.executable, str(tool), *map(str, words)], check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
 
 
 def _with_interval(config: RunConfig, job: JobPlan) -> RunConfig:

@@ -22,17 +22,14 @@ RESTART = 600.0
 
 @dataclasses.dataclass(frozen=True)
 class Reliability:
-    """What a cluster is like beside its speed.
-
-    Attributes:
-        mtbf: GPU-hours between failures.
-        disk: GB/s that the shared disk takes from the whole job.
-        restart: seconds from a failure until the job computes again.
-    """
+    """What a cluster is like beside its speed."""
 
     mtbf: float = MTBF
+    """GPU-hours between failures that end a job."""
     disk: float = DISK
+    """GB/s that the shared disk takes from the whole job."""
     restart: float = RESTART
+    """Seconds from a failure until the job computes again."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -276,8 +276,7 @@ def _messages(group: Any, ranks: list[int], device: torch.device) -> dict[str, C
 
         return exchange
 
-    kinds = {"all_gather": gather, "reduce_scatter": scatter, "all_reduce": reduce, "all_to_all": trade, "send": send}
-    return kinds
+    return {"all_gather": gather, "reduce_scatter": scatter, "all_reduce": reduce, "all_to_all": trade, "send": send}
 
 
 def _host(device: torch.device, size: int, limit: float) -> tuple[float, float]:

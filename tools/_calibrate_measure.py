@@ -138,7 +138,7 @@ def _name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     with open("/proc/cpuinfo", encoding="utf-8") as stream:
         names = [line.split(":", 1)[1].strip() for line in stream if line.startswith("model name")]
-    return f"{names[0] if names else 'CPU'}, {torch.get_num_threads()} threads"
+    return f"{names[0] if names else 'CPU'}, {torch.get_num_threads()} thread(s)"
 
 
 def _memory(device: torch.device) -> int:

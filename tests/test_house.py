@@ -111,7 +111,7 @@ LAYERS = (
     ("data.shuffle", "model"),
     ("data.tokenizing", "data.resampling", "planning"),
     ("data.packing", "config.checks"),
-    ("data.reading", "config.reading"),
+    ("data.reading", "config.reading", "planning.search"),
     ("cli", "convert.formats"),
     ("convert.parameter_mapping", "convert.hf_config", "convert.average", "convert.workers", "convert.output"),
     ("convert.folding",),

@@ -14,11 +14,18 @@ from rich.table import Table
 
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import atomic_file, disk_errors_named, read_json, write_json
-from megatron_ultralong.planning.hardware_profile import AttentionRate, HardwareProfile
+from megatron_ultralong.planning.hardware_profile import (
+    PROFILES,
+    AttentionRate,
+    CopyRate,
+    HardwareProfile,
+    MatmulRate,
+    Source,
+    like_device,
+)
 
 RESULTS = "results.json"
 _DOCS = ROOT / "docs" / "verification.md"
-_PROFILES = ROOT / "megatron_ultralong" / "planning" / "profiles"
 _PARTS = ("tests", "measure", "longest")
 
 
@@ -77,7 +84,7 @@ def report(output: Path, write_docs: bool) -> None:
             with atomic_file(_DOCS) as temporary:
                 temporary.write_text(page, encoding="utf-8")
             if profile is not None:
-                profile.write(_PROFILES / f"{re.sub('[^a-z0-9]+', '_', profile.name.lower()).strip('_')}.json")
+                profile.write(PROFILES / f"{re.sub('[^a-z0-9]+', '_', profile.name.lower()).strip('_')}.json")
 
 
 def _sentences(results: dict[str, Any]) -> list[str]:
@@ -152,14 +159,18 @@ def _profile(results: dict[str, Any]) -> HardwareProfile | None:
         AttentionRate(tokens, row["forward_flops"], row["backward_flops"]) for tokens, row in sorted(fastest.items())
     )
     top, machine = measure["found"]["ceilings"], measure["machine"]
+    here = Source("measured", "tools/gpu_check.py")
     return HardwareProfile(
         name=machine["name"],
+        precision="bf16",
         memory=machine["memory"],
-        matmul=top["matmul_flops"],
-        copy=top["copy_bytes_per_second"],
+        matmul=(MatmulRate(top["matmul_size"], top["matmul_flops"]),),
+        copy=(CopyRate(2 * top["copy_bytes"], top["copy_bytes_per_second"]),),
         attention=rates,
         commit=measure["commit"],
         date=measure["date"],
+        sources=dict.fromkeys(("memory", "matmul", "copy", "attention"), here),
+        like=like_device(machine["name"], machine["memory"]),
     )
 
 

@@ -25,6 +25,7 @@ PEAK_FLOPS = {
     "A100": 312e12,
     "A800": 312e12,
     "L40S": 362e12,
+    "MI300X": 1307e12,
 }
 
 
@@ -60,10 +61,23 @@ class ModelShape:
         attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
         return attention + 3 * self.hidden * self.ffn
 
+    def parameters(self, tied: bool) -> int:
+        """Elements of all matrices and norms; biases, and norms of heads, are a thousandth of them and left out."""
+        tables = (1 if tied else 2) * self.vocabulary * self.hidden
+        return self.layers * (self.layer_weights + 2 * self.hidden) + tables + self.hidden
+
 
 def causal_pairs(lengths: Iterable[int]) -> int:
     """Pairs of a query and a key that a causal mask lets through, in documents of these lengths."""
     return sum(length * (length + 1) // 2 for length in lengths)
+
+
+def flops_by_part(shape: ModelShape, tokens: int, labels: int, pairs: int) -> dict[str, int]:
+    """Of `step_flops`, by part: layers' products, attention, head."""
+    layers = 2 * tokens * shape.layers * shape.layer_weights
+    attention = 4 * pairs * shape.layers * shape.heads * shape.head_dim
+    head = 2 * labels * shape.hidden * shape.vocabulary
+    return {"linear": 3 * layers, "attention": 3 * attention, "head": 3 * head}
 
 
 def step_flops(shape: ModelShape, tokens: int, labels: int, pairs: int) -> int:
@@ -75,10 +89,7 @@ def step_flops(shape: ModelShape, tokens: int, labels: int, pairs: int) -> int:
         labels: positions whose loss counts; others skip the head (model/loss.py).
         pairs: query-key pairs that attention computes, in all samples (see `causal_pairs`).
     """
-    layers = 2 * tokens * shape.layers * shape.layer_weights
-    attention = 4 * pairs * shape.layers * shape.heads * shape.head_dim
-    head = 2 * labels * shape.hidden * shape.vocabulary
-    return 3 * (layers + attention + head)
+    return sum(flops_by_part(shape, tokens, labels, pairs).values())
 
 
 def peak_flops(device_name: str) -> float | None:

@@ -217,12 +217,9 @@ def test_a_profile_has_the_fastest_kernel_and_is_read_again(tmp_path: Path) -> N
     _gpu_report.add(tmp_path, "measure", RESULTS)
     _gpu_report.report(tmp_path, write_docs=False)
     profile = HardwareProfile.read(tmp_path / "profile.json")
-    assert (profile.name, profile.memory, profile.matmul, profile.copy) == (
-        "NVIDIA H100 80GB HBM3",
-        8 * 10**10,
-        7e14,
-        3e12,
-    )
+    assert (profile.name, profile.memory) == ("NVIDIA H100 80GB HBM3", 8 * 10**10)
+    assert [one.rate for one in profile.matmul] == [7e14] and [one.rate for one in profile.copy] == [3e12]
+    assert profile.like == "h100" and profile.links  # no single GPU measures those
     ((tokens, forward, backward),) = [(rate.tokens, rate.forward, rate.backward) for rate in profile.attention]
     assert (tokens, forward, backward) == (8192, 1.0, 5.0)
     page = (tmp_path / "verification.md").read_text()

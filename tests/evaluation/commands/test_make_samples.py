@@ -76,7 +76,7 @@ def test_a_killed_command_goes_on_where_it_was(tmp_path, book):
     environment = {**os.environ, "PYTHONPATH": str(TOOL.parents[1])}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not (parts := list((tmp_path / "out/.underway").glob("*/*.jsonl"))):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.01)

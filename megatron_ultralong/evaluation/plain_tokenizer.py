@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
 
-from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
+from megatron_ultralong.data.tokenizer.chat import ChatTokenizer, without_trimming
 from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.samples import Form
@@ -17,6 +19,23 @@ class PlainTokenizer(ChatTokenizer):
         self.tokenizer = load_tokenizer(path)
         self.vocab_size = self.tokenizer.vocab_size
         self.start_ids = ()
+
+    @functools.cached_property
+    def _backend(self) -> Any:
+        """What knows the characters that a token comes from.
+
+        Raises:
+            UserError: the format has none.
+        """
+        import tokenizers
+
+        recipe = self.tokenizer.recipe
+        if recipe.kind != "huggingface":
+            raise UserError(
+                f"{self.tokenizer.path}: this task asks which characters a token comes from, and a file alone does not "
+                "say; give a model's folder with a tokenizer.json."
+            )
+        return without_trimming(tokenizers.Tokenizer.from_buffer(recipe.content()))
 
 
 def tokenizer_of(path: Path, form: Form) -> ChatTokenizer:

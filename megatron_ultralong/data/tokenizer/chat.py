@@ -70,7 +70,7 @@ class ChatTokenizer:
         hf = self.tokenizer.hf
         self._added = {number: str(token) for number, token in hf.added_tokens_decoder.items()}
         self._added_ids = np.array(sorted(self._added), dtype=np.uint32)
-        self._backend = _without_trimming(hf.backend_tokenizer)
+        self._backend = without_trimming(hf.backend_tokenizer)
         if chat:
             _ = self.template
 
@@ -209,7 +209,7 @@ class ChatTokenizer:
         return ids, ((after % 2 == 1) & whole).astype(np.uint8)
 
 
-def _without_trimming(backend: Any) -> Any:
+def without_trimming(backend: Any) -> Any:
     """A copy whose offsets hold the spaces of a token, and that adds, cuts and pads nothing."""
     import tokenizers
 

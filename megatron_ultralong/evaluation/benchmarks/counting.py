@@ -15,7 +15,7 @@ import numpy.typing as npt
 from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.data.tokenizer.encoders import Encoder, GigatokenEncoder
 from megatron_ultralong.evaluation.rendering import rendered
-from megatron_ultralong.evaluation.samples import Form, Sample
+from megatron_ultralong.evaluation.samples import Sample
 
 Counts = npt.NDArray[np.int64]
 
@@ -31,6 +31,8 @@ class Counter:
     def __init__(self, tokenizer: ChatTokenizer, fast: bool | None = None) -> None:
         self.tokenizer = tokenizer
         inner = tokenizer.tokenizer
+        if inner.recipe.kind == "bytes":
+            fast = False
         self.is_fast = inner.check_fast(inner.likely_recipe, []) if fast is None else fast
         self._encoder: Encoder = GigatokenEncoder(inner.likely_recipe) if self.is_fast else inner.reference
 
@@ -67,8 +69,3 @@ def counter_of(tokenizer: ChatTokenizer) -> Counter:
     counter = Counter(tokenizer, _KNOWN.get(tokenizer.tokenizer.fingerprint))
     know(tokenizer.tokenizer.fingerprint, counter.is_fast)
     return counter
-
-
-def template_keeps(form: Form, sample: Sample, tokenizer: ChatTokenizer) -> bool:
-    """Whether the rendered prompt holds the sample's text as it is."""
-    return form == "base" or sample.input in rendered(sample, form, tokenizer)

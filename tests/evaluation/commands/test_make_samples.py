@@ -145,5 +145,8 @@ def test_names_of_families_stand_for_their_tasks():
 def test_a_tokenizer_file_alone_will_do(tmp_path):
     alone = tokenizer_of(build("tiktoken", tmp_path / "tiktoken"), "base")
     assert isinstance(alone, PlainTokenizer) and alone.start_ids == () and alone.decode(alone.encode("a b")) == "a b"
+    assert alone.offsets("a b").ravel()[[0, -1]].tolist() == [0, 3]
+    with pytest.raises(UserError, match="give a model's folder"):
+        PlainTokenizer(Path("bytes")).offsets("a")
     folder = tokenizer_of(build("llama3", tmp_path / "llama3"), "base")
     assert folder.vocab_size > 900

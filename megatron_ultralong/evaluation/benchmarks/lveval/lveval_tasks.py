@@ -1,4 +1,4 @@
-"""LV-Eval's eleven sets as tasks: all five lengths (lveval/cmrc_mixup) or one (lveval/cmrc_mixup_16k).
+"""LV-Eval's eleven sets as tasks: each of five lengths (lveval/cmrc_mixup_16k), or all (lveval/cmrc_mixup).
 
 Names of data files and predictions are LV-Eval's: SET_LEVEL.jsonl. Levels count words, not tokens. The prompt is cut to
 the model's length less 500 tokens, before the chat template, half from each end, an odd one's last token dropped.
@@ -80,13 +80,13 @@ def _files(name: str, task: str) -> tuple[str, ...]:
 
 
 def tasks() -> list[Task]:
+    """Each level of each set, which are what LV-Eval's tables have."""
+    return [_task(name, f"{name}_{level}") for name in SCORERS for level in LEVELS]
+
+
+def further_tasks() -> list[Task]:
     """Sets over all levels."""
     return [_task(name, name) for name in SCORERS]
-
-
-def subsets() -> list[Task]:
-    """Each level of each set."""
-    return [_task(name, f"{name}_{level}") for name in SCORERS for level in LEVELS]
 
 
 def _task(name: str, task: str) -> Task:

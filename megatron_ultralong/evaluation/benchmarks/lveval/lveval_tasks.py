@@ -24,6 +24,7 @@ LEVELS = ("16k", "32k", "64k", "128k", "256k")
 RESERVE = 500
 CHINESE = {"multifieldqa_zh_mixup", "factrecall_zh", "cmrc_mixup", "lic_mixup", "dureader_mixup"}
 
+_RIVALS = {f"lveval/{name}_{level}": f"{name}_{level}.jsonl" for name in SCORERS for level in LEVELS}
 _LEVEL = re.compile(r"_(\d{1,3}k)$")
 _ENGLISH_TEMPLATE = Template(
     base="Here are passages, of which few matter for the question after them.\n\n{context}\n\n"
@@ -97,6 +98,6 @@ def _task(name: str, task: str) -> Task:
         budget=budget(name),
         score=SCORERS[name],
         make=functools.partial(make, name=name, task=task),
-        read=lambda path: prediction_files.read_predictions(whole, path, files, to_reference),
+        read=lambda path: prediction_files.read_predictions(whole, path, files, to_reference, rivals=_RIVALS),
         references=lambda path: prediction_files.read_references(path, files, to_reference),
     )

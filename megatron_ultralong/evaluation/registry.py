@@ -1,7 +1,7 @@
 """Tasks by the names that their benchmarks give them: how samples are made, how predictions are read and scored.
 
 A family is a file or folder in `benchmarks/` with a function `tasks()`, imported when one of its names is asked for;
-one with `subsets()` also has names for parts of its tasks.
+one with `further_tasks()` also has tasks that are known by name alone, being made of others.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def find_task(name: str) -> Task:
     """
     family = name.partition("/")[0]
     if family in FAMILIES:
-        found = {task.name: task for task in (*family_tasks(family), *_subsets(family))}
+        found = {task.name: task for task in (*family_tasks(family), *_further_tasks(family))}
         if name in found:
             return found[name]
         known = sorted(found)
@@ -152,10 +152,10 @@ def family_tasks(family: str) -> list[Task]:
     return list(_module(family).tasks())
 
 
-def _subsets(family: str) -> list[Task]:
-    """Tasks that are part of others, known by name alone."""
+def _further_tasks(family: str) -> list[Task]:
+    """Tasks that are known by name alone."""
     module = _module(family)
-    return list(module.subsets()) if hasattr(module, "subsets") else []
+    return list(module.further_tasks()) if hasattr(module, "further_tasks") else []
 
 
 def _module(family: str) -> Any:

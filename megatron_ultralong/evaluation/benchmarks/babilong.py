@@ -45,6 +45,7 @@ LABELS: dict[str, tuple[str, ...]] = {
     f"qa{number}": tuple(_LABELS.get(number, _PLACES).split()) for number in range(1, 21)
 }
 """What each task's answers may be."""
+_RIVALS = {f"babilong/{name}": f"{name}_*.csv" for name in LABELS}
 CHANCE = {name: 1 / len(labels) for name, labels in LABELS.items()} | {"qa8": 1 / 8}
 """What guessing uniformly among the labels gives; of qa8 among all sets of the three things."""
 
@@ -134,7 +135,9 @@ def _task(name: str) -> Task:
         budget=BUDGET,
         score=functools.partial(score, labels=LABELS[name]),
         make=functools.partial(make, task=name),
-        read=lambda path: prediction_files.read_predictions(f"babilong/{name}", path, _files(name), to_reference),
+        read=lambda path: prediction_files.read_predictions(
+            f"babilong/{name}", path, _files(name), to_reference, rivals=_RIVALS
+        ),
         references=lambda path: prediction_files.read_references(path, _files(name), to_reference),
         chance=CHANCE[name],
     )

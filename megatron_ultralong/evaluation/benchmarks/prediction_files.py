@@ -6,11 +6,13 @@ A prediction's line either carries its references under the benchmark's own fiel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from megatron_ultralong.errors import UserError
+from megatron_ultralong.errors import UserError, shown
 from megatron_ultralong.evaluation.benchmarks.benchmark_rows import PREDICTION, Row, matching_files, read_rows
 from megatron_ultralong.evaluation.samples import Sample, sample_of
 
@@ -40,6 +42,7 @@ def read_predictions(
     patterns: Sequence[str],
     to_reference: Reference,
     to_text: Callable[[Row], str] = prediction_text,
+    rivals: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[tuple[str, Sample]]:
     """Predictions, each with its sample.
 
@@ -49,12 +52,18 @@ def read_predictions(
         patterns: names of a folder's files.
         to_reference: for the benchmark's own lines.
         to_text: the prediction of the benchmark's own lines.
+        rivals: other tasks of the family, and what their files are called.
 
     Raises:
-        UserError: a file is missing or broken, a field is missing or holds what it cannot, or a sample is another
-            task's.
+        UserError: a file is missing or broken, a field is missing or holds what it cannot, or a sample or a
+            file's name is another task's.
     """
     for file in matching_files(path, patterns, MEND):
+        other = next((name for name, pattern in rivals.items() if fnmatch(file.name, pattern)), task)
+        if other != task and not any(fnmatch(file.name, pattern) for pattern in patterns):
+            raise UserError(
+                f"{shown(file)}: so are files of {other} called; score it with --task {other}, or rename it."
+            )
         for row in read_rows(file, MEND):
             if "outputs" not in row.values:
                 yield to_text(row), to_reference(row, file)

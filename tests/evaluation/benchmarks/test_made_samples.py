@@ -6,12 +6,14 @@ import pytest
 
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.benchmarks import graphwalks
+from megatron_ultralong.evaluation.benchmarks.lveval.lveval_scoring import SCORERS
 from megatron_ultralong.evaluation.registry import MakeOptions, family_tasks, find_task
 from megatron_ultralong.evaluation.rendering import prompt_ids, rendered
 from megatron_ultralong.evaluation.samples import TooShortError, read_samples, write_samples
 from tests.evaluation.benchmarks import published
 
-TASKS = [task for family in (*published.WRITERS, "graphwalks") for task in family_tasks(family)]
+TASKS = [task for family in (*published.WRITERS, "graphwalks") if family != "lveval" for task in family_tasks(family)]
+TASKS += [find_task(f"lveval/{name}") for name in SCORERS]
 LENGTHS = (5000, 3500)
 
 
@@ -198,3 +200,10 @@ def test_no_data_is_said(family, tokenizer, tmp_path):
         list(task.make(MakeOptions(tokenizer=tokenizer, lengths=(5000,), count=2)))
     with pytest.raises(UserError, match=r"no file in it is called|cannot be read"):
         list(task.make(MakeOptions(tokenizer=tokenizer, lengths=(5000,), count=2, data=tmp_path)))
+
+
+def test_lvevals_family_is_its_levels_and_a_set_is_known_by_name():
+    assert len(family_tasks("lveval")) == 55
+    assert find_task("lveval/cmrc_mixup").name == "lveval/cmrc_mixup"
+    with pytest.raises(UserError, match=r"lveval/cmrc: there is no such task; did you mean lveval/cmrc_mixup\?"):
+        find_task("lveval/cmrc")

@@ -168,6 +168,20 @@ def test_mistakes(task, rows, message, tmp_path):
         score(task=task, predictions=write(tmp_path / "p.jsonl", rows))
 
 
+@pytest.mark.parametrize(
+    ("task", "name", "other"),
+    [
+        ("infinitebench/kv_retrieval", "preds_passkey.jsonl", "infinitebench/passkey"),
+        ("lveval/cmrc_mixup", "lic_mixup_16k.jsonl", "lveval/lic_mixup_16k"),
+        ("lveval/cmrc_mixup_16k", "cmrc_mixup_32k.jsonl", "lveval/cmrc_mixup_32k"),
+        ("babilong/qa1", "qa10_0k_x.csv", "babilong/qa10"),
+    ],
+)
+def test_files_of_another_task(task, name, other, tmp_path):
+    with pytest.raises(UserError, match=rf"{name}: so are files of {other} called; score it with --task {other}"):
+        score(task=task, predictions=write(tmp_path / name, KV))
+
+
 def test_other_samples_as_data(tmp_path):
     data = write(tmp_path / "data.jsonl", OURS)
     with pytest.raises(UserError, match=r"its samples are of task infinitebench/passkey; score them with --task"):

@@ -40,6 +40,7 @@ CHOICES = ("longbook_choice_eng", "code_debug")
 NUMBERS = ("math_find", "math_calc", "code_run")
 VERBATIM = ("passkey", "number_string", "kv_retrieval")
 
+_RIVALS = {f"infinitebench/{task}": f"preds_{task}.jsonl" for task in BUDGETS}
 _LABELS = ("ground_truth", "label", "answer")
 
 
@@ -103,7 +104,7 @@ def _task(name: str) -> Task:
         budget=BUDGETS[name],
         score=SCORERS[name],
         make=functools.partial(make, task=name),
-        read=lambda path: prediction_files.read_predictions(whole, path, predictions, to_reference),
+        read=lambda path: prediction_files.read_predictions(whole, path, predictions, to_reference, rivals=_RIVALS),
         references=lambda path: prediction_files.read_references(path, data, to_reference),
         chance=0.25 if name in CHOICES else 0.0,
     )

@@ -1,4 +1,4 @@
-"""LV-Eval's eleven sets as tasks: all five lengths (lveval/cmrc_mixup) or one (lveval/cmrc_mixup_16k).
+"""LV-Eval's eleven sets as tasks: each of five lengths (lveval/cmrc_mixup_16k), or all (lveval/cmrc_mixup).
 
 Names of data files and predictions are LV-Eval's: SET_LEVEL.jsonl. Levels count words, not tokens. The prompt is cut to
 the model's length less 500 tokens, before the chat template, half from each end, an odd one's last token dropped.
@@ -24,6 +24,7 @@ LEVELS = ("16k", "32k", "64k", "128k", "256k")
 RESERVE = 500
 CHINESE = {"multifieldqa_zh_mixup", "factrecall_zh", "cmrc_mixup", "lic_mixup", "dureader_mixup"}
 
+_RIVALS = {f"lveval/{name}_{level}": f"{name}_{level}.jsonl" for name in SCORERS for level in LEVELS}
 _LEVEL = re.compile(r"_(\d{1,3}k)$")
 _ENGLISH_TEMPLATE = Template(
     base="Here are passages, of which few matter for the question after them.\n\n{context}\n\n"
@@ -80,13 +81,13 @@ def _files(name: str, task: str) -> tuple[str, ...]:
 
 
 def tasks() -> list[Task]:
+    """Each level of each set, which are what LV-Eval's tables have."""
+    return [_task(name, f"{name}_{level}") for name in SCORERS for level in LEVELS]
+
+
+def further_tasks() -> list[Task]:
     """Sets over all levels."""
     return [_task(name, name) for name in SCORERS]
-
-
-def subsets() -> list[Task]:
-    """Each level of each set."""
-    return [_task(name, f"{name}_{level}") for name in SCORERS for level in LEVELS]
 
 
 def _task(name: str, task: str) -> Task:
@@ -97,6 +98,6 @@ def _task(name: str, task: str) -> Task:
         budget=budget(name),
         score=SCORERS[name],
         make=functools.partial(make, name=name, task=task),
-        read=lambda path: prediction_files.read_predictions(whole, path, files, to_reference),
+        read=lambda path: prediction_files.read_predictions(whole, path, files, to_reference, rivals=_RIVALS),
         references=lambda path: prediction_files.read_references(path, files, to_reference),
     )

@@ -101,8 +101,7 @@ def rehearse(
     Args:
         config: the run, checked (`config.checks.check_config`). Data and checkpoints are not read.
         hf_config: the model's config.json.
-        world_size: processes of the job.
-        rank: which of them.
+        world_size, rank: processes of the job, and which of them.
         capability: compute capability of the GPU whose path is taken; None: a CPU's.
         document: tokens of each document, where data.document_mask is true; 0: a sample is one document.
         every_microbatch: rehearse all, however many.
@@ -112,13 +111,11 @@ def rehearse(
         Exception: whatever else the step itself raises, with the place where it was as its `place`.
     """
     started = time.monotonic()
-    data_parallel = world_size // model_ranks(config)
-    count = config.train.global_batch_size // (config.train.micro_batch_size * data_parallel)
+    together = config.train.micro_batch_size * world_size // model_ranks(config)
+    count = config.train.global_batch_size // together
     taken = count if every_microbatch else min(count, config.parallel.pipeline + 2)
-    batch = taken * config.train.micro_batch_size * data_parallel
-    shortened = dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch_size=batch))
     step = _Step(world_size, rank, capability)
-    step.take(shortened, hf_config, document)
+    step.take(_of_batch(config, taken * together), hf_config, document)
     ledger, times = step.ledger, {taken - 2: 1 + count - taken}  # what stands for the microbatches left out
     return Rehearsal(
         rank=rank,
@@ -139,6 +136,10 @@ def rehearse(
         synchronisations=collections.Counter(step.operators.synchronisations),
         seconds=time.monotonic() - started,
     )
+
+
+def _of_batch(config: RunConfig, samples: int) -> RunConfig:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch_size=samples))
 
 
 class _Step:

@@ -116,8 +116,9 @@ LAYERS = (
     ("convert.parameter_mapping", "convert.hf_config", "convert.average", "convert.workers", "convert.output"),
     ("convert.folding",),
     ("convert.proof",),
-    ("convert", "training", "evaluation.samples", "evaluation.report"),
-    ("evaluation.registry", "evaluation.backends", "train", "rehearsal"),
+    ("convert", "training", "evaluation.samples", "evaluation.run_folder", "evaluation.corpus_texts"),
+    ("evaluation.registry", "evaluation.backends", "evaluation.report", "train", "rehearsal"),
+    ("evaluation.rendering",),
     ("evaluation.benchmarks",),
     ("evaluation",),
 )

@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 
 from megatron_ultralong.cli import exit_status, parse_command_line
+from megatron_ultralong.config.checks import check_config
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import atomic_file, disk_errors_named, read_json, write_json
 
@@ -71,6 +72,7 @@ def _rehearse(own: argparse.Namespace, words: list[str]) -> None:
         major, minor = (int(part) for part in own.capability.split("."))
     except ValueError:
         raise UserError(f"--capability is {own.capability}; give a GPU's compute capability, such as 9.0.") from None
+    check_config(config, hf_config=hf_config, world_size=own.world_size, inputs=False)
     from megatron_ultralong.rehearsal import rehearsal_page, rehearsal_table  # torch takes seconds
     from megatron_ultralong.rehearsal.differing import rehearse_job
     from megatron_ultralong.rehearsal.limits import check_fits, device_memory

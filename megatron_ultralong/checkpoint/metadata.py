@@ -42,6 +42,7 @@ _DAMAGE = (
 )
 """What a pickle with flipped bits may raise."""
 _AGAIN = "copy the checkpoint again"
+_COMMON = "common_state"
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -80,12 +81,21 @@ def check_pickles(folder: Path, keys: Iterable[str]) -> None:
         UserError: `.metadata`, common.pt or an entry of `keys` is damaged or names code.
     """
     metadata = read_metadata(folder / ".metadata")
-    _plain(folder / "common.pt", 0, None)
     wanted = set(keys)
+    if keeps_common_among_shards(folder, metadata):
+        wanted.add(_COMMON)
+    else:
+        _plain(folder / "common.pt", 0, None)
     for index, info in metadata.storage_data.items():
         described = metadata.state_dict_metadata.get(index.fqn)
         if isinstance(described, BytesStorageMetadata) and index.fqn.partition("/shard_")[0] in wanted:
             _plain(folder / info.relative_path, info.offset, info.length)
+
+
+def keeps_common_among_shards(folder: Path, metadata: Metadata) -> bool:
+    """Whether what is not sharded lies where megatron-core 0.19 puts it, and not in common.pt as ours always does."""
+    described = any(key.partition("/shard_")[0] == _COMMON for key in metadata.state_dict_metadata)
+    return described and not (folder / "common.pt").exists()
 
 
 def _plain(path: Path, offset: int, length: int | None) -> None:

@@ -1,6 +1,6 @@
 """Which attention, context-parallel and Transformer Engine settings go together: checked before anything is built.
 
-Pure arithmetic, no torch. What Transformer Engine refuses is read in the sources of 2.9 to 2.11
+Pure arithmetic, no torch. What Transformer Engine refuses is read in its sources
 (transformer_engine/pytorch/attention/dot_product_attention), which tests/engine/test_transformer_engine.py reads too.
 """
 
@@ -18,6 +18,18 @@ def attention_problems(config: RunConfig, hf_config: dict[str, Any]) -> Iterator
     yield from _heads_for_sequence(config.parallel, hf_config)
     yield from _kernel(config.parallel)
     yield from _transformer_engine(config)
+
+
+def tensor_problem(heads: int, kv_heads: int, tensor: int) -> str | None:
+    """Why a model's heads cannot be spread over `tensor` ranks, or None: they can."""
+    if heads % tensor:
+        return f"which does not divide the model's {heads} attention heads; give a divisor of {heads}."
+    if kv_heads % tensor and tensor % kv_heads:
+        return (
+            f"neither a divisor nor a multiple of the model's {kv_heads} key-value heads; "
+            f"give a divisor of {heads} that is one."
+        )
+    return None
 
 
 def ulysses_problem(heads: int, kv_heads: int, ulysses: int) -> str | None:
@@ -112,8 +124,9 @@ def _transformer_engine(config: RunConfig) -> Iterator[str]:
             'data.pad_to_divisible is true with data.document_mask under parallel.attention "te", which must divide '
             'each document, not the sample; set parallel.attention to "torch", which takes any document lengths.'
         )
-    if config.data.document_mask and parallel.context > 1 and kind != "p2p":
+    if config.data.document_mask and parallel.context > 1 and not transformer_engine.takes_documents(kind):
+        first = transformer_engine.named(transformer_engine.DOCUMENTS[kind])
         yield (
-            f'data.document_mask is true with parallel.cp_comm_type "{kind}", which takes no documents; set it to '
-            '"p2p", or parallel.attention to "torch", which takes any document lengths.'
+            f'data.document_mask is true with parallel.cp_comm_type "{kind}", which takes documents from Transformer '
+            f'Engine {first} on; set it to "p2p", or parallel.attention to "torch", which takes any document lengths.'
         )

@@ -12,9 +12,13 @@ import pickle
 import queue
 import tempfile
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.engine import mcore
+import torch
+import torch.distributed as dist
+
+from megatron_ultralong.engine import mcore, versions
 
 
 class _Results:
@@ -36,26 +40,12 @@ class _Results:
         return pickle.loads(data) if data else OSError("the process that wrote it was killed")
 
 
-class _Common(mcore.TorchCommonSaveStrategy):
-    """Writes what is not sharded, on rank 0."""
-
-    error: OSError | None = None
-
-    def save_common(self, common_state_dict: Any, checkpoint_dir: Any) -> None:
-        self.error = None
-        try:
-            super().save_common(common_state_dict, checkpoint_dir)
-        except (OSError, RuntimeError) as error:  # the latter is torch's for a full disk
-            self.error = OSError(str(error))
-
-
 class CheckpointWriter:
     """Plans and writes checkpoints, one at a time; every rank has one and calls it alike."""
 
     def __init__(self) -> None:
         self._calls = mcore.AsyncCallsQueue()
-        self._common = _Common("torch", 1)
-        mcore.register_default_strategy(mcore.StrategyAction.SAVE_COMMON, "torch", 1, self._common)
+        self._error: OSError | None = None
         mcore.filesystem_async._results_queue = _Results()
 
     def plan(self, state: dict[str, Any], folder: str) -> tuple[Any, OSError | None]:
@@ -64,15 +54,20 @@ class CheckpointWriter:
         Returns:
             What `write` and `start` take, and rank 0's failure.
         """
-        self._common.error = None
-        # Its own check of the shards would gather what every rank writes on all of them.
-        request: Any = mcore.dist_checkpointing.save(
-            state, folder, validate_access_integrity=False, async_sharded_save=True
-        )
+        self._error = None
+        request = versions.plan_save(state, folder, self._write_common)
         if request.async_fn is not None:
             (transforms, *_) = request.async_fn.args
             request = request._replace(async_fn=partial(_write, transforms))
-        return request, self._common.error
+        return request, self._error
+
+    def _write_common(self, values: Any, folder: Any) -> None:
+        """Write what is not sharded, on rank 0, and keep its failure."""
+        if dist.get_rank() == 0:
+            try:
+                torch.save(values, Path(folder) / "common.pt")
+            except (OSError, RuntimeError) as error:  # the latter is torch's for a full disk
+                self._error = OSError(str(error))
 
     def write(self, request: Any) -> None:
         """Write now.

@@ -54,6 +54,16 @@ class _CudaMeansCpu(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class _Stream:
+    """In the place of a CUDA stream: what was asked of a CPU is done when the call returns."""
+
+    def wait_stream(self, stream: Any) -> None:
+        """Nothing to wait for."""
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+
 def is_active() -> bool:
     """Whether this process runs megatron-core on its CPU."""
     return _mode is not None
@@ -77,6 +87,7 @@ def activate() -> None:
         "synchronize": lambda device=None: None,
         "get_rng_state": get_rng_state,
         "set_rng_state": set_rng_state,
+        "current_stream": lambda device=None: _Stream(),
         "manual_seed": lambda seed: torch.default_generator.manual_seed(seed),
     }
     for name, function in replacements.items():

@@ -1,11 +1,12 @@
-"""Every megatron-core symbol this project uses that may move between versions, in one place.
+"""Every megatron-core symbol that this project uses, in one place; what differs between its versions is in versions.py.
 
-Checked against megatron-core 0.16.1; the supported range is >=0.16.1,<0.17.
+The supported range is >=0.16.1,<0.20: README.md says what was tested with what.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator
 
@@ -14,6 +15,14 @@ import torch
 # What megatron-core's own calls of torch.distributed.checkpoint warn of, at every save and load.
 warnings.filterwarnings("ignore", category=FutureWarning, message="Please use DTensor instead")
 warnings.filterwarnings("ignore", category=FutureWarning, message="`(load|save)_state_dict` is deprecated")
+# PyTorch 2.13's new names of all_gather_into_tensor and its like, which older ones do not have.
+warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed\.\w+` is deprecated")
+warnings.filterwarnings("ignore", category=UserWarning, message="The argument order of load has been changed")
+warnings.filterwarnings("ignore", category=UserWarning, message="torch.distributed is disabled, unavailable")
+# Of what newer versions import at the first step and no model of ours uses.
+warnings.filterwarnings("ignore", category=UserWarning, message=r"\w+ is experimental and still under active")
+# From 0.17 on it warns of common.pt, which every version reads, whenever it reads one.
+logging.getLogger("megatron.core.dist_checkpointing.strategies.common").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager
@@ -36,6 +45,7 @@ def _uncompiled() -> Iterator[None]:
 
 with warnings.catch_warnings(), _uncompiled():  # on import it warns of each optional package that is missing
     warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+    import megatron.core.dist_checkpointing.utils as dist_utils
     import megatron.core.fusions.fused_bias_swiglu as fused_bias_swiglu
     import megatron.core.optimizer.clip_grads as clip_grads
     import megatron.core.tensor_parallel.layers as tensor_parallel_layers
@@ -45,8 +55,6 @@ with warnings.catch_warnings(), _uncompiled():  # on import it warns of each opt
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
     from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
-    from megatron.core.dist_checkpointing.strategies.base import StrategyAction, register_default_strategy
-    from megatron.core.dist_checkpointing.strategies.common import TorchCommonSaveStrategy
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.extensions.transformer_engine import TEDotProductAttention
     from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -89,8 +97,6 @@ __all__ = [
     "SelfAttention",
     "SelfAttentionSubmodules",
     "ShardedTensor",
-    "StrategyAction",
-    "TorchCommonSaveStrategy",
     "TEDotProductAttention",
     "TransformerBlockSubmodules",
     "TransformerConfig",
@@ -99,6 +105,7 @@ __all__ = [
     "clip_grad_by_total_norm_fp32",
     "clip_grads",
     "dist_checkpointing",
+    "dist_utils",
     "filesystem_async",
     "finalize_model_grads",
     "fused_bias_swiglu",
@@ -111,6 +118,5 @@ __all__ = [
     "megatron_random",
     "model_parallel_cuda_manual_seed",
     "parallel_state",
-    "register_default_strategy",
     "tensor_parallel_layers",
 ]

@@ -7,13 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.data.tokenizer.encoders import as_strings
-from megatron_ultralong.data.tokenizing.documents import Fields
-from megatron_ultralong.data.tokenizing.readers import Reading, read_range
-from megatron_ultralong.data.tokenizing.shards import FileRange
-from megatron_ultralong.data.tokenizing.walk import find_files
-from megatron_ultralong.data.tokenizing.worker import place
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.evaluation.corpus_texts import iterate_texts
 from megatron_ultralong.files import read_json
 
 _RESERVED = {"target_length", "perplexity", "rope_scaling", "seconds", "settings"}
@@ -47,17 +42,7 @@ def read_texts(path: Path) -> list[str]:
     Raises:
         UserError: the input is missing or holds no text, or a document cannot be read or is a chat.
     """
-    reading, texts = Reading(Fields(), "text"), list[str]()
-    for piece in find_files([path]):
-
-        def complain(row: int, reason: str, piece: FileRange = piece) -> None:
-            raise UserError(f"{place(piece, row)}: {reason}")
-
-        for batch in read_range(piece, reading, complain, lambda size: None):
-            texts += (text for text in as_strings(batch.texts) if text.strip())
-    if not texts:
-        raise UserError(f"{path}: there is no text in it; give documents with a 'text' field, or text files.")
-    return texts
+    return list(iterate_texts(path))
 
 
 def read_curves(named: Iterable[str]) -> dict[str, list[dict[str, float]]]:

@@ -87,7 +87,7 @@ def test_one_microbatch_stands_for_those_left_out(options: str) -> None:
         few.operators["the rest of the step"]["stack"] += reports  # which the step's end takes together
         assert few.operators == every.operators and few.messages == every.messages
         assert few.products == every.products and few.attention == every.attention
-        assert few.peak.bytes == every.peak.bytes
+        assert 0 <= every.peak.bytes - few.peak.bytes <= 24 * reports
 
 
 def test_offload_is_the_hosts() -> None:
@@ -181,7 +181,7 @@ class TestFaultsOfAClusterAlone:
             return chunk(rows_ND, weight_VD, *rest)
 
         monkeypatch.setattr(loss, "_chunk", narrow)
-        text = self.broken("--train.loss_chunk 65536")
+        text = self.broken("--train.loss_chunk 262144")
         assert "in forward of output_layer (microbatch 1)" in text and "int32" in text
 
     def test_a_shape_that_does_not_divide(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from megatron_ultralong.checkpoint.description import DESCRIPTION
-from megatron_ultralong.checkpoint.metadata import read_metadata
+from megatron_ultralong.checkpoint.metadata import keeps_common_among_shards, read_metadata
 from megatron_ultralong.convert.formats.blob import Place, Window, find_values, write_blob
 from megatron_ultralong.convert.formats.handles import unreadable
 from megatron_ultralong.convert.formats.row_stream import Files, crc32, cut, raw
@@ -144,7 +144,7 @@ class Reader:
         if not (folder / "metadata.json").exists() or not (folder / ".metadata").exists():
             raise UserError(f"{folder} is not a Megatron checkpoint (metadata.json or .metadata is missing); {_MEND}.")
         backend = read_json(folder / "metadata.json", "the checkpoint's format", _AGAIN)
-        if backend != _BACKEND:
+        if not isinstance(backend, dict) or {**_BACKEND, **backend} != _BACKEND or "sharded_backend" not in backend:
             raise UserError(f"{folder / 'metadata.json'} says {str(backend)[:200]}, not {_BACKEND}; {_AGAIN}.")
         metadata = read_metadata(folder / ".metadata")
         self.storage: dict[MetadataIndex, _StorageInfo] = metadata.storage_data
@@ -157,13 +157,13 @@ class Reader:
         self.places: dict[MetadataIndex, Place | None] = {}
         self.own = threading.local()
         self.chunks: dict[tuple[str, int | None], list[tuple[MetadataIndex, Shape, Shape]]] = {}
-        self._check_files()
+        self._check_files(keeps_common_among_shards(folder, metadata))
 
     def __reduce__(self) -> tuple[type[Reader], tuple[Path, bool]]:
         return Reader, (self.folder, self.checked)
 
-    def _check_files(self) -> None:
-        """Sizes of the files of tensors; and whether what is not sharded, which is small, is whole."""
+    def _check_common(self) -> None:
+        """Whether what is not sharded, which is small, is whole."""
         try:
             with zipfile.ZipFile(self.folder / "common.pt") as common:
                 damaged = common.testzip()
@@ -173,6 +173,11 @@ class Reader:
             damaged = str(error)
         if damaged is not None:
             raise UserError(f"{self.folder / 'common.pt'} is damaged ({damaged}); {_AGAIN}.")
+
+    def _check_files(self, common_among_shards: bool) -> None:
+        """Sizes of the files of tensors, and what is not sharded."""
+        if not common_among_shards:
+            self._check_common()
         ends: dict[str, int] = {}
         for info in self.storage.values():
             ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)

@@ -8,6 +8,7 @@ for it. A template that marks responses with `{% generation %}` is taken at its 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,26 +57,58 @@ class ChatTokenizer:
     Args:
         folder: holds tokenizer.json and tokenizer_config.json (or chat_template.jinja).
         date: YYYY-MM-DD for templates that print one; "": `chat_template.CHAT_DATE`.
+        chat: a template that can be used must be there; False: it is looked for when a chat is first rendered.
 
     Raises:
         UserError: the folder holds no tokenizer, or no chat template that can be used.
     """
 
-    def __init__(self, folder: Path, date: str = "") -> None:
-        self._tokenizer = load_tokenizer(folder)
-        self.vocab_size = self._tokenizer.vocab_size
-        self.template = ChatTemplate(self._tokenizer, date)
-        self.template.source()  # or say that none is for plain chats
-        hf = self._tokenizer.hf
-        added = {number: str(token) for number, token in hf.added_tokens_decoder.items()}
-        self._added_ids = np.array(sorted(added), dtype=np.uint32)
-        self._turns = TurnFinder(self.template, {*added.values(), *hf.all_special_tokens})
-        self._plans = Plans(self._turns)
+    def __init__(self, folder: Path, date: str = "", *, chat: bool = True) -> None:
+        self.tokenizer = load_tokenizer(folder)
+        self.vocab_size = self.tokenizer.vocab_size
+        self._date = date
+        hf = self.tokenizer.hf
+        self._added = {number: str(token) for number, token in hf.added_tokens_decoder.items()}
+        self._added_ids = np.array(sorted(self._added), dtype=np.uint32)
         self._backend = _without_trimming(hf.backend_tokenizer)
+        if chat:
+            _ = self.template
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate:
+        """What renders.
+
+        Raises:
+            UserError: there is none that can be used.
+        """
+        template = ChatTemplate(self.tokenizer, self._date)
+        template.source()  # or say that none is for plain chats
+        return template
+
+    @functools.cached_property
+    def _turns(self) -> TurnFinder:
+        return TurnFinder(self.template, {*self._added.values(), *self.tokenizer.hf.all_special_tokens})
+
+    @functools.cached_property
+    def _plans(self) -> Plans:
+        return Plans(self._turns)
+
+    @functools.cached_property
+    def start_ids(self) -> tuple[int, ...]:
+        """The special tokens that the tokenizer puts before a text, as its post-processing says: one, or none."""
+        plain, whole = self.encode("x"), self.tokenizer.hf("x").input_ids
+        for first in range(len(whole) - len(plain) + 1):
+            if whole[first : first + len(plain)] == plain:
+                return tuple(whole[:first])
+        return ()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without a leading or closing token."""
-        return self._tokenizer.encode(text)
+        return self.tokenizer.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens included."""
+        return self.tokenizer.decode(ids)
 
     def render(self, messages: Messages, *, generation_prompt: bool = False) -> str:
         """The chat as the model's template writes it; with `generation_prompt` to where the assistant is to go on.
@@ -100,7 +133,7 @@ class ChatTokenizer:
             first = encoding.char_to_token(begin)
             if first is None:
                 raise UserError(
-                    f"{self._tokenizer.path}: the tokenizer drops {text[begin:end]!r} from {text[begin - 30 : end]!r}; "
+                    f"{self.tokenizer.path}: the tokenizer drops {text[begin:end]!r} from {text[begin - 30 : end]!r}; "
                     "use one that keeps text as it is."
                 )
             last = first + 1
@@ -108,6 +141,11 @@ class ChatTokenizer:
                 last += 1
             places.append((first, last))
         return encoding.ids, places
+
+    def offsets(self, text: str) -> npt.NDArray[np.int64]:
+        """The half-open range of characters that each of a text's tokens comes from, int64 [n, 2]."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
 
     def samples(self, chat: Chat, learnt: Learnt = "all") -> list[Sample]:
         """Ids and masks of a chat: one pair, or one a response where earlier turns change (see `chat_turns`).
@@ -138,7 +176,7 @@ class ChatTokenizer:
         for key in sorted(present):
             if not any(word in source for word in _READ[key]):
                 raise MalformedError(
-                    f"messages: have '{key}', which the chat template of {self._tokenizer.path} does not read; remove "
+                    f"messages: have '{key}', which the chat template of {self.tokenizer.path} does not read; remove "
                     "it, or use a tokenizer whose template does."
                 )
 

@@ -9,6 +9,7 @@ then needs no [S, S] mask.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,20 +68,36 @@ class LanguageModel:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = _load(info.folder, _DTYPES[dtype]).to(self.device).eval()
         self._head = self._model.get_output_embeddings()
+        words = inspect.signature(self._model.base_model.forward).parameters
+        self._cache_word = "cache" if "cache" in words else "past_key_values"  # renamed in transformers 5
         self._check_head()
 
     @torch.inference_mode()
-    def hidden(self, tokens_BS: torch.Tensor) -> torch.Tensor:
+    def hidden(self, tokens_BS: torch.Tensor, cache: Any = None) -> torch.Tensor:
         """Final hidden states.
 
         Args:
             tokens_BS: int64 [B, S], padded on the right with anything.
+            cache: transformers' cache of what stands before them, which takes them in; None: nothing does.
 
         Returns:
             [B, S, D] on the model's device.
         """
-        output = self._model.base_model(input_ids=tokens_BS.to(self.device), use_cache=False)
+        kept = {} if cache is None else {self._cache_word: cache}
+        output = self._model.base_model(input_ids=tokens_BS.to(self.device), use_cache=cache is not None, **kept)
         return output.last_hidden_state
+
+    @property
+    def config(self) -> Any:
+        """transformers' configuration of the model."""
+        return self._model.config
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end an answer, as generation_config.json and config.json say."""
+        named = (getattr(self._model.generation_config, "eos_token_id", None), self.config.eos_token_id)
+        every = [token for given in named for token in (given if isinstance(given, list) else [given])]
+        return frozenset(token for token in every if token is not None)
 
     @torch.inference_mode()
     def logits(self, hidden_nD: torch.Tensor) -> torch.Tensor:

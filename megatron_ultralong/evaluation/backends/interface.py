@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+T = TypeVar("T")
+
+Ids: TypeAlias = Sequence[int] | npt.NDArray[np.integer]
+"""Token ids; an array of int32 takes a ninth of a list's memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Prompt:
     """
 
     text: str
-    ids: Sequence[int]
+    ids: Ids
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     messages: tuple[dict[str, str], ...] | None = None
@@ -53,6 +58,17 @@ class Answer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Refused:
+    """A prompt that was not answered for a reason of its own: too long for a server, or for the memory.
+
+    Attributes:
+        reason: a sentence for whoever reads the results.
+    """
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Forced:
     """A prompt with its answers in it, to be judged in one forward pass.
 
@@ -62,7 +78,7 @@ class Forced:
         group: texts of one group begin alike.
     """
 
-    ids: Sequence[int]
+    ids: Ids
     answers: tuple[tuple[int, int], ...]
     group: str = ""
 
@@ -99,22 +115,32 @@ class Backend(Protocol):
     def describe(self) -> dict[str, Any]:
         """What was asked, for results: folder or URL, dtype, layout, versions."""
 
-    def generate(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer | Refused]]:
         """Continue each prompt greedily.
 
         Raises:
             UserError: a prompt with its budget is longer than the context.
         """
 
-    def judge(self, prompts: Sequence[Forced]) -> Iterator[tuple[int, Judged]]:
+    def judge(self, prompts: Sequence[Forced]) -> Iterator[tuple[int, Judged | Refused]]:
         """Teacher forcing.
 
         Raises:
             UserError: the backend cannot, or a prompt is longer than the context.
         """
 
-    def losses(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
-        """Negative log-likelihood of each token of a text but the first, in nats, fp32 [S - 1]."""
+    def losses(self, ids: Ids, start: int = 1) -> npt.NDArray[np.float32]:
+        """Negative log-likelihood of each token of a text from position `start` (at least 1) on, in nats.
+
+        Returns:
+            fp32 [S - start].
+
+        Raises:
+            UserError: the backend cannot, or the text is longer than the context.
+        """
+
+    def share(self, value: T) -> T:
+        """What the writer calls this with, on every process; each calls it alike, and waits for the others."""
 
     def close(self) -> None:
         """Let go of processes, memory and connections."""

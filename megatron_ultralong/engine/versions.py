@@ -1,0 +1,64 @@
+"""What differs between megatron-core 0.16 and 0.19: a function for each difference, which looks at what is there.
+
+Every symbol that all of them have is in mcore.py. Checkpoints are the same files under every version: each writes and
+prefers common.pt, which from 0.19 on megatron-core only reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from megatron_ultralong.engine.mcore import dist_checkpointing, dist_utils
+
+_SERIALIZATION = "megatron.core.dist_checkpointing.serialization"
+_COMMON = "megatron.core.dist_checkpointing.strategies.common"
+
+
+def plan_save(state: dict[str, Any], folder: str, write_common: Callable[[Any, Any], None]) -> Any:
+    """dist_checkpointing.save as a request to be carried out later; what is not sharded goes through `write_common`.
+
+    0.16 has a class to write it, 0.17 and 0.18 a function; 0.19 would keep it among the shards, where the others do not
+    look, so there it is taken out before. From 0.17 on, megatron-core's own writer must be asked for by name.
+
+    Args:
+        state: sharded tensors and plain values.
+        folder: empty.
+        write_common: called with the plain values and the folder, on every rank.
+    """
+    serialization, common = importlib.import_module(_SERIALIZATION), importlib.import_module(_COMMON)
+    options = {"async_strategy": "mcore"} if _takes(dist_checkpointing.save, "async_strategy") else {}
+    with contextlib.ExitStack() as replaced:
+        if hasattr(common, "TorchCommonSaveStrategy"):
+            by_method = {"save_common": lambda self, values, place: write_common(values, place)}
+            replaced.enter_context(_replaced(common.TorchCommonSaveStrategy, by_method))
+        elif hasattr(serialization, "save_common"):
+            replaced.enter_context(_replaced(serialization, {"save_common": write_common}))
+        else:
+            _, kept = dist_utils.extract_nonpersistent(state)
+            state, values = dist_utils.extract_sharded_base(kept)
+            write_common(values, folder)
+        # Its own check of the shards would gather what every rank writes on all of them.
+        return dist_checkpointing.save(
+            state, folder, validate_access_integrity=False, async_sharded_save=True, **options
+        )
+
+
+@contextlib.contextmanager
+def _replaced(place: Any, functions: dict[str, Callable[..., None]]) -> Iterator[None]:
+    """Functions of a class or module, for a while."""
+    before = {name: getattr(place, name) for name in functions}
+    for name, function in functions.items():
+        setattr(place, name, function)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(place, name, function)
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    return name in inspect.signature(function).parameters

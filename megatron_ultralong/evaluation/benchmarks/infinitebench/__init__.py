@@ -1,0 +1,1 @@
+"""InfiniteBench: 12 tasks of 100K tokens and more."""

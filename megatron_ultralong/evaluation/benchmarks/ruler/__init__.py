@@ -1,0 +1,1 @@
+"""RULER's 13 tasks at any length, with any tokenizer."""

@@ -1,0 +1,1 @@
+"""Short-context benchmarks through lm-evaluation-harness: what long training must not cost."""

@@ -116,7 +116,7 @@ def predict(config: RunConfig, hf_config: dict[str, Any], world_size: int, stage
 
 
 def _stage(
-    config: RunConfig, shape: ModelShape, share: Share, layers: int, stage: int, microbatches: int
+    config: RunConfig, shape: ModelShape, share: Share, layers: int, stage: int, microbatches: int, tied: bool
 ) -> StageMemory:
     parallel = config.parallel
     waiting = parallel.pipeline - stage

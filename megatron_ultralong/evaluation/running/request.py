@@ -22,7 +22,7 @@ from megatron_ultralong.evaluation.corpus_texts import texts_fingerprint
 from megatron_ultralong.evaluation.samples import Form
 from megatron_ultralong.files import fingerprint
 
-_IDENTITY = ("name", "model", "weights", "step", "dtype", "url", "endpoint", "prompts")
+_IDENTITY = ("name", "model", "weights", "kind", "step", "dtype", "url", "endpoint", "prompts")
 """Entries of a backend's description that decide its answers."""
 
 
@@ -182,7 +182,8 @@ def _compared(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, 
         before, after = old.get(part) or {}, new.get(part) or {}
         names = [*after, *(name for name in before if name not in after)]
         for name in names:
-            if part == "backend" and name not in _IDENTITY:
+            moved = name == "model" and before.get("weights") == after.get("weights") is not None
+            if part == "backend" and (moved or name not in _IDENTITY):
                 continue
             pairs.append((name, _without_path(before.get(name)), _without_path(after.get(name))))
     key = "fingerprint"

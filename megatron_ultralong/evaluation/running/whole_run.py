@@ -105,12 +105,16 @@ class WholeRun:
                 old = read_json(path, "the run's settings", "name another folder")
                 if not isinstance(old, dict) or old.get("format") != FORMAT:
                     raise UserError(f"{path}: it is no run.json that this version reads; name another folder.")
-                check_same(self.folder, old, header)
-            elif others := sorted(each.name for each in self.folder.iterdir()):
+                self._log = RunLog(self.folder)
+                if self._log.answered or self._log.read:
+                    check_same(self.folder, old, header)
+                else:
+                    write_json(path, header)  # nothing was answered: it may be asked otherwise
+                return
+            if others := sorted(each.name for each in self.folder.iterdir()):
                 raise UserError(f"--output: {self.folder} holds {others[0]} and no run; name another folder.")
             self._log = RunLog(self.folder)
-            if not path.exists():
-                write_json(path, header)
+            write_json(path, header)
 
     def _lengths(self) -> tuple[int, ...]:
         """Those that the model can read; the others are skipped, each task with its reason."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,6 +149,24 @@ def test_another_model_or_dtype_is_refused(finished: Path, folder: Path, model_f
         run(request(haystack), ModelOptions(model=str(model_folder)), output=finished)
     with pytest.raises(UserError, match="was begun with dtype = 'fp32' and is now asked with 'bf16'"):
         run(request(haystack), ModelOptions(model=str(folder), dtype="bf16"), output=finished)
+
+
+def test_a_model_that_was_moved_is_the_same(tmp_path: Path, folder: Path, haystack: Path, finished: Path) -> None:
+    shutil.copytree(folder, tmp_path / "moved")
+    before = (finished / "samples.jsonl").read_bytes()
+    run(request(haystack), ModelOptions(model=str(tmp_path / "moved")), output=finished, name="Tiny")
+    assert (finished / "samples.jsonl").read_bytes() == before
+
+
+def test_a_run_without_answers_may_be_asked_otherwise(tmp_path: Path, folder: Path, haystack: Path) -> None:
+    """As after a server's no to --judge."""
+    for lengths in ((20,), (300,)):
+        asked = request(haystack, task=("needles",), lengths=lengths, grid=1)
+        run(asked, ModelOptions(model=str(folder)), output=tmp_path / "run")
+    found = read_run(tmp_path / "run")
+    assert found.header["settings"]["lengths"] == [300]
+    assert [row["length"] for row in found.results["scores"]] == [300]
+    assert found.results["skipped"] == []
 
 
 def test_a_length_past_the_context_is_skipped_and_said(tmp_path: Path, folder: Path, haystack: Path) -> None:

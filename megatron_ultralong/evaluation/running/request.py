@@ -17,10 +17,10 @@ from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation import registry
 from megatron_ultralong.evaluation.benchmarks.clone import clone_commit
 from megatron_ultralong.evaluation.benchmarks.perplexity_windows import PERPLEXITY_TASKS
-from megatron_ultralong.evaluation.commands.make_parts import Recipe, data_fingerprint
+from megatron_ultralong.evaluation.commands.make_parts import MADE, Recipe, data_fingerprint
 from megatron_ultralong.evaluation.corpus_texts import texts_fingerprint
 from megatron_ultralong.evaluation.samples import Form
-from megatron_ultralong.files import fingerprint
+from megatron_ultralong.files import fingerprint, read_json
 
 _IDENTITY = ("name", "model", "weights", "kind", "step", "dtype", "url", "endpoint", "prompts")
 """Entries of a backend's description that decide its answers."""
@@ -133,6 +133,12 @@ class Request:
         """That make samples."""
         return self.workers or os.cpu_count() or 1
 
+    def wording(self) -> str:
+        """Whose prompts: "own", "official COMMIT", of files what `make` noted beside them, else "not known"."""
+        if not self.samples_file:
+            return "own" if self.official is None else f"official {clone_commit(self.official) or self.official}"
+        return ", ".join(sorted({_wording_of(path) for path in self.samples_file}))
+
     def settings(self, past_context: bool) -> dict[str, Any]:
         """What run.json keeps; files with their fingerprints."""
         plain = ("samples", "depths", "trials", "grid", "lead_in", "seed", "form", "judge", "windows", "stride")
@@ -149,6 +155,17 @@ class Request:
             "official": official,
             "documents": _texts(self.documents),
         }
+
+
+def _wording_of(path: Path) -> str:
+    """Of a file that `make` has written to OUTPUT/TASK/LENGTH.jsonl."""
+    for folder in list(path.absolute().parents)[:3]:
+        if (folder / MADE).exists():
+            found = read_json(folder / MADE, "the list of samples", "make the samples anew")
+            made_from = found.get("made_from") if isinstance(found, dict) else None
+            if isinstance(made_from, dict) and "official" in made_from:
+                return "own" if made_from["official"] is None else f"official {made_from['official']}"
+    return "not known"
 
 
 def _texts(path: Path | None) -> dict[str, str] | None:

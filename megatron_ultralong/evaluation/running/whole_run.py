@@ -89,6 +89,7 @@ class WholeRun:
             "context_length": self.backend.context_length,
             "backend": self.backend.describe(),
             "tokenizer": tokenizer_identity(self.tokenizer),
+            "wording": self.request.wording(),
             "settings": self.request.settings(self.past_context),
             "versions": versions(),
             "git_commit": git_commit(),
@@ -131,7 +132,8 @@ class WholeRun:
     def _ask(self, sources: list[Source]) -> None:
         before = self.backend.share(set(self._log.answered) if self._log is not None else set())
         asker = Asker(self.request, self.backend, self.tokenizer, self._log, before, self.past_context)
-        total = sum(counted(sample) for source in sources for sample in source.samples())
+        told = sources if self.backend.is_writer else []  # who shows progress
+        total = sum(counted(sample) for source in told for sample in source.samples())
         with progress_of(self.backend, self.name, total) as progress:
             for source in sources:
                 asker.ask(source.samples(), progress)

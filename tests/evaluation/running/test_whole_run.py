@@ -65,6 +65,7 @@ def test_the_folder_says_what_was_asked_of_which_model(finished: Path, folder: P
     assert header["settings"]["lengths"] == [300, 360]
     assert header["settings"]["tasks"][:2] == ["needles", "needles/several"]
     assert header["settings"]["official"] is None
+    assert header["wording"] == "own"
     assert header["versions"]["torch"]
 
 
@@ -210,6 +211,8 @@ def test_a_file_is_asked_for_the_lengths_that_are_named(tmp_path: Path, folder: 
     write_samples(tmp_path / "both.jsonl", [sample for path in paths for sample in read_samples(path)])
     asked = Request(samples_file=(tmp_path / "both.jsonl",), lengths=(360,))
     run(asked, ModelOptions(model=str(folder)), output=tmp_path / "run")
+    assert read_run(tmp_path / "run").header["wording"] == "not known"
+    assert Request(samples_file=tuple(paths)).wording() == "own"
     assert {line.length for line in read_run(tmp_path / "run").answers()} == {360}
 
 

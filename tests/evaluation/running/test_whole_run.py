@@ -223,7 +223,7 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def test_a_killed_run_goes_on(tmp_path: Path, folder: Path, haystack: Path, finished: Path, lines: int) -> None:
+def test_a_killed_run_goes_on(tmp_path: Path, folder: Path, haystack: Path, finished: Path) -> None:
     """kill -9 after some lines; then the same answers as in one go, and none asked twice."""
     words = [
         "--model",

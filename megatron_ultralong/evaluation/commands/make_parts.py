@@ -27,8 +27,10 @@ from megatron_ultralong.progress import Progress
 FORMAT = 1
 """Raised when the same options give other samples."""
 
+MADE = "made.json"
+"""In a folder of samples: what they were made from."""
+
 _PART_TOKENS = 1 << 22
-_MADE = "made.json"
 _UNDERWAY = ".underway"
 _CACHE = ".cache"
 _KILLED = (
@@ -120,7 +122,7 @@ def make_sheets(sheets: list[Sheet], recipe: Recipe, output: Path, workers: int)
                 continue
             _join(_path(output, sheet), parts[sheet])
             made[_name(sheet)] = keys[sheet]
-            write_json(output / _MADE, {"format": FORMAT, "made_from": identity, "files": made})
+            write_json(output / MADE, {"format": FORMAT, "made_from": identity, "files": made})
     shutil.rmtree(output / _UNDERWAY, ignore_errors=True)
     return len(sheets) - len(skipped), skipped
 
@@ -155,9 +157,9 @@ def _key(identity: dict[str, Any], sheet: Sheet) -> str:
 
 
 def _made(output: Path) -> dict[str, str]:
-    if not (output / _MADE).exists():
+    if not (output / MADE).exists():
         return {}
-    found = read_json(output / _MADE, "the list of samples", "remove it, and all samples are made anew")
+    found = read_json(output / MADE, "the list of samples", "remove it, and all samples are made anew")
     files = found.get("files") if isinstance(found, dict) else None
     return dict(files) if isinstance(files, dict) else {}
 

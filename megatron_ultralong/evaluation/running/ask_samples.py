@@ -7,6 +7,7 @@ encoded a batch at a time, so that memory holds 32M tokens of them, whatever the
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -26,6 +27,9 @@ from megatron_ultralong.progress import Progress
 
 BATCH_TOKENS = 1 << 25
 """Prompts that are encoded at the same time."""
+
+task_of = functools.cache(registry.find_task)
+"""A sample's task by its name."""
 
 _EXCERPT = 240
 """Characters of a prompt that are kept on each side of the needle."""
@@ -79,7 +83,7 @@ class Asker:
 
     def question(self, sample: Sample) -> Question:
         """How a sample is asked; its key."""
-        task = registry.find_task(sample.task)
+        task = task_of(sample.task)
         exact = self._request.judge and task.exact and len(sample.outputs) == 1
         how: How = "judge" if exact else "generate"
         text = (forced_text if exact else rendered)(sample, self._request.form, self._tokenizer)
@@ -115,7 +119,7 @@ class Asker:
             ready = Ready(question, forced, forced.answers[0][0])
             needed = len(forced.ids)
         else:
-            stop = self._stop(registry.find_task(sample.task))
+            stop = self._stop(task_of(sample.task))
             prompt = generation_prompt(sample, form, self._tokenizer, stop)
             ready = Ready(question, prompt, len(prompt.ids))
             needed = len(prompt.ids) + prompt.max_new_tokens
@@ -170,7 +174,7 @@ class Asker:
         else:
             told = {
                 "answer": answer.text,
-                "score": registry.find_task(sample.task).score(answer.text, sample),
+                "score": task_of(sample.task).score(answer.text, sample),
                 "log_likelihood": None,
                 "finished": answer.finished,
                 "over_budget": self._tokens(answer) > sample.max_new_tokens,

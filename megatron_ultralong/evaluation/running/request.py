@@ -17,12 +17,12 @@ from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation import registry
 from megatron_ultralong.evaluation.benchmarks.official_clone import commit
 from megatron_ultralong.evaluation.benchmarks.perplexity_windows import PERPLEXITY_TASKS
-from megatron_ultralong.evaluation.commands.make_parts import Recipe, data_fingerprint
+from megatron_ultralong.evaluation.commands.make_parts import MADE, Recipe, data_fingerprint
 from megatron_ultralong.evaluation.corpus_texts import texts_fingerprint
 from megatron_ultralong.evaluation.samples import Form
-from megatron_ultralong.files import fingerprint
+from megatron_ultralong.files import fingerprint, read_json
 
-_IDENTITY = ("name", "model", "weights", "step", "dtype", "url", "endpoint", "prompts")
+_IDENTITY = ("name", "model", "weights", "kind", "step", "dtype", "url", "endpoint", "prompts")
 """Entries of a backend's description that decide its answers."""
 
 
@@ -133,6 +133,12 @@ class Request:
         """That make samples."""
         return self.workers or os.cpu_count() or 1
 
+    def wording(self) -> str:
+        """Whose prompts: "own", "official COMMIT", of files what `make` noted beside them, else "not known"."""
+        if not self.samples_file:
+            return "own" if self.official is None else f"official {clone_commit(self.official) or self.official}"
+        return ", ".join(sorted({_wording_of(path) for path in self.samples_file}))
+
     def settings(self, past_context: bool) -> dict[str, Any]:
         """What run.json keeps; files with their fingerprints."""
         plain = ("samples", "depths", "trials", "grid", "lead_in", "seed", "form", "judge", "windows", "stride")
@@ -149,6 +155,17 @@ class Request:
             "official": official,
             "documents": _texts(self.documents),
         }
+
+
+def _wording_of(path: Path) -> str:
+    """Of a file that `make` has written to OUTPUT/TASK/LENGTH.jsonl."""
+    for folder in list(path.absolute().parents)[:3]:
+        if (folder / MADE).exists():
+            found = read_json(folder / MADE, "the list of samples", "make the samples anew")
+            made_from = found.get("made_from") if isinstance(found, dict) else None
+            if isinstance(made_from, dict) and "official" in made_from:
+                return "own" if made_from["official"] is None else f"official {made_from['official']}"
+    return "not known"
 
 
 def _texts(path: Path | None) -> dict[str, str] | None:
@@ -182,7 +199,8 @@ def _compared(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, 
         before, after = old.get(part) or {}, new.get(part) or {}
         names = [*after, *(name for name in before if name not in after)]
         for name in names:
-            if part == "backend" and name not in _IDENTITY:
+            moved = name == "model" and before.get("weights") == after.get("weights") is not None
+            if part == "backend" and (moved or name not in _IDENTITY):
                 continue
             pairs.append((name, _without_path(before.get(name)), _without_path(after.get(name))))
     key = "fingerprint"

@@ -89,6 +89,7 @@ class WholeRun:
             "context_length": self.backend.context_length,
             "backend": self.backend.describe(),
             "tokenizer": tokenizer_identity(self.tokenizer),
+            "wording": self.request.wording(),
             "settings": self.request.settings(self.past_context),
             "versions": versions(),
             "git_commit": git_commit(),
@@ -105,12 +106,16 @@ class WholeRun:
                 old = read_json(path, "the run's settings", "name another folder")
                 if not isinstance(old, dict) or old.get("format") != FORMAT:
                     raise UserError(f"{path}: it is no run.json that this version reads; name another folder.")
-                check_same(self.folder, old, header)
-            elif others := sorted(each.name for each in self.folder.iterdir()):
+                self._log = RunLog(self.folder)
+                if self._log.answered or self._log.read:
+                    check_same(self.folder, old, header)
+                else:
+                    write_json(path, header)  # nothing was answered: it may be asked otherwise
+                return
+            if others := sorted(each.name for each in self.folder.iterdir()):
                 raise UserError(f"--output: {self.folder} holds {others[0]} and no run; name another folder.")
             self._log = RunLog(self.folder)
-            if not path.exists():
-                write_json(path, header)
+            write_json(path, header)
 
     def _lengths(self) -> tuple[int, ...]:
         """Those that the model can read; the others are skipped, each task with its reason."""
@@ -127,7 +132,8 @@ class WholeRun:
     def _ask(self, sources: list[Source]) -> None:
         before = self.backend.share(set(self._log.answered) if self._log is not None else set())
         asker = Asker(self.request, self.backend, self.tokenizer, self._log, before, self.past_context)
-        total = sum(counted(sample) for source in sources for sample in source.samples())
+        told = sources if self.backend.is_writer else []  # who shows progress
+        total = sum(counted(sample) for source in told for sample in source.samples())
         with progress_of(self.backend, self.name, total) as progress:
             for source in sources:
                 asker.ask(source.samples(), progress)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,6 +65,7 @@ def test_the_folder_says_what_was_asked_of_which_model(finished: Path, folder: P
     assert header["settings"]["lengths"] == [300, 360]
     assert header["settings"]["tasks"][:2] == ["needles", "needles/several"]
     assert header["settings"]["official"] is None
+    assert header["wording"] == "own"
     assert header["versions"]["torch"]
 
 
@@ -150,6 +152,24 @@ def test_another_model_or_dtype_is_refused(finished: Path, folder: Path, model_f
         run(request(haystack), ModelOptions(model=str(folder), dtype="bf16"), output=finished)
 
 
+def test_a_model_that_was_moved_is_the_same(tmp_path: Path, folder: Path, haystack: Path, finished: Path) -> None:
+    shutil.copytree(folder, tmp_path / "moved")
+    before = (finished / "samples.jsonl").read_bytes()
+    run(request(haystack), ModelOptions(model=str(tmp_path / "moved")), output=finished, name="Tiny")
+    assert (finished / "samples.jsonl").read_bytes() == before
+
+
+def test_a_run_without_answers_may_be_asked_otherwise(tmp_path: Path, folder: Path, haystack: Path) -> None:
+    """As after a server's no to --judge."""
+    for lengths in ((20,), (300,)):
+        asked = request(haystack, task=("needles",), lengths=lengths, grid=1)
+        run(asked, ModelOptions(model=str(folder)), output=tmp_path / "run")
+    found = read_run(tmp_path / "run")
+    assert found.header["settings"]["lengths"] == [300]
+    assert [row["length"] for row in found.results["scores"]] == [300]
+    assert found.results["skipped"] == []
+
+
 def test_a_length_past_the_context_is_skipped_and_said(tmp_path: Path, folder: Path, haystack: Path) -> None:
     asked = request(haystack, task=("needles", "perplexity/by_position"), lengths=(60, 140, 500), depths=1)
     run(asked, ModelOptions(model=str(folder)), output=tmp_path / "run")
@@ -191,6 +211,8 @@ def test_a_file_is_asked_for_the_lengths_that_are_named(tmp_path: Path, folder: 
     write_samples(tmp_path / "both.jsonl", [sample for path in paths for sample in read_samples(path)])
     asked = Request(samples_file=(tmp_path / "both.jsonl",), lengths=(360,))
     run(asked, ModelOptions(model=str(folder)), output=tmp_path / "run")
+    assert read_run(tmp_path / "run").header["wording"] == "not known"
+    assert Request(samples_file=tuple(paths)).wording() == "own"
     assert {line.length for line in read_run(tmp_path / "run").answers()} == {360}
 
 
@@ -201,7 +223,7 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def test_a_killed_run_goes_on(tmp_path: Path, folder: Path, haystack: Path, finished: Path, lines: int) -> None:
+def test_a_killed_run_goes_on(tmp_path: Path, folder: Path, haystack: Path, finished: Path) -> None:
     """kill -9 after some lines; then the same answers as in one go, and none asked twice."""
     words = [
         "--model",

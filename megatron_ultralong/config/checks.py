@@ -15,7 +15,7 @@ from typing import Any
 from megatron_ultralong.checkpoint.checkpoint_checks import checkpoint_problems
 from megatron_ultralong.config.sections import ParallelConfig, RunConfig
 from megatron_ultralong.config.stages import stage_problems
-from megatron_ultralong.context_parallel.requirements import attention_problems
+from megatron_ultralong.context_parallel.requirements import attention_problems, tensor_problem
 from megatron_ultralong.engine.optimizer_checks import optimizer_problems
 from megatron_ultralong.errors import UserError, raise_problems
 from megatron_ultralong.files import read_json
@@ -123,16 +123,9 @@ def _sharding(parallel: ParallelConfig, length: int, hf_config: dict[str, Any]) 
     """What tensor and pipeline parallelism must divide."""
     heads = hf_config["num_attention_heads"]
     kv_heads = hf_config.get("num_key_value_heads") or heads
-    if heads % parallel.tensor:
-        yield (
-            f"parallel.tensor is {parallel.tensor}, which does not divide the model's {heads} attention heads; "
-            f"give a divisor of {heads}."
-        )
-    elif kv_heads % parallel.tensor and parallel.tensor % kv_heads:
-        yield (
-            f"parallel.tensor is {parallel.tensor}, neither a divisor nor a multiple of the model's {kv_heads} "
-            f"key-value heads; give a divisor of {heads} that is one."
-        )
+    problem = tensor_problem(heads, kv_heads, parallel.tensor)
+    if problem is not None:
+        yield f"parallel.tensor is {parallel.tensor}, {problem}"
     yield from stage_problems(parallel, hf_config["num_hidden_layers"])
     if parallel.recompute_layers and parallel.recompute == "none":
         yield (

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_ultralong.context_parallel.cached_attention import Grid, cached_attention
+from megatron_ultralong.context_parallel.kv_cache import CachedStretch
 from megatron_ultralong.context_parallel.ring import ring_attention
 from megatron_ultralong.context_parallel.ulysses import ulysses_attention
 from megatron_ultralong.engine import mcore
@@ -28,11 +30,13 @@ class SequenceLayout(mcore.PackedSeqParams):
     Attributes:
         position_ids: int64 [B, L], the positions of this rank's tokens, for the rotary module.
         documents: [documents + 1] bounds over the whole sequence for document masks, or None.
+        cached: these are the next tokens of a sequence whose keys and values are cached; None: all of one.
     """
 
     qkv_format: str = "sbhd"
     position_ids: Tensor | None = None
     documents: tuple[int, ...] | None = None
+    cached: CachedStretch | None = None
 
 
 class RingCoreAttention(torch.nn.Module):
@@ -54,7 +58,10 @@ class RingCoreAttention(torch.nn.Module):
         self.ring_group = pg_collection.cp if config.context_parallel_size > 1 else None
         if config.hierarchical_context_parallel_sizes is not None:
             self.heads_group, self.ring_group = pg_collection.hcp
+        several = config.context_parallel_size > 1
+        self.grid = Grid(pg_collection.cp if several else None, self.heads_group, self.ring_group)
         self.softmax_scale = softmax_scale if softmax_scale is not None else config.softmax_scale
+        self.layer = layer_number - 1
 
     def forward(
         self,
@@ -67,6 +74,8 @@ class RingCoreAttention(torch.nn.Module):
         packed_seq_params: SequenceLayout | None = None,
     ) -> Tensor:
         """query [L, B, N, H], key and value [L, B, K, H] -> [L, B, N H]."""
+        if packed_seq_params is not None and packed_seq_params.cached is not None:
+            return self._cached(query, key, value, packed_seq_params.cached)
         attend = functools.partial(ring_attention, group=self.ring_group)
         if self.heads_group is not None:
             attend = functools.partial(ulysses_attention, heads_group=self.heads_group, ring_group=self.ring_group)
@@ -78,6 +87,16 @@ class RingCoreAttention(torch.nn.Module):
             softmax_scale=self.softmax_scale,
         )
         return out_BLNH.transpose(0, 1).reshape(query.shape[0], query.shape[1], -1)
+
+    def _cached(self, query: Tensor, key: Tensor, value: Tensor, cached: CachedStretch) -> Tensor:
+        out_BLNH = cached_attention(
+            *(x.transpose(0, 1) for x in (query, key, value)),
+            layer=self.layer,
+            cached=cached,
+            grid=self.grid,
+            scale=query.shape[-1] ** -0.5 if self.softmax_scale is None else self.softmax_scale,
+        )
+        return out_BLNH.reshape(1, query.shape[0], -1).transpose(0, 1)
 
 
 class TECoreAttention(torch.nn.Module):

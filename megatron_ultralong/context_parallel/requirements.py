@@ -20,6 +20,18 @@ def attention_problems(config: RunConfig, hf_config: dict[str, Any]) -> Iterator
     yield from _transformer_engine(config)
 
 
+def tensor_problem(heads: int, kv_heads: int, tensor: int) -> str | None:
+    """Why a model's heads cannot be spread over `tensor` ranks, or None: they can."""
+    if heads % tensor:
+        return f"which does not divide the model's {heads} attention heads; give a divisor of {heads}."
+    if kv_heads % tensor and tensor % kv_heads:
+        return (
+            f"neither a divisor nor a multiple of the model's {kv_heads} key-value heads; "
+            f"give a divisor of {heads} that is one."
+        )
+    return None
+
+
 def ulysses_problem(heads: int, kv_heads: int, ulysses: int) -> str | None:
     """Why these heads of one rank cannot be spread over `ulysses` ranks, or None: they can."""
     if heads % ulysses:

@@ -46,7 +46,15 @@ class Neighbours:
             _connected.add(self.group)
 
     def start(
-        self, outgoing: Tensor, sent: Ranges, incoming: Tensor, received: Ranges, *, what: str, tag: int
+        self,
+        outgoing: Tensor,
+        sent: Ranges,
+        incoming: Tensor,
+        received: Ranges,
+        *,
+        what: str,
+        tag: int,
+        distance: int = 1,
     ) -> Exchange:
         """Begin to send rows `sent` of `outgoing`, and to receive rows `received` of `incoming`.
 
@@ -54,8 +62,9 @@ class Neighbours:
             outgoing: [L, ...] contiguous, left alone until the exchange is finished; `incoming` is like it.
             what: names the rows and the step in an error.
             tag: keeps exchanges apart that are under way at once.
+            distance: how many places on the rank is that is received from; as many back is the one that is sent to.
         """
-        to, source = (self.rank - 1) % self.size, (self.rank + 1) % self.size
+        to, source = (self.rank - distance) % self.size, (self.rank + distance) % self.size
         operations = [
             dist.P2POp(dist.isend, outgoing[start:stop], group=self.group, group_peer=to, tag=tag)
             for start, stop in sent

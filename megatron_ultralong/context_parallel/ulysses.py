@@ -78,13 +78,13 @@ class _ToHeads(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         size = dist.get_world_size(group)
         ctx.group, ctx.copies = group, max(size // k_BLKH.shape[2], 1)
-        parts = [_by_head(x, size) for x in (q_BLNH, k_BLKH, v_BLKH)]
+        parts = [by_head(x, size) for x in (q_BLNH, k_BLKH, v_BLKH)]
         return _exchange_to_heads(parts, group)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         dq, dk, dv = _exchange_to_sequence(gradients, ctx.group)
-        return _heads_in_order(dq), *(_heads_in_order(_add_copies(x, ctx.copies)) for x in (dk, dv)), None
+        return heads_in_order(dq), *(heads_in_order(_add_copies(x, ctx.copies)) for x in (dk, dv)), None
 
 
 class _ToSequence(torch.autograd.Function):
@@ -94,28 +94,29 @@ class _ToSequence(torch.autograd.Function):
     def forward(ctx: Any, out_BSNH: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
         (parts,) = _exchange_to_sequence((out_BSNH,), group)
-        return _heads_in_order(parts)
+        return heads_in_order(parts)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (grad,) = _exchange_to_heads([_by_head(gradients[0], dist.get_world_size(ctx.group))], ctx.group)
+        (grad,) = _exchange_to_heads([by_head(gradients[0], dist.get_world_size(ctx.group))], ctx.group)
         return grad, None
 
 
 def _exchange_to_heads(parts: list[Tensor], group: dist.ProcessGroup) -> tuple[Tensor, ...]:
     """Send [u, B, L, heads, H] by its first dimension, and lay what comes along the sequence: [B, u L, heads, H]."""
-    received = _all_to_all(torch.cat(parts, dim=3), group)
+    received = all_to_all(torch.cat(parts, dim=3), group)
     return tuple(_in_sequence(x) for x in received.split([x.shape[3] for x in parts], dim=3))
 
 
 def _exchange_to_sequence(tensors: tuple[Tensor, ...], group: dist.ProcessGroup) -> tuple[Tensor, ...]:
     """Send each rank its share of [B, u L, heads, H]; what comes is [u, B, L, heads, H], by whose heads they are."""
     size = dist.get_world_size(group)
-    received = _all_to_all(torch.cat([_by_share(x, size) for x in tensors], dim=3), group)
+    received = all_to_all(torch.cat([_by_share(x, size) for x in tensors], dim=3), group)
     return received.split([x.shape[2] for x in tensors], dim=3)
 
 
-def _all_to_all(outgoing: Tensor, group: dist.ProcessGroup) -> Tensor:
+def all_to_all(outgoing: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Send [u, ...] by its first dimension; what comes is laid by who sent it."""
     incoming = torch.empty_like(outgoing)
     try:
         dist.all_to_all_single(incoming, outgoing, group=group)
@@ -128,7 +129,7 @@ def _all_to_all(outgoing: Tensor, group: dist.ProcessGroup) -> Tensor:
     return incoming
 
 
-def _by_head(x_BLNH: Tensor, size: int) -> Tensor:
+def by_head(x_BLNH: Tensor, size: int) -> Tensor:
     """[B, L, N, H] -> [u, B, L, max(N / u, 1), H]: the heads for each rank, repeated where there are too few."""
     heads = x_BLNH.shape[2]
     if heads < size:
@@ -136,7 +137,7 @@ def _by_head(x_BLNH: Tensor, size: int) -> Tensor:
     return x_BLNH.unflatten(2, (size, -1)).movedim(2, 0)
 
 
-def _heads_in_order(parts_uBLNH: Tensor) -> Tensor:
+def heads_in_order(parts_uBLNH: Tensor) -> Tensor:
     """[u, B, L, n, H] -> [B, L, u n, H], contiguous."""
     return parts_uBLNH.movedim(0, 2).flatten(2, 3)
 

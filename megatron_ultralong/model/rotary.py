@@ -37,6 +37,10 @@ class Rotary(torch.nn.Module):
     table, and microbatches that a pipeline has in flight share it. It is dropped as soon as positions change.
     Positions are best on the host, where they can be compared without waiting for a GPU.
 
+    Attributes:
+        length: tokens of the sequence that the positions are of, for the two kinds of rope that depend on it; 0: as
+            far as the positions reach. Set it where a sequence is read in parts.
+
     Args:
         rope: the scaling, its attention factor included.
         rotary_dim: channels of a head that are rotated.
@@ -55,8 +59,9 @@ class Rotary(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.rope, self.rotary_dim, self.angles, self.dtype, self.group = rope, rotary_dim, angles, dtype, group
-        self._kept: tuple[Tensor | npt.NDArray[np.int64], Tensor] | None = (
-            None  # positions and their table; no buffer, so never saved
+        self.length = 0
+        self._kept: tuple[Tensor | npt.NDArray[np.int64], Tensor, int] | None = (
+            None  # positions, their table and `length`; no buffer, so never saved
         )
 
     def get_rotary_seq_len(
@@ -70,10 +75,10 @@ class Rotary(torch.nn.Module):
     def forward(self, position_ids_BL: Tensor, packed_seq: bool = False, cp_group: Any = None) -> Tensor:
         """cos and sin, each times the attention factor, side by side: [L, B, 1, rotary_dim]."""
         del packed_seq, cp_group
-        if self._kept is None or not _same(self._kept[0], position_ids_BL):
+        if self._kept is None or self._kept[2] != self.length or not _same(self._kept[0], position_ids_BL):
             self._kept = None  # the old table goes before the new one comes
             here = position_ids_BL if position_ids_BL.is_cuda else to_device(position_ids_BL, current())
-            self._kept = (_copy(position_ids_BL), self._made(here))
+            self._kept = (_copy(position_ids_BL), self._made(here), self.length)
         return self._kept[1]
 
     @torch.no_grad()
@@ -93,8 +98,8 @@ class Rotary(torch.nn.Module):
 
     def _frequencies(self, position_ids_BL: Tensor) -> Tensor:
         """Radians a token, [P], for a batch of these positions; the two kinds that ask get its longest sequence."""
-        length = 0
-        if self.rope.depends_on_length:
+        length = self.length
+        if self.rope.depends_on_length and not length:
             longest = position_ids_BL.max() + 1
             if self.group is not None:
                 torch.distributed.all_reduce(longest, op=torch.distributed.ReduceOp.MAX, group=self.group)

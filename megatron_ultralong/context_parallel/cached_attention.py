@@ -201,7 +201,7 @@ def _one_token(
         part[:, -1] = -torch.inf
     if grid.whole is None:
         return part[:, :-1].to(q.dtype).view(1, 1, n, H)
-    parts = part.new_empty(dist.get_world_size(grid.whole), n, H + 1)
+    parts = part.new_empty(dist.get_world_size(grid.whole) * n, H + 1)
     dist.all_gather_into_tensor(parts, part, group=grid.whole)
     by_stripe_RuNH = parts.view(-1, u, n, H + 1)
     shares_RuN1 = by_stripe_RuNH[..., -1:].softmax(dim=0)

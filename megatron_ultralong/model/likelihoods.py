@@ -66,6 +66,6 @@ def _gather(own: Tensor, group: dist.ProcessGroup) -> Tensor:
     """[...] of each rank -> [ranks, ...]."""
     if group.size() == 1:
         return own[None]
-    gathered = own.new_empty(group.size(), *own.shape)
+    gathered = own.new_empty(group.size() * own.shape[0], *own.shape[1:])
     dist.all_gather_into_tensor(gathered, own.contiguous(), group=group)
-    return gathered
+    return gathered.unflatten(0, (group.size(), -1))

@@ -27,6 +27,10 @@ GRIDS = ((2, 2), (3, 3), (4, 2), (4, 4), (8, 2), (8, 4), (8, 8))
 """Ranks in all, and of those the neighbours that exchange heads."""
 
 
+WHOLE: dict[int, Any] = {}
+"""In a rank: the group of the first so many ranks."""
+
+
 class Ranks:
     """The processes; use as a context manager."""
 
@@ -109,12 +113,12 @@ def _grid(rank: int, size: int, ulysses: int) -> tuple[Any, Any]:
 def _serve(rank: int, store: Path, pipe: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(str(store), max(SIZES)), rank=rank, world_size=max(SIZES))
-    groups = {size: dist.new_group(range(size)) for size in SIZES}
+    WHOLE.update({size: dist.new_group(range(size)) for size in SIZES})
     grids = {(size, ulysses): _grid(rank, size, ulysses) for size, ulysses in GRIDS}
     while (asked := pipe.recv()) is not None:
         size, ulysses, function, arguments = asked
         try:
-            attend = functools.partial(ring_attention, group=groups[size])
+            attend = functools.partial(ring_attention, group=WHOLE[size])
             if ulysses > 1:
                 inner, outer = grids[size, ulysses]
                 attend = functools.partial(ulysses_attention, heads_group=inner, ring_group=outer)

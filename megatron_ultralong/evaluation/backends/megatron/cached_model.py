@@ -130,7 +130,7 @@ class CachedModel:
         step = self.chunk * self.context_ranks
         for begin in range(self.held, stop, step):
             end = min(begin + step, stop)
-            hidden_LD, positions = self._forward(self.ids[begin:end])
+            hidden_LD, positions = self.forward(self.ids[begin:end])
             first, last = np.searchsorted(places, (begin, end))
             self._judge(hidden_LD, positions, places[first:last], found[:, first:last])
             progress(end - begin)
@@ -158,7 +158,7 @@ class CachedModel:
     @torch.inference_mode()
     def next_token(self, token: int) -> int:
         """Read one more token, and say which is likeliest after it: rank 0's word, where rounding might differ."""
-        hidden_1D, _ = self._forward(np.array([token]))
+        hidden_1D, _ = self.forward(np.array([token]))
         likeliest_1, _ = likelihoods(
             hidden_1D, self.head, torch.zeros_like(hidden_1D[:, 0], dtype=torch.int64), self.tensor_group, self.options
         )
@@ -166,7 +166,7 @@ class CachedModel:
             dist.broadcast(likeliest_1, src=0)
         return int(likeliest_1)
 
-    def _forward(self, ids: Ids) -> tuple[Tensor, Ids]:
+    def forward(self, ids: Ids) -> tuple[Tensor, Ids]:
         """The sequence's next tokens through the model.
 
         Returns:

@@ -1,8 +1,8 @@
 """Attention of a sequence's next tokens over all that is cached of it on the ranks: queries travel, keys stay.
 
 A chunk's queries visit the ranks in turn: at step s a rank has those of the rank s places on, attends to its own
-keys with them (all that are cached, and the causal part of the chunk's), and sends the output and log-sum-exp home, where
-they are folded in. While a step is computed the next queries come and the last result goes. So a chunk costs
+keys with them (all that are cached, and the causal part of the chunk's), and sends the output and log-sum-exp home,
+where they are folded in. While a step is computed the next queries come and the last result goes. So a chunk costs
 N H values a token out and N (H + 1) in fp32 back, R - 1 times, whatever is cached; passing keys around instead, as
 training does, would send the whole cache again for every chunk. No buffer depends on the cached length.
 

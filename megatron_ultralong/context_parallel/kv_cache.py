@@ -1,8 +1,8 @@
 """Keys and values of every layer of one sequence, spread over context-parallel ranks by stripes.
 
 All of it is allocated at once for a known number of tokens: 2 K H values a layer and token, of which a rank of R holds
-one token in R (and with ulysses u, K / u heads of it). Nothing grows while tokens are read or written, and going back to
-any earlier length is one number, so texts that begin alike are read once.
+one token in R (and with ulysses u, K / u heads of it). Nothing grows while tokens are read or written, and going back
+to any earlier length is one number, so texts that begin alike are read once.
 """
 
 from __future__ import annotations

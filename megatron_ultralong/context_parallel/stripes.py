@@ -61,7 +61,8 @@ class Stretch:
 
     def share_length(self, ulysses: int) -> int:
         """Tokens that each rank computes: a stripe's are shared out in order to `ulysses` ranks, and padded."""
-        return -(-(-(-self.tokens // self.stripes)) // ulysses)
+        longest = -(-self.tokens // self.stripes)
+        return -(-longest // ulysses)
 
     def share(self, stripe: int, place: int, ulysses: int) -> range:
         """Positions that rank `place` of a stripe's `ulysses` ranks computes; those from `stop` on are padding."""

@@ -1,1 +1,1 @@
-"""Training's own model as an evaluation backend: the layouts and kernels of the engine, and a KV cache over the ranks."""
+"""Training's own model as a backend: the engine's layouts and kernels, and a KV cache over the ranks."""

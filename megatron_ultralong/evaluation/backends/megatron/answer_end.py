@@ -24,7 +24,7 @@ class AnswerEnd:
     decode: Callable[[Sequence[int]], str]
 
     def reached(self, ids: Sequence[int], stop: Sequence[str]) -> bool:
-        """Whether the last of these ids ends the answer. Costs the decoding of as many ids as the stop text may take."""
+        """Whether the last of these ids ends the answer. Decodes as many ids as the longest stop text may take."""
         if ids[-1] in self.tokens:
             return True
         if not stop:

@@ -23,7 +23,6 @@ from megatron_ultralong.engine import mcore
 from megatron_ultralong.engine.device import to_device
 from megatron_ultralong.evaluation.backends.megatron.reading_order import common
 from megatron_ultralong.model.likelihoods import likelihoods
-from megatron_ultralong.model.loss_options import LossOptions
 from megatron_ultralong.rope.scaling import RopeScaling
 
 Ids = npt.NDArray[np.int64]
@@ -141,16 +140,14 @@ class CachedModel:
 
     def _judge(self, hidden_LD: Tensor, positions: Ids, places: Ids, found_2P: Tensor) -> None:
         """Put what this rank knows of `places` into `found_2P`; the other ranks know the rest."""
-        at = np.searchsorted(positions, places)
-        mine = np.flatnonzero((at < len(positions)) & (positions[np.minimum(at, len(positions) - 1)] == places))
+        mine = np.flatnonzero(np.isin(places, positions, assume_unique=True))
         if not len(mine):
             return
+        at = np.searchsorted(positions, places)
         device = hidden_LD.device
         rows = to_device(torch.from_numpy(at[mine]), device)
         next_N = to_device(torch.from_numpy(self.ids[places[mine] + 1].astype(np.int64)), device)
-        likeliest_N, log_likelihood_N = likelihoods(
-            hidden_LD[rows], self.head, next_N, self.tensor_group, self.options
-        )
+        likeliest_N, log_likelihood_N = likelihoods(hidden_LD[rows], self.head, next_N, self.tensor_group, self.options)
         columns = to_device(torch.from_numpy(mine), device)
         found_2P[0, columns] = (likeliest_N == next_N).float()
         found_2P[1, columns] = log_likelihood_N.float()
@@ -193,4 +190,3 @@ class CachedModel:
         )
         self.cache.advance(stretch)
         return hidden_L1D[:, 0], own
-

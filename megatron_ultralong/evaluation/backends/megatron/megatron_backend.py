@@ -267,7 +267,9 @@ def open_megatron(options: MegatronOptions) -> MegatronBackend:
 
 def load_model(options: MegatronOptions, source: ModelSource, device: torch.device) -> CachedModel:
     """The model with its weights, on the grid that is laid."""
-    kernel_choice.settle(options.parallel.kernel, heads_of(options.parallel, source.hf_config, options.precision, device))
+    kernel_choice.settle(
+        options.parallel.kernel, heads_of(options.parallel, source.hf_config, options.precision, device)
+    )
     with torch.no_grad():
         model = build_model(source.hf_config, source.rope, options.parallel, options.precision).to(device)
     source.load(model)

@@ -25,7 +25,7 @@ from megatron_ultralong.evaluation.backends.megatron.reading_order import common
 from megatron_ultralong.model.likelihoods import likelihoods
 from megatron_ultralong.rope.scaling import RopeScaling
 
-Ids = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.integer]
 _HEAD_ROWS = 512  # positions whose logits exist at once
 
 
@@ -59,7 +59,7 @@ class CachedModel:
         self.tensor_group = mcore.parallel_state.get_tensor_model_parallel_group()
         self.context_ranks = 1 if self.grid.whole is None else dist.get_world_size(self.grid.whole)
         self.cache: KVCache | None = None
-        self.ids: npt.NDArray[np.integer] = np.empty(0, dtype=np.int64)
+        self.ids: Ids = np.empty(0, dtype=np.int64)
         self.regime = 0
 
     @property
@@ -113,7 +113,7 @@ class CachedModel:
     @torch.inference_mode()
     def read(
         self, stop: int, judged: Ids | None = None, progress: Callable[[int], None] = lambda _: None
-    ) -> tuple[Tensor, npt.NDArray[np.bool_], npt.NDArray[np.float32]] | None:
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
         """Read the ids of `begin` up to position `stop`, those that are not cached, in chunks.
 
         Args:

@@ -1,4 +1,4 @@
-"""The `megatron` backend: a checkpoint or Hugging Face folder, over tensor- and context-parallel ranks, up to any length.
+"""The `megatron` backend: a checkpoint or Hugging Face folder over tensor- and context-parallel ranks, of any length.
 
 Texts are read one after another, in the order in which neighbours begin alike (`reading_order`); of each, only what
 follows the common beginning is computed. Every rank runs the same program and gets the same answers; the first
@@ -57,7 +57,7 @@ class MegatronOptions:
     load: Path
     hf: Path | None = None
     precision: Literal["fp32", "bf16"] = "bf16"
-    parallel: ParallelConfig = ParallelConfig()
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     prefill_chunk: int = 4096
     past_context: bool = False
 

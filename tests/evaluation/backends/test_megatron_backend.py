@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from megatron_ultralong.engine import groups
 from tests.convert.tiny_models import Build
 from tests.evaluation.backends.model_ranks import RANKS, ModelRanks, ask, hidden_states
 
-BUDGET = 9
+BUDGET = 6
 CHUNKS = (3, 5, 64)
 LAYOUTS = ((1, 2, 1), (1, 4, 1), (1, 2, 2), (1, 4, 2), (1, 4, 4), (2, 1, 1), (2, 2, 1), (4, 1, 1))
 ROPES = {
@@ -27,18 +26,12 @@ ROPES = {
 }
 
 
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[ModelRanks]:
-    with ModelRanks() as started:
-        yield started
-
-
 def drawn(seed: int, *lengths: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(1, 101, (length,), generator=generator).tolist() for length in lengths]
 
 
-PROMPTS = drawn(0, 1, 2, 7, 16, 41)
+PROMPTS = drawn(0, 1, 2, 9, 37)
 
 
 class Reference:
@@ -75,7 +68,7 @@ def expected(folder: Path) -> tuple[Any, list[tuple[int, ...]]]:
     texts = []
     for ids, answer in zip(PROMPTS, said, strict=True):
         whole = ids + list(answer)
-        texts.append((whole, ((len(ids), len(ids) + 4), (len(ids) + 4, len(whole)))))
+        texts.append((whole, ((len(ids), len(ids) + 3), (len(ids) + 3, len(whole)))))
     spoilt = [*texts[-1][0][:-2], (texts[-1][0][-2] + 1) % 101, texts[-1][0][-1]]
     return (PROMPTS, BUDGET, [*texts, (spoilt, texts[-1][1])]), said
 
@@ -109,7 +102,7 @@ def test_one_process(build: Build, family: str) -> None:
 def test_layouts(build: Build, ranks: ModelRanks, layout: tuple[int, int, int]) -> None:
     for family in ("llama", "mistral", "qwen3"):
         folder = build(family)
-        chunks = CHUNKS if family == "llama" else CHUNKS[:1]
+        chunks = CHUNKS if (family, layout) == ("llama", (1, 4, 2)) else CHUNKS[:1]
         for found in ranks.run(layout, ask, folder, layout, chunks, expected(folder)[0]):
             check(found, folder)
 
@@ -127,7 +120,7 @@ def test_a_megatron_checkpoint_in_place(build: Build, ranks: ModelRanks, tmp_pat
     folder = build("llama")
     (tmp_path / "named").symlink_to(folder)
     convert_hf_to_megatron(hf=folder, output=tmp_path / "megatron")
-    for layout in ((2, 2, 1), (1, 4, 2)):
+    for layout in ((2, 2, 1),):
         for found in ranks.run(layout, ask, tmp_path / "megatron", layout, (64,), expected(folder)[0]):
             check(found, folder)
 

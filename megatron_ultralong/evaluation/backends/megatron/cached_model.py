@@ -23,10 +23,10 @@ from megatron_ultralong.engine import mcore
 from megatron_ultralong.engine.device import to_device
 from megatron_ultralong.evaluation.backends.megatron.reading_order import common
 from megatron_ultralong.model.likelihoods import likelihoods
+from megatron_ultralong.planning.generation_memory import HEAD_ROWS
 from megatron_ultralong.rope.scaling import RopeScaling
 
 Ids = npt.NDArray[np.integer]
-_HEAD_ROWS = 512  # positions whose logits exist at once
 
 
 class CachedModel:
@@ -55,7 +55,7 @@ class CachedModel:
             if model.share_embeddings_and_output_weights
             else model.output_layer.weight
         )
-        self.options = dataclasses.replace(model.loss_options, chunk=_HEAD_ROWS)
+        self.options = dataclasses.replace(model.loss_options, chunk=HEAD_ROWS)
         self.tensor_group = mcore.parallel_state.get_tensor_model_parallel_group()
         self.context_ranks = 1 if self.grid.whole is None else dist.get_world_size(self.grid.whole)
         self.cache: KVCache | None = None

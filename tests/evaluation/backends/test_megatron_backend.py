@@ -14,6 +14,8 @@ import transformers
 from megatron_ultralong.config.sections import ParallelConfig
 from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
 from megatron_ultralong.engine import groups
+from megatron_ultralong.errors import UserError
+from megatron_ultralong.evaluation.backends.interface import Prompt
 from tests.convert.tiny_models import Build
 from tests.evaluation.backends.model_ranks import RANKS, ModelRanks, ask, hidden_states
 
@@ -138,6 +140,31 @@ def test_positions_past_the_original_context(build: Build, ranks: ModelRanks, ro
             assert ids == said
             assert all(verdict.greedy == (True,) for verdict in judged)
             assert np.abs(losses - reference(folder).losses(texts[-1][0])[0]).max() < 2e-5
+
+
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0, 3.0, 2.0, 1.5]}
+
+
+def test_a_rope_that_changes_where_the_original_context_ends(build: Build) -> None:
+    """Phi-3's: transformers reads all again when an answer crosses that length, and so is it here."""
+    scaling = {**LONGROPE, "rope_theta": 500.0, "original_max_position_embeddings": 32}
+    changes = {"original_max_position_embeddings": 32, "max_position_embeddings": 128}
+    folder = build("phi3", rope_parameters=scaling, **changes)
+    prompts = drawn(6, 28, 40, 5, 31, 32)
+    said = [reference(folder).greedy(ids, 10) for ids in prompts]
+    ((ids, _, _),) = single(folder, (8,), (prompts, 10, []))
+    assert ids == said
+
+
+def test_a_rope_that_changes_with_every_token_is_refused(build: Build) -> None:
+    folder = build("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 500.0})
+    with groups.single_process(ParallelConfig(device="cpu")):
+        model = backend(folder, (1, 1, 1), 8, past_context=True)
+        with pytest.raises(UserError, match="its rope is dynamic, and beyond 64 tokens"):
+            model.generate([Prompt("", drawn(0, 60)[0], 6)])
+        (ids,) = drawn(1, 80)
+        assert np.abs(model.losses(ids) - reference(folder).losses(ids)[0]).max() < 2e-5
+        assert len(list(model.generate([Prompt("", ids[:60], 5)]))) == 1
 
 
 @pytest.mark.gloo

@@ -32,10 +32,16 @@ class Job:
         processes: ranks.
         words: the command line.
         change: called in each rank, with its number, before the command: a module's function, which spoils something.
+        main: the command, a module's function; None: training's.
     """
 
     def __init__(
-        self, folder: Path, processes: int, words: Sequence[str], change: Callable[[int], None] | None = None
+        self,
+        folder: Path,
+        processes: int,
+        words: Sequence[str],
+        change: Callable[[int], None] | None = None,
+        main: Callable[[], None] | None = None,
     ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +53,7 @@ class Job:
         self.ranks = []
         for rank in range(processes):
             environment = {**job, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            arguments = (environment, str(folder / f"rank{rank}.log"), list(words), change)
+            arguments = (environment, str(folder / f"rank{rank}.log"), list(words), change, main)
             self.ranks.append(_CONTEXT.Process(target=_rank, args=arguments))
             self.ranks[-1].start()
 
@@ -86,7 +92,13 @@ class Job:
             rank.join()
 
 
-def _rank(environment: dict[str, str], log: str, words: list[str], change: Callable[[int], None] | None) -> None:
+def _rank(
+    environment: dict[str, str],
+    log: str,
+    words: list[str],
+    change: Callable[[int], None] | None,
+    main: Callable[[], None] | None,
+) -> None:
     """One rank: its own process group, output and environment, then the command's own main."""
     os.setpgid(0, 0)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -95,11 +107,11 @@ def _rank(environment: dict[str, str], log: str, words: list[str], change: Calla
     os.environ.update(environment)
     sys.argv = ["train", *words]
     torch.set_num_threads(1)
-    from megatron_ultralong.train import main
+    from megatron_ultralong.train import main as train
 
     if change is not None:
         change(int(environment["RANK"]))
-    main()
+    (main or train)()
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from megatron_ultralong.engine import groups
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.backends.interface import Prompt
 from tests.convert.tiny_models import Build
-from tests.evaluation.backends.model_ranks import RANKS, ModelRanks, ask, hidden_states
+from tests.evaluation.backends.model_ranks import RANKS, ModelRanks, ask, backend, hidden_states
 
 BUDGET = 6
 CHUNKS = (3, 5, 64)

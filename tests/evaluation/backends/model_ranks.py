@@ -11,7 +11,7 @@ import multiprocessing.connection
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -78,10 +78,14 @@ class ModelRanks:
         return [results[pipe] for pipe in self.pipes]
 
 
-def backend(load: Path, layout: Layout, chunk: int, **options: Any) -> MegatronBackend:
+def backend(
+    load: Path, layout: Layout, chunk: int, precision: Literal["fp32", "bf16"] = "fp32", past_context: bool = False
+) -> MegatronBackend:
     """A backend on the grid that is laid, without a tokenizer: its texts are the ids."""
     parallel = ParallelConfig(device="cpu", tensor=layout[0], context=layout[1], ulysses=layout[2])
-    made = MegatronOptions(load=load, precision="fp32", parallel=parallel, prefill_chunk=chunk, **options)
+    made = MegatronOptions(
+        load=load, precision=precision, parallel=parallel, prefill_chunk=chunk, past_context=past_context
+    )
     source = open_source(load)
     end = AnswerEnd(frozenset(), lambda ids: " ".join(map(str, ids)))
     return MegatronBackend(made, source, load_model(made, source, torch.device("cpu")), end)
@@ -102,6 +106,11 @@ def ask(load: Path, layout: Layout, chunks: Sequence[int], asked: Asked, group: 
         losses = model.losses(np.array(texts[-1][0], dtype=np.int32)) if texts else None
         found.append(([said[i].ids for i in range(len(prompts))], [judged[i] for i in range(len(texts))], losses))
     return found
+
+
+def bf16_losses(load: Path, layout: Layout, ids: list[int]) -> np.ndarray:
+    """Losses in bf16, read in three chunks or more."""
+    return backend(load, layout, 20, "bf16").losses(ids)
 
 
 def hidden_states(load: Path, layout: Layout, ids: list[int], pieces: list[int]) -> tuple[Any, ...]:

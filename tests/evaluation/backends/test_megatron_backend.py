@@ -17,7 +17,7 @@ from megatron_ultralong.engine import groups
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.backends.interface import Prompt
 from tests.convert.tiny_models import Build
-from tests.evaluation.backends.model_ranks import RANKS, ModelRanks, ask, backend, hidden_states
+from tests.evaluation.backends.model_ranks import RANKS, ModelRanks, ask, backend, bf16_losses, hidden_states
 
 BUDGET = 6
 CHUNKS = (3, 5, 64)
@@ -180,6 +180,26 @@ def test_hidden_states_are_those_of_training(build: Build, ranks: ModelRanks, la
     assert sorted(rows) == sorted(whole) == list(range(64))
     differences = [np.abs(rows[p] - whole[p]).max() for p in range(64)]
     assert max(differences) < 1e-12 * max(np.abs(row).max() for row in whole.values())
+
+
+@pytest.mark.gloo
+def test_bf16_is_as_near_as_transformers(build: Build, ranks: ModelRanks) -> None:
+    """Losses in bf16 against fp64: at most twice as far off as transformers' own in bf16, on any layout."""
+    folder = build("llama", torch.bfloat16)
+    (ids,) = drawn(11, 64)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    following = torch.tensor(ids[1:])
+
+    def losses(model: Any) -> torch.Tensor:
+        logits = model(torch.tensor([ids])).logits[0, :-1].double()
+        return torch.nn.functional.cross_entropy(logits, following, reduction="none")
+
+    with torch.inference_mode():
+        theirs, exact = losses(model), losses(model.double())
+    allowed = 2 * float((theirs - exact).square().mean().sqrt())
+    for layout in ((1, 1, 1), (1, 4, 1), (1, 4, 2), (2, 2, 1)):
+        for found in ranks.run(layout, bf16_losses, folder, layout, ids):
+            assert float((torch.from_numpy(found) - exact).square().mean().sqrt()) < allowed
 
 
 def test_texts_of_a_group_are_read_once(build: Build) -> None:

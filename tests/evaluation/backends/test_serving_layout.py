@@ -79,5 +79,7 @@ def test_texts_that_are_refused(build: Build) -> None:
                 model.judge([Forced([5, 6, 7, 8, 9], answers)])
         with pytest.raises(UserError, match="start is 0"):
             model.losses(np.array([1, 2, 3]), start=0)
+        with pytest.raises(UserError, match="no memory on rank 0 for keys and values of 1,000,000,000,000 tokens"):
+            model.model.make_room(10**12)
         assert list(model.generate([])) == []
         assert len(model.losses([1])) == 0

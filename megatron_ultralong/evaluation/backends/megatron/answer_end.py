@@ -17,7 +17,7 @@ class AnswerEnd:
 
     Attributes:
         tokens: the model's end tokens.
-        decode: ids -> text.
+        decode: ids -> text, without special tokens.
     """
 
     tokens: frozenset[int]

@@ -21,6 +21,7 @@ from megatron_ultralong.context_parallel.core_attention import SequenceLayout
 from megatron_ultralong.context_parallel.kv_cache import CachedStretch, KVCache
 from megatron_ultralong.engine import mcore
 from megatron_ultralong.engine.device import to_device
+from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.backends.megatron.reading_order import common
 from megatron_ultralong.model.likelihoods import likelihoods
 from megatron_ultralong.planning.generation_memory import HEAD_ROWS
@@ -68,21 +69,31 @@ class CachedModel:
         return 0 if self.cache is None else self.cache.length
 
     def make_room(self, tokens: int) -> None:
-        """Have a cache for a sequence of so many tokens; a smaller one goes first, with what is in it."""
+        """Have a cache for a sequence of so many tokens; a smaller one goes first, with what is in it.
+
+        Raises:
+            UserError: this rank has not so much memory.
+        """
         if self.cache is not None and self.cache.tokens >= tokens:
             return
         self.cache = None
-        ring = self.context_ranks // self.grid.ulysses
-        self.cache = KVCache(
-            layers=len(self.model.decoder.layers),
-            tokens=tokens,
-            kv_heads=max(self.kv_heads // self.grid.ulysses, 1),
-            head_dim=self.head_dim,
-            dtype=self.head.dtype,
-            device=self.head.device,
-            stripe=0 if self.grid.ring is None else dist.get_rank(self.grid.ring),
-            ring=ring,
-        )
+        try:
+            self.cache = KVCache(
+                layers=len(self.model.decoder.layers),
+                tokens=tokens,
+                kv_heads=max(self.kv_heads // self.grid.ulysses, 1),
+                head_dim=self.head_dim,
+                dtype=self.head.dtype,
+                device=self.head.device,
+                stripe=0 if self.grid.ring is None else dist.get_rank(self.grid.ring),
+                ring=self.context_ranks // self.grid.ulysses,
+            )
+        except RuntimeError as error:  # of the allocator, on a GPU and on a CPU
+            reason = " ".join(str(error).split())[:120]
+            raise UserError(
+                f"there is no memory on rank {dist.get_rank()} for keys and values of {tokens:,} tokens ({reason}); "
+                "take more context- or tensor-parallel ranks, or shorter prompts."
+            ) from None
 
     def begin(self, ids: Ids, most: int, regime: int) -> int:
         """Go back to where the cached sequence and `ids` part.

@@ -254,9 +254,8 @@ def open_megatron(options: MegatronOptions) -> MegatronBackend:
         source = open_source(options.load, options.hf)
         check_layout(options.parallel, source.hf_config, groups.world_size_from_environment(), options.prefill_chunk)
         tokenizer = load_tokenizer(source.companions)
-        end = AnswerEnd(
-            end_tokens(source.companions, source.hf_config, lambda: tokenizer.end_of_document), tokenizer.decode
-        )
+        ends = end_tokens(source.companions, source.hf_config, lambda: tokenizer.end_of_document)
+        end = AnswerEnd(ends, lambda ids: str(tokenizer.hf.decode(ids, skip_special_tokens=True)))
         device = groups.initialize(options.parallel)
         watchdog.start()
         return MegatronBackend(options, source, load_model(options, source, device), end, watchdog)

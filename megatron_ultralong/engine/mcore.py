@@ -14,6 +14,8 @@ import torch
 # What megatron-core's own calls of torch.distributed.checkpoint warn of, at every save and load.
 warnings.filterwarnings("ignore", category=FutureWarning, message="Please use DTensor instead")
 warnings.filterwarnings("ignore", category=FutureWarning, message="`(load|save)_state_dict` is deprecated")
+# PyTorch 2.13's new names of all_gather_into_tensor and its like, which older ones do not have.
+warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed\.\w+` is deprecated")
 
 
 @contextlib.contextmanager

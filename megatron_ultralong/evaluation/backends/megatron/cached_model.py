@@ -44,7 +44,7 @@ class CachedModel:
     """
 
     def __init__(self, model: Any, rope: RopeScaling, chunk: int) -> None:
-        self.model = model.eval()
+        self.model = model.eval().requires_grad_(False)  # megatron-core's linear layers then do without buffers
         model.post_process = False  # GPTModel then returns normed hidden states, not [S, V] logits
         self.rope, self.chunk = rope, chunk
         attention = model.decoder.layers[0].self_attention

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -249,6 +251,8 @@ def open_megatron(options: MegatronOptions) -> MegatronBackend:
     Raises:
         UserError: a folder, a layout or a length that cannot be; every mistake of the layout at once.
     """
+    if os.environ.get("RANK", "0") != "0":
+        logging.getLogger("megatron_ultralong").setLevel(logging.ERROR)  # rank 0 says it
     watchdog = Watchdog(options.parallel.timeout)
     try:
         source = open_source(options.load, options.hf)

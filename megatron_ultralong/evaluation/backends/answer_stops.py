@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
+
+Decode = Callable[[Sequence[int]], str]
+"""Ids -> text, without special tokens."""
+
+
+def decoder(tokenizer: ChatTokenizer) -> Decode:
+    """What turns answers into text."""
+    return lambda ids: str(tokenizer.tokenizer.hf.decode(ids, skip_special_tokens=True))
 
 
 class StopFinder:
     """Gathers the tokens of one answer.
 
     Args:
-        tokenizer: turns ids into text.
+        decode: turns ids into text.
         ends: ids that end an answer.
         stop: texts that end it.
     """
 
-    def __init__(self, tokenizer: ChatTokenizer, ends: Collection[int], stop: Sequence[str]) -> None:
-        self._tokenizer, self._ends, self._stop = tokenizer, ends, tuple(stop)
+    def __init__(self, decode: Decode, ends: Collection[int], stop: Sequence[str]) -> None:
+        self._decode, self._ends, self._stop = decode, ends, tuple(stop)
         self._reach = max((len(text.encode()) for text in stop), default=0) + 8  # a token has a byte at least
         self.ids: list[int] = []
         """Generated so far, an end token included."""
@@ -41,9 +49,6 @@ class StopFinder:
         """The answer, without its end token and from a stop text on."""
         ids = self.ids[:-1] if self.ids and self.ids[-1] in self._ends else self.ids
         return cut_at(self._decode(ids), self._stop)
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.tokenizer.hf.decode(ids, skip_special_tokens=True))
 
 
 def cut_at(text: str, stop: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.evaluation.backends.answer_stops import StopFinder
+from megatron_ultralong.evaluation.backends.answer_stops import StopFinder, decoder
 from megatron_ultralong.evaluation.backends.hf import Dtype, LanguageModel, read_info
 from megatron_ultralong.evaluation.backends.interface import Answer, Forced, Ids, Judged, Prompt, Refused
 from megatron_ultralong.evaluation.backends.prefix_cache import PrefixCache
@@ -106,7 +106,7 @@ class HFBackend:
 
     def _continue(self, prompt: Prompt) -> tuple[tuple[int, ...], str, bool]:
         """Ids, their text, and whether they ended by themselves."""
-        stops = StopFinder(self._tokenizer, self._ends, prompt.stop)
+        stops = StopFinder(decoder(self._tokenizer), self._ends, prompt.stop)
         chunks = self._chunks(_array(prompt.ids), len(prompt.ids) - 1, prompt.max_new_tokens)
         hidden_nD = collections.deque((hidden_nD[-1:] for _, hidden_nD in chunks), maxlen=1).pop()
         while len(stops.ids) < prompt.max_new_tokens:

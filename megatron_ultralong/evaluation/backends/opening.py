@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.errors import UserError
@@ -22,7 +21,7 @@ def open_backend(options: ModelOptions, tokenizer: ChatTokenizer) -> Backend:
             "--chunk, --concurrency and --timeout are above 0, and --retries at least 0; give such numbers."
         )
     if options.backend == "megatron":
-        return _open_megatron(options)
+        return _open_megatron(options, tokenizer)
     if options.backend == "openai":
         from megatron_ultralong.evaluation.backends.openai_backend import OpenAIBackend
 
@@ -33,21 +32,17 @@ def open_backend(options: ModelOptions, tokenizer: ChatTokenizer) -> Backend:
     return HFBackend(model, tokenizer, options.dtype, past_context=options.past_context, chunk=options.chunk)
 
 
-def _open_megatron(options: ModelOptions) -> Backend:
-    import importlib
-
+def _open_megatron(options: ModelOptions, tokenizer: ChatTokenizer) -> Backend:
     from megatron_ultralong.config.sections import ParallelConfig
+    from megatron_ultralong.evaluation.backends.megatron.megatron_backend import MegatronOptions, open_megatron
 
-    room: Any = importlib.import_module("megatron_ultralong.evaluation.backends.megatron.megatron_backend")
     parallel = ParallelConfig(tensor=options.tensor, context=options.context, ulysses=options.ulysses)
-    backend: Backend = room.open_megatron(
-        room.MegatronOptions(
-            load=Path(options.model),
-            hf=options.tokenizer,
-            precision=options.dtype,
-            parallel=parallel,
-            prefill_chunk=options.chunk,
-            past_context=options.past_context,
-        )
+    made = MegatronOptions(
+        load=Path(options.model),
+        hf=options.tokenizer,
+        precision=options.dtype,
+        parallel=parallel,
+        prefill_chunk=options.chunk,
+        past_context=options.past_context,
     )
-    return backend
+    return open_megatron(made, tokenizer)

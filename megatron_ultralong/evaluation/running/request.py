@@ -136,7 +136,7 @@ class Request:
     def wording(self) -> str:
         """Whose prompts: "own", "official COMMIT", of files what `make` noted beside them, else "not known"."""
         if not self.samples_file:
-            return "own" if self.official is None else f"official {clone_commit(self.official) or self.official}"
+            return "own" if self.official is None else f"official {commit(self.official)}"
         return ", ".join(sorted({_wording_of(path) for path in self.samples_file}))
 
     def settings(self, past_context: bool) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from megatron_ultralong.context_parallel import zigzag
 from megatron_ultralong.context_parallel.core_attention import SequenceLayout
 from megatron_ultralong.engine import cpu, groups, mcore
 from megatron_ultralong.evaluation.backends.interface import Forced, Prompt
-from megatron_ultralong.evaluation.backends.megatron.answer_end import AnswerEnd
 from megatron_ultralong.evaluation.backends.megatron.megatron_backend import (
     MegatronBackend,
     MegatronOptions,
@@ -87,8 +86,8 @@ def backend(
         load=load, precision=precision, parallel=parallel, prefill_chunk=chunk, past_context=past_context
     )
     source = open_source(load)
-    end = AnswerEnd(frozenset(), lambda ids: " ".join(map(str, ids)))
-    return MegatronBackend(made, source, load_model(made, source, torch.device("cpu")), end)
+    model = load_model(made, source, torch.device("cpu"))
+    return MegatronBackend(made, source, model, frozenset(), lambda ids: " ".join(map(str, ids)))
 
 
 Asked = tuple[list[list[int]], int, list[tuple[list[int], tuple[tuple[int, int], ...]]]]

@@ -13,6 +13,7 @@ from megatron_ultralong.cli import exit_status
 from megatron_ultralong.config.sections import ParallelConfig
 from megatron_ultralong.evaluation.backends.interface import Prompt
 from megatron_ultralong.evaluation.backends.megatron.megatron_backend import MegatronOptions, open_megatron
+from megatron_ultralong.evaluation.plain_tokenizer import tokenizer_of
 from tests.training.jobs import Job
 
 PROMPTS = [Prompt("", ids, 6, stop=("e",)) for ids in ([0, 300, 301], [0, *range(100, 160)], [0, 300, 301, 302])]
@@ -22,8 +23,9 @@ def answer() -> None:
     """What each rank runs: MODEL, and a number of answers after which rank 1 fails."""
     folder, failing = Path(sys.argv[1]), int(sys.argv[2])
     parallel = ParallelConfig(device="cpu", context=2, timeout=60)
+    options = MegatronOptions(load=folder, precision="fp32", parallel=parallel)
     with exit_status():
-        backend = open_megatron(MegatronOptions(load=folder, precision="fp32", parallel=parallel))
+        backend = open_megatron(options, tokenizer_of(folder, "base"))
         try:
             found = {}
             for index, said in backend.generate(PROMPTS):
@@ -58,9 +60,8 @@ def test_a_rank_that_fails_ends_the_others(extended_folder: Path, tmp_path: Path
 
 
 @pytest.mark.gloo
-def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    job = Job(tmp_path, 2, [str(tmp_path / "model"), "0"], main=answer)
+def test_a_mistake_is_one_sentence(tokenizer_folder: Path, tmp_path: Path) -> None:
+    job = Job(tmp_path, 2, [str(tokenizer_folder), "0"], main=answer)
     assert job.statuses() == [2, 2]
     said = [line for rank in (0, 1) for line in job.log(rank).splitlines() if "error" in line]
     assert len(said) == 1 and "holds neither ultralong.json" in said[0]

@@ -24,23 +24,24 @@ import torch.distributed as dist
 
 from megatron_ultralong.config.sections import ParallelConfig
 from megatron_ultralong.context_parallel import kernel_choice
-from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
+from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.engine import device as engine_device
 from megatron_ultralong.engine import groups
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.evaluation.backends.interface import Answer, Forced, Judged, Prompt
-from megatron_ultralong.evaluation.backends.megatron.answer_end import AnswerEnd, end_tokens
+from megatron_ultralong.evaluation.backends.answer_stops import Decode, StopFinder, decoder
+from megatron_ultralong.evaluation.backends.interface import Answer, Forced, Ids, Judged, Prompt
 from megatron_ultralong.evaluation.backends.megatron.cached_model import CachedModel
+from megatron_ultralong.evaluation.backends.megatron.end_tokens import end_tokens
 from megatron_ultralong.evaluation.backends.megatron.model_source import ModelSource, open_source
 from megatron_ultralong.evaluation.backends.megatron.reading_order import reading_order
 from megatron_ultralong.evaluation.backends.megatron.serving_layout import check_layout, heads_of
+from megatron_ultralong.evaluation.backends.weights_identity import weights_fingerprint
 from megatron_ultralong.families.defaults import check_window
 from megatron_ultralong.model.build import build_model
 from megatron_ultralong.progress import Progress
 from megatron_ultralong.training.watchdog import Watchdog
 
 T = TypeVar("T")
-Ids = Sequence[int] | npt.NDArray[np.integer]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,8 @@ class MegatronBackend:
         options: what it is made of.
         source: where the model came from.
         model: with its weights.
-        end: what ends answers.
+        ends: ids that end an answer.
+        decode: turns answers into text.
         watchdog: of the job, closed with the backend.
     """
 
@@ -82,12 +84,15 @@ class MegatronBackend:
         options: MegatronOptions,
         source: ModelSource,
         model: CachedModel,
-        end: AnswerEnd,
+        ends: frozenset[int],
+        decode: Decode,
         watchdog: Watchdog | None = None,
     ) -> None:
-        self.options, self.source, self.model, self.end, self.watchdog = options, source, model, end, watchdog
+        self.options, self.source, self.model, self.watchdog = options, source, model, watchdog
+        self._ends, self._decode = ends, decode
         self.context_length: int | None = source.context_length
         self.is_writer = dist.get_rank() == 0
+        self.weights = weights_fingerprint(source.folder) if self.is_writer else ""
 
     def describe(self) -> dict[str, Any]:
         """See `interface.Backend`."""
@@ -95,6 +100,7 @@ class MegatronBackend:
         return {
             "name": self.name,
             "model": str(self.options.load),
+            "weights": self.weights,
             "kind": self.source.kind,
             "step": self.source.step,
             "dtype": self.options.precision,
@@ -168,7 +174,8 @@ class MegatronBackend:
 
     def _answer(self, ids: npt.NDArray[np.integer], prompt: Prompt, which: str) -> Answer:
         begun = time.perf_counter()
-        said: list[int] = []
+        stops = StopFinder(self._decode, self._ends, prompt.stop)
+        said = stops.ids
         progress = self._progress(f"prompt {which}", len(ids))
         self._read(ids, len(ids), progress)
         progress(1)
@@ -177,13 +184,11 @@ class MegatronBackend:
             length = len(ids) + len(said)
             if self.model.frequencies(length) != self.model.frequencies(self.model.regime):
                 self._read(np.concatenate((ids, said)), length)  # as transformers does for longrope
-            said.append(self.model.next_token(said[-1] if said else int(ids[-1])))
+            token = self.model.next_token(said[-1] if said else int(ids[-1]))
             progress(1)
-            if self.end.reached(said, prompt.stop):
+            if stops.add(token):
                 break
-        finished = bool(said) and self.end.reached(said, prompt.stop)
-        seconds = time.perf_counter() - begun
-        return Answer(self.end.text(said, prompt.stop), tuple(said), finished, seconds)
+        return Answer(stops.text(), tuple(said), stops.finished, time.perf_counter() - begun)
 
     def _read(self, ids: npt.NDArray[np.integer], length: int, progress: Callable[[int], None] | None = None) -> None:
         """Have all ids but the last in the cache."""
@@ -245,8 +250,12 @@ class MegatronBackend:
             )
 
 
-def open_megatron(options: MegatronOptions) -> MegatronBackend:
+def open_megatron(options: MegatronOptions, tokenizer: ChatTokenizer) -> MegatronBackend:
     """Join the job's processes, build the model over them, and load its weights; every rank calls it.
+
+    Args:
+        options: what it is made of.
+        tokenizer: the model's, which turns answers into text.
 
     Raises:
         UserError: a folder, a layout or a length that cannot be; every mistake of the layout at once.
@@ -257,12 +266,10 @@ def open_megatron(options: MegatronOptions) -> MegatronBackend:
     try:
         source = open_source(options.load, options.hf)
         check_layout(options.parallel, source.hf_config, groups.world_size_from_environment(), options.prefill_chunk)
-        tokenizer = load_tokenizer(source.companions)
-        ends = end_tokens(source.companions, source.hf_config, lambda: tokenizer.end_of_document)
-        end = AnswerEnd(ends, lambda ids: str(tokenizer.hf.decode(ids, skip_special_tokens=True)))
+        ends = end_tokens(source.companions, source.hf_config, lambda: tokenizer.tokenizer.end_of_document)
         device = groups.initialize(options.parallel)
         watchdog.start()
-        return MegatronBackend(options, source, load_model(options, source, device), end, watchdog)
+        return MegatronBackend(options, source, load_model(options, source, device), ends, decoder(tokenizer), watchdog)
     except BaseException as error:
         watchdog.__exit__(type(error), error, error.__traceback__)
         raise

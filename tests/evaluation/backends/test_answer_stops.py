@@ -5,10 +5,10 @@ import json
 import pytest
 
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.evaluation.backends.megatron.answer_end import AnswerEnd, end_tokens
+from megatron_ultralong.evaluation.backends.answer_stops import StopFinder
+from megatron_ultralong.evaluation.backends.megatron.end_tokens import end_tokens
 
 PIECES = ["", "ye", "s\n", "\nUs", "er:", "x", "<eos>"]
-END = AnswerEnd(frozenset([6]), lambda ids: "".join(PIECES[i] for i in ids))
 
 
 @pytest.mark.parametrize(
@@ -24,18 +24,15 @@ END = AnswerEnd(frozenset([6]), lambda ids: "".join(PIECES[i] for i in ids))
     ],
 )
 def test_answers_end(ids, stop, ends, text):
-    assert END.reached(ids, stop) is ends
-    assert END.text(ids, stop) == text
-
-
-def test_an_answer_of_no_tokens():
-    assert END.text([], ("x",)) == ""
+    answer = StopFinder(lambda some: "".join(PIECES[i] for i in some), {6}, stop)
+    assert [answer.add(token) for token in ids] == [False] * (len(ids) - 1) + [ends]
+    assert (answer.finished, answer.text(), answer.ids) == (ends, text, ids)
 
 
 @pytest.mark.parametrize(
     "generation, config, tokens",
     [
-        ({"eos_token_id": [5, 7]}, {"eos_token_id": 2}, {5, 7}),
+        ({"eos_token_id": [5, 7]}, {"eos_token_id": 2}, {2, 5, 7}),
         ({"eos_token_id": 5}, {}, {5}),
         ({}, {"eos_token_id": 2}, {2}),
         (None, {"eos_token_id": [2, 3]}, {2, 3}),

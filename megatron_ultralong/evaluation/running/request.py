@@ -164,7 +164,7 @@ def _wording_of(path: Path) -> str:
             found = read_json(folder / MADE, "the list of samples", "make the samples anew")
             made_from = found.get("made_from") if isinstance(found, dict) else None
             if isinstance(made_from, dict) and "official" in made_from:
-                return "own" if made_from["official"] is None else f"official {made_from['official']}"
+                return "own" if made_from["official"] is None else f"official {str(made_from['official']).split()[0]}"
     return "not known"
 
 

@@ -13,19 +13,24 @@ from rich.table import Table
 
 from megatron_ultralong.planning.hardware_profile import HardwareProfile
 from megatron_ultralong.planning.job import JobPlan
-from megatron_ultralong.planning.memory import StepMemory
+from megatron_ultralong.planning.memory import PlannedMemory
 from megatron_ultralong.planning.search.layouts import name_of
-from megatron_ultralong.planning.search.ranking import Plan, Ranking, needed
+from megatron_ultralong.planning.search.ranking import Plan, Ranking
 
 _GB = 1e9
 
 
-def memory_parts(memory: StepMemory) -> dict[str, int]:
+def memory_parts(memory: PlannedMemory) -> dict[str, int]:
     """Bytes that lie beside each other at the highest point of a step; they add up to what is needed."""
-    parts = {"weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer}
-    kept = min(memory.activations, memory.peak)
-    parts |= {"kept for backward": kept, "one layer or the loss": memory.peak - kept}
-    return parts | {"the rest": needed(memory) - sum(parts.values())}
+    return {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer,
+        "buffers": memory.buffers,
+        "kept for backward": memory.kept,
+        "at the highest point": memory.peak - memory.kept,
+        "outside tensors": memory.scratch + memory.communication + memory.margin,
+    }
 
 
 def ranking_table(plans: Sequence[Plan], top: int) -> Table:
@@ -42,7 +47,7 @@ def ranking_table(plans: Sequence[Plan], top: int) -> Table:
             f"{plan.time.total:,.1f}",
             f"{plan.time.tokens_per_second:,.0f}",
             f"{plan.time.mfu:.0%}" if plan.time.mfu else "",
-            f"{needed(plan.memory) / _GB:,.1f}",
+            f"{plan.memory.needed / _GB:,.1f}",
             f"{part} {seconds / plan.time.total:.0%}",
         )
     return table
@@ -68,11 +73,15 @@ def reasons_table(ranking: Ranking, most: float) -> Table:
 def parts_table(plan: Plan, profile: HardwareProfile) -> Table:
     """Memory and time of one plan by part, side by side."""
     name = name_of(plan.config)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"{name}: a GPU of stage {plan.stage}, a step")
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, title=f"{name}: stage {plan.stage}, highest at {plan.memory.moment}"
+    )
     for column in ("memory", "GB", "time", "s", "share"):
         table.add_column(column, justify="left" if column in ("memory", "time") else "right")
     memory = [(part, f"{size / _GB:,.1f}") for part, size in memory_parts(plan.memory).items() if size]
-    memory.append(("in all", f"{needed(plan.memory) / _GB:,.1f} of {profile.memory / _GB:,.0f}"))
+    memory.append(("in all", f"{plan.memory.needed / _GB:,.1f} of {profile.memory / _GB:,.0f}"))
+    if plan.memory.host:
+        memory.append(("on the host", f"{plan.memory.host / _GB:,.1f}"))
     times = sorted(plan.time.parts.items(), key=lambda part: -part[1])
     rows = [(part, f"{seconds:,.2f}", f"{seconds / plan.time.total:.1%}") for part, seconds in times]
     rows.append(("in all", f"{plan.time.total:,.2f}", ""))
@@ -114,7 +123,9 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "parallel": dataclasses.asdict(plan.config.parallel),
         "micro_batch_size": plan.config.train.micro_batch_size,
         "gpus": plan.world_size,
-        "memory_bytes": {**memory_parts(plan.memory), "total": needed(plan.memory)},
+        "memory_bytes": {**memory_parts(plan.memory), "total": plan.memory.needed},
+        "host_bytes": plan.memory.host,
+        "moment": plan.memory.moment,
         "stage": plan.stage,
         "step_seconds": {**plan.time.parts, "total": plan.time.total},
         "tokens_per_second": plan.time.tokens_per_second,

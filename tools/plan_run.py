@@ -35,7 +35,6 @@ from megatron_ultralong.planning.search.ranking import (  # noqa: E402
     Plan,
     fewest,
     longest,
-    needed,
     planned,
     rank,
     room,
@@ -134,8 +133,8 @@ def _say_own(question: Question, given: RunConfig, gpus: int, json: Path | None)
     job = question.job(plan)
     _plan_tables.show([_plan_tables.parts_table(plan, question.profile), _plan_tables.job_table({"run": job}, None)])
     most = room(question.profile, question.assumed.margin)
-    if needed(plan.memory) > most:
-        print(f"It does not fit: {needed(plan.memory) / 1e9:,.1f} GB, of which a plan may fill {most / 1e9:,.1f}.")
+    if plan.memory.needed > most:
+        print(f"It does not fit: {plan.memory.needed / 1e9:,.1f} GB, of which a plan may fill {most / 1e9:,.1f}.")
     if json:
         write_json(json, {"plans": [_plan_tables.as_json(plan)], "job": {"run": _plan_tables.job_json(job)}})
 

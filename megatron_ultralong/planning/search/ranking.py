@@ -10,13 +10,13 @@ from typing import Any
 
 from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.planning.hardware_profile import HardwareProfile
-from megatron_ultralong.planning.memory import StepMemory, predict
+from megatron_ultralong.planning.memory import PlannedMemory, predict
 from megatron_ultralong.planning.search.layouts import SAVINGS, layouts, problem, with_saving
 from megatron_ultralong.planning.step_time import StepTime, stages_of, step_time
 from megatron_ultralong.rope.recipes import LONGEST
 
-MARGIN = 0.1
-"""Share of a device's memory that a plan leaves free: fragments, NCCL's buffers, what the arithmetic forgot."""
+MARGIN = 0.05
+"""Share of a device's memory that a plan leaves free, beside the memory model's own margin: what it forgot."""
 STEP_OF_LENGTHS = 131_072
 """Tokens between two lengths that are tried for the longest."""
 
@@ -35,7 +35,7 @@ class Plan:
 
     config: RunConfig
     world_size: int
-    memory: StepMemory
+    memory: PlannedMemory
     stage: int
     time: StepTime
 
@@ -57,12 +57,7 @@ class Ranking:
     considered: int = 0
 
 
-def needed(memory: StepMemory) -> int:
-    """Bytes that a device must have for it."""
-    return int(getattr(memory, "needed", memory.total))
-
-
-def memories(config: RunConfig, hf_config: dict[str, Any], world_size: int, gpu: bool) -> list[StepMemory]:
+def memories(config: RunConfig, hf_config: dict[str, Any], world_size: int, gpu: bool) -> list[PlannedMemory]:
     """Of `stages_of`."""
     return [predict(config, hf_config, world_size, stage, gpu) for stage in stages_of(config)]
 
@@ -76,7 +71,7 @@ def planned(
 ) -> Plan:
     """Memory and time of one configuration, whether it fits or not."""
     found = memories(config, hf_config, world_size, profile.asynchronous)
-    worst = max(range(len(found)), key=lambda place: needed(found[place]))
+    worst = max(range(len(found)), key=lambda place: found[place].needed)
     time = step_time(config, hf_config, world_size, profile, found, document)
     return Plan(config, world_size, found[worst], stages_of(config)[worst], time)
 
@@ -117,16 +112,16 @@ def rank(
             config = with_saving(layout, saving)
             found.considered += 1
             held = memories(config, hf_config, world_size, profile.asynchronous)
-            highest = max(held, key=needed)
-            if least is None or needed(highest) < least[0]:
-                least = needed(highest), config
-            if needed(highest) <= most:
+            highest = max(held, key=lambda one: one.needed)
+            if least is None or highest.needed < least[0]:
+                least = highest.needed, config
+            if highest.needed <= most:
                 time = step_time(config, hf_config, world_size, profile, held, document)
                 stage = stages_of(config)[held.index(highest)]
                 found.plans.append(Plan(config, world_size, highest, stage, time))
         if least is not None and least[0] > most:
             found.too_large.append(least)
-    found.plans.sort(key=lambda plan: (plan.time.total, needed(plan.memory)))
+    found.plans.sort(key=lambda plan: (plan.time.total, plan.memory.needed))
     found.too_large.sort(key=lambda pair: pair[0])
     return found
 
@@ -145,7 +140,7 @@ def _fits(base: RunConfig, hf_config: dict[str, Any], world_size: int, profile: 
             continue
         config = with_saving(layout, SAVINGS[-1])
         held = memories(config, hf_config, world_size, profile.asynchronous)
-        if max(map(needed, held)) <= most and problem(config, hf_config, world_size) is None:
+        if max(one.needed for one in held) <= most and problem(config, hf_config, world_size) is None:
             return True
     return False
 

@@ -20,7 +20,6 @@ from megatron_ultralong.planning.search.ranking import (
     cluster_sizes,
     fewest,
     longest,
-    needed,
     planned,
     rank,
     room,
@@ -54,10 +53,10 @@ def test_plans_fit_are_allowed_and_in_order() -> None:
     assert times == sorted(times)
     for plan in found.plans[::37]:
         check_config(plan.config, hf_config=LLAMA_8B, world_size=64, inputs=False)
-        assert needed(plan.memory) <= room(H100)
+        assert plan.memory.needed <= room(H100)
         stages = range(plan.config.parallel.pipeline)
         held = [predict(plan.config, LLAMA_8B, 64, stage, True) for stage in stages]
-        assert max(map(needed, held)) == needed(plan.memory)  # no stage that was not looked at needs more
+        assert max(one.needed for one in held) == plan.memory.needed  # no stage that was not looked at needs more
         assert step_time(plan.config, LLAMA_8B, 64, H100).total == pytest.approx(plan.time.total)
     assert all(least > room(H100) for least, _ in found.too_large)
     assert all(not any(letter.isdigit() for letter in reason) for reason in found.refused)
@@ -75,7 +74,7 @@ def test_none_of_those_left_out_fits() -> None:
                 check_config(config, hf_config=LLAMA_8B, world_size=8, inputs=False)
             except ValueError:
                 continue
-            assert needed(planned(config, LLAMA_8B, 8, H100).memory) > room(H100)
+            assert planned(config, LLAMA_8B, 8, H100).memory.needed > room(H100)
 
 
 def test_a_thousand_gpus_take_under_five_seconds() -> None:

@@ -158,7 +158,7 @@ def steps(place: Place, cases: tuple[tuple[int, int, tuple[int, ...]], ...], clo
 def candidates(place: Place, model: dict[str, Any], length: int) -> list[str]:
     """The memory options worth trying, the fastest first: those whose planned total is not far over the memory.
 
-    The plan counts norms in parts, and may be too high for a GPU. The last option is always among them.
+    No GPU has confirmed the plan yet, so some that it finds too large are tried. The last option is always among them.
     """
     gpu, found = place.device.type == "cuda", []
     for name, options in MEMORY_OPTIONS.items():
@@ -204,7 +204,7 @@ def _step(place: Place, model: dict[str, Any], length: int, row: Row, limit: flo
 
 
 def _by_part(memory: StepMemory) -> dict[str, int]:
-    return {**dataclasses.asdict(memory), "total": memory.total}
+    return {name: getattr(memory, name) for name in (*(f.name for f in dataclasses.fields(StepMemory)), "total")}
 
 
 def _seconds(run: Run, step: int) -> tuple[float, Any]:

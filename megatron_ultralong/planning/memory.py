@@ -93,7 +93,7 @@ def predict(config: RunConfig, hf_config: dict[str, Any], world_size: int, stage
     held = standing_memory.parameters(shape, kind, parallel.tensor, layers, stage == 0, last, tied)
     owned = -(-held // copies) if parallel.distributed_optimizer else held
     gradient = 4 if train.grad_reduce_in_fp32 else share.element
-    found = _stage(config, shape, share, layers, stage, microbatches)
+    found = _stage(config, shape, share, layers, stage, microbatches, tied)
     update = 0 if gradient == 4 else 4 * owned  # the gradients widened
     memory = PlannedMemory(
         weights=held * share.element,
@@ -116,7 +116,7 @@ def predict(config: RunConfig, hf_config: dict[str, Any], world_size: int, stage
 
 
 def _stage(
-    config: RunConfig, shape: ModelShape, share: Share, layers: int, stage: int, microbatches: int
+    config: RunConfig, shape: ModelShape, share: Share, layers: int, stage: int, microbatches: int, tied: bool
 ) -> StageMemory:
     parallel = config.parallel
     waiting = parallel.pipeline - stage
@@ -132,6 +132,7 @@ def _stage(
         steady=microbatches > waiting,
         tensor=parallel.tensor,
         vocabulary=-(-shape.vocabulary // parallel.tensor),
+        tied=tied and parallel.pipeline == 1,
         loss_chunk=config.train.loss_chunk,
     )
     return stage_memory(share, place)

@@ -12,6 +12,8 @@ def holds(layout: Layout) -> None:
     found, planned = both(layout)
     wrong = errors(found.memory, planned)
     assert abs(wrong["total"]) <= 0.05, (wrong, planned.moment, found.peak.place)
+    if 0 < layout.document < layout.config.padded_length // layout.config.parallel.context:
+        assert wrong.pop("attention") >= 0  # a plan knows no lengths, and counts the ring's buffers
     assert max(map(abs, wrong.values())) <= 0.15, wrong
 
 

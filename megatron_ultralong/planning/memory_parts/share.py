@@ -108,76 +108,83 @@ class Share:
 def share_of(config: RunConfig, shape: ModelShape, kind: Family, gpu: bool) -> Share:
     """Of any rank of the run: layers are alike on all."""
     parallel, train = config.parallel, config.train
-    return _share(
-        shape,
-        kind,
-        gpu,
-        2 if train.precision == "bf16" else 4,
-        config.padded_length // parallel.context * train.micro_batch_size,
-        train.micro_batch_size,
-        (parallel.tensor, parallel.context, parallel.ulysses),
-        parallel.sequence_parallel,
-        parallel.mlp_chunk,
-        gpu and train.swiglu_fusion,
-        train.deterministic,
+    layout = _Layout(
+        element=2 if train.precision == "bf16" else 4,
+        batch=train.micro_batch_size,
+        positions=config.padded_length // parallel.context * train.micro_batch_size,
+        tensor=parallel.tensor,
+        ulysses=parallel.ulysses,
+        ring=parallel.context // parallel.ulysses,
+        split=parallel.sequence_parallel,
+        mlp_chunk=parallel.mlp_chunk,
+        fused_swiglu=gpu and train.swiglu_fusion,
+        deterministic=train.deterministic,
     )
+    return _share(shape, kind, gpu, layout)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """What a share depends on beside the model: see `RunConfig`'s sections; `positions` are those of one rank."""
+
+    element: int
+    batch: int
+    positions: int
+    tensor: int
+    ulysses: int
+    ring: int
+    split: bool
+    mlp_chunk: int
+    fused_swiglu: bool
+    deterministic: bool
 
 
 @functools.lru_cache(maxsize=4096)
-def _share(
-    shape: ModelShape,
-    kind: Family,
-    gpu: bool,
-    element: int,
-    positions: int,
-    batch: int,
-    sizes: tuple[int, int, int],
-    split: bool,
-    mlp_chunk: int,
-    fused_swiglu: bool,
-    deterministic: bool,
-) -> Share:
-    tensor, context, ulysses = sizes
-    heads, kv_heads = shape.heads // tensor, max(shape.kv_heads // tensor, 1)
-    few = shape.kv_heads < tensor
-    rows = positions // (tensor if split else 1)
-    number = positions * shape.head_dim * element
-    chunk = min(mlp_chunk * batch, rows) if mlp_chunk else rows
-    matrix = shape.hidden * element
+def _share(shape: ModelShape, kind: Family, gpu: bool, at: _Layout) -> Share:
+    heads, kv_heads, rows = _heads(shape, at)
+    number, matrix = at.positions * shape.head_dim * at.element, shape.hidden * at.element
+    every = shape.heads + 2 * shape.kv_heads
+    chunk = min(at.mlp_chunk * at.batch, rows) if at.mlp_chunk else rows
     return Share(
         gpu=gpu,
-        element=element,
-        split=split,
-        batch=batch,
-        positions=positions,
+        element=at.element,
+        split=at.split,
+        batch=at.batch,
+        positions=at.positions,
         rows=rows,
         width=shape.hidden,
         stream=rows * matrix,
-        whole=positions * matrix,
+        whole=at.positions * matrix,
         q=number * heads,
         kv=number * kv_heads,
-        projected=number * (shape.heads + 2 * shape.kv_heads) // tensor,
-        gathered=number * (shape.heads + 2 * shape.kv_heads) if few else 0,
+        projected=number * every // at.tensor,
+        gathered=number * every if shape.kv_heads < at.tensor else 0,
         regrouped=kv_heads > 1 and heads != kv_heads,
-        gate=positions * shape.ffn // tensor * element,
-        lse=4 * positions * heads,
-        head_rows=4 * positions * (heads + kv_heads),
-        weights_qkv=matrix * shape.head_dim * (shape.heads + 2 * shape.kv_heads) // tensor,
+        gate=at.positions * shape.ffn // at.tensor * at.element,
+        lse=4 * at.positions * heads,
+        head_rows=4 * at.positions * (heads + kv_heads),
+        weights_qkv=matrix * shape.head_dim * every // at.tensor,
         weights_proj=matrix * shape.head_dim * heads,
-        weights_up=2 * matrix * shape.ffn // tensor,
-        weights_down=matrix * shape.ffn // tensor,
+        weights_up=2 * matrix * shape.ffn // at.tensor,
+        weights_down=matrix * shape.ffn // at.tensor,
         tile=chunk / rows,
-        tiles=-(-rows // chunk) if mlp_chunk else 0,
-        fused_swiglu=fused_swiglu,
-        reordered=batch > 1 and ulysses > 1,
+        tiles=-(-rows // chunk) if at.mlp_chunk else 0,
+        fused_swiglu=at.fused_swiglu,
+        reordered=at.batch > 1 and at.ulysses > 1,
         qkv_bias=kind.qkv_bias,
         qk_norm=kind.qk_norm,
-        ulysses=ulysses,
-        sent_kv=number * max(kv_heads, ulysses),
-        ring=context // ulysses,
-        wide=2 if element == 2 else 0,
-        dq_sums=-(-_MULTIPROCESSORS // (batch * heads // ulysses)) if deterministic else 1,
+        ulysses=at.ulysses,
+        sent_kv=number * max(kv_heads, at.ulysses),
+        ring=at.ring,
+        wide=2 if at.element == 2 else 0,
+        dq_sums=-(-_MULTIPROCESSORS // (at.batch * heads // at.ulysses)) if at.deterministic else 1,
     )
+
+
+def _heads(shape: ModelShape, at: _Layout) -> tuple[int, int, int]:
+    """A rank's heads, its key-value heads, and the rows that its norms see."""
+    rows = at.positions // (at.tensor if at.split else 1)
+    return shape.heads // at.tensor, max(shape.kv_heads // at.tensor, 1), rows
 
 
 def model_of(hf_config: dict[str, Any]) -> tuple[ModelShape, Family, bool]:

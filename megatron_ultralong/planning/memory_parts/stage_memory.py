@@ -39,6 +39,7 @@ class Stage:
         steady: there are more of them, which go forward when another has come back.
         tensor: tensor-parallel ranks.
         vocabulary: V / tp.
+        tied: the head is this stage's embedding, whose gradient waits for that of both.
         loss_chunk: train.loss_chunk.
     """
 
@@ -52,6 +53,7 @@ class Stage:
     steady: bool
     tensor: int
     vocabulary: int
+    tied: bool
     loss_chunk: int
 
 
@@ -126,7 +128,9 @@ def _step(live: Live, s: Share, stage: Stage) -> int:
         live.drop((layers - 1) * _left(s, keep, away))
         live.kept = live.now
     if stage.first:
-        embedding_backward(live, s, stage.tensor, stage.vocabulary * s.width * s.element)
+        table = stage.vocabulary * s.width * s.element
+        embedding_backward(live, s, stage.tensor, table)
+        live.drop(table if stage.tied else 0)
     live.drop(sent + (s.stream if away and not stage.first else 0))
     return held
 
@@ -163,8 +167,9 @@ def _start_backward(live: Live, s: Share, stage: Stage, away: bool) -> None:
         return
     live.doing = "loss, backward"
     head = stage.vocabulary * s.width
-    live.brief(head * s.element if s.element == 2 else 0)
-    live.drop(4 * head)
+    live.take(head * s.element if s.element == 2 else 0)
+    live.drop(4 * head if s.element == 2 or not stage.tied else 0)
+    live.drop(head * s.element if s.element == 2 and not stage.tied else 0)
     live.take(2 * s.stream if away else 0)  # the last norm's input, and the next to come
     norm_backward(live, s, 0)
     live.drop(s.stream if away else 0)

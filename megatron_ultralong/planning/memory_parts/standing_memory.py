@@ -6,9 +6,6 @@ from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.planning.flops import ModelShape
 from megatron_ultralong.planning.memory_parts.share import Family, Share
 
-_ALIGNED = 64
-"""Elements to which DDP's buffer aligns each parameter under the distributed optimizer."""
-
 
 def parameters(shape: ModelShape, kind: Family, tensor: int, layers: int, first: bool, head: bool, tied: bool) -> int:
     """Elements of one rank's weights.

@@ -40,13 +40,13 @@ class Launches:
 def launches_of_a_layer(parallel: ParallelConfig) -> Launches:
     """By the ring's size r and the recomputation.
 
-    A layer without a ring has 24 forward and 39 backward, and a kernel of attention in each; a block more of the ring 5
-    and 3, a kernel in each, and 2 messages forward, 4 backward.
+    A layer without a ring has 11 forward and 25 backward, and a kernel of attention in each; a block more of the ring 6
+    and 4, a kernel in each, and 2 messages forward, 4 backward.
     """
     further = parallel.context // parallel.ulysses - 1
     ring = int(further > 0)
-    forward = 25 + 6 * ring + 8 * further
-    backward = 40 + 9 * ring + 8 * further
-    again = {"none": 0, "selective": 23, "full": forward - 2 * ring}[parallel.recompute]
+    forward = 12 + 6 * ring + 9 * further
+    backward = 26 + 9 * ring + 9 * further
+    again = {"none": 0, "selective": 16, "full": forward - 2 * ring}[parallel.recompute]
     messages = 6 if parallel.tensor > 1 else 0
     return Launches(forward + messages, backward + messages, again + (messages if again else 0))

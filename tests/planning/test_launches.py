@@ -28,8 +28,8 @@ def test_counts(recompute: Any) -> None:
 def test_recomputation_launches_a_forward_again() -> None:
     plain = launches_of_a_layer(ParallelConfig(context=8))
     assert plain.again == 0
-    assert launches_of_a_layer(ParallelConfig(context=8, recompute="selective")).again == 23
+    assert launches_of_a_layer(ParallelConfig(context=8, recompute="selective")).again == 16
     full = launches_of_a_layer(ParallelConfig(context=8, recompute="full"))
     assert plain.forward - 2 <= full.again <= plain.forward
-    assert dataclasses.astuple(launches_of_a_layer(ParallelConfig())) == (25, 40, 0)
+    assert dataclasses.astuple(launches_of_a_layer(ParallelConfig())) == (12, 26, 0)
     assert launches_of_a_layer(ParallelConfig(context=8, ulysses=8)) == launches_of_a_layer(ParallelConfig())

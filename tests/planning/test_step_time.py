@@ -156,11 +156,11 @@ def test_tensor_parallel_messages() -> None:
 def test_launches_count_where_the_process_is_slower_than_its_device() -> None:
     slow = dataclasses.replace(PROFILE, launch=1.0)
     device = parts(run()).total
-    assert step_time(run(), HF, 1, slow).total == pytest.approx(SHAPE.layers * 65 + 31)  # the device waits
+    assert step_time(run(), HF, 1, slow).total == pytest.approx(SHAPE.layers * 38 + 31)  # the device waits
     fast = dataclasses.replace(PROFILE, launch=1e-9)
     assert parts(run(), 1, fast).total == pytest.approx(device)
     cpu = dataclasses.replace(PROFILE, launch=1.0, asynchronous=False)
-    assert parts(run(), 1, cpu)["launches"] == pytest.approx(SHAPE.layers * 65 + 31 + 56)
+    assert parts(run(), 1, cpu)["launches"] == pytest.approx(SHAPE.layers * 38 + 31 + 56)
 
 
 def test_offload_counts_what_outlasts_a_layer() -> None:

@@ -15,12 +15,13 @@ from typing import Any
 from megatron_ultralong.cli import run_commands
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation import inputs
+from megatron_ultralong.evaluation.commands.compare_runs import compare_runs
 from megatron_ultralong.evaluation.commands.make_samples import make
 from megatron_ultralong.evaluation.commands.run_short_tasks import short
 from megatron_ultralong.evaluation.commands.run_tasks import run
 from megatron_ultralong.evaluation.commands.score_predictions import score
 from megatron_ultralong.evaluation.evaluate import Settings, evaluate
-from megatron_ultralong.evaluation.report.page import write_report
+from megatron_ultralong.evaluation.report.pair_page import write_report
 from megatron_ultralong.files import disk_errors_named, writable, write_json
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ COMMANDS = {
     "short": short,
     "pair": main,
     "score": score,
+    "compare": compare_runs,
 }
 
 if __name__ == "__main__":

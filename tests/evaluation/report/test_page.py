@@ -1,121 +1,99 @@
-"""The page is well-formed, needs nothing else, and says in words and tables what its pictures show."""
+"""The page is well-formed, needs nothing else, says in words what its pictures show, and keeps texts texts."""
 
-import struct
+import json
 import xml.etree.ElementTree as ET
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from megatron_ultralong.evaluation.report.page import model_names, write_report
-from megatron_ultralong.evaluation.report.plots import length_label
-
-CURVES = {"stage <one>": [{"step": step, "loss": 3.0 / step, "grad_norm": 1.0} for step in (1, 2, 3)]}
+from megatron_ultralong.evaluation.commands.compare_runs import compare_runs
+from tests.evaluation.report.run_folders import line, needle, write_run
 
 
-def model_results(context: int, scores: dict[int, float], short_task: float) -> dict[str, Any]:
-    return {
-        "folder": "models/<tiny> & small",
-        "context_length": context,
-        "passkey": [
-            {"length": length, "depth": depth, "score": score, "samples": 4}
-            for length, score in scores.items()
-            for depth in (0.0, 1.0)
-        ],
-        "passkey_at_target": scores[1024],
-        "short_task": short_task,
-        "short_task_questions": 600,
-        "seconds": {"passkey": 61.0},
-    }
+def page_of(folder):
+    content = (folder / "report.html").read_text(encoding="utf-8")
+    assert content.startswith("<!DOCTYPE html>\n")
+    return ET.fromstring(content.removeprefix("<!DOCTYPE html>\n"))
 
 
 @pytest.fixture(scope="module")
-def results() -> dict[str, Any]:
-    def rows(values: tuple[float, float]) -> list[dict[str, Any]]:
-        edges = ((0, 256), (256, 1024))
-        return [
-            {"from": low, "to": high, "perplexity": value, "tokens": 100}
-            for (low, high), value in zip(edges, values, strict=True)
-        ]
-
-    return {
-        "base": model_results(256, {256: 1.0, 1024: 0.125}, 0.98),
-        "extended": model_results(1024, {256: 1.0, 1024: 0.975}, 0.97),
-        "target_length": 1024,
-        "perplexity": {"base": rows((12.5, 1234.5)), "extended": rows((12.6, 9.9))},
-        "rope_scaling": {"rope_type": "llama3", "factor": 4.0},
-        "seconds": {"training": 130.0},
-        "settings": {"seed": 0, "recall_length": 256},
-        "world_size": 2,
-    }
+def report(small, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    metrics = folder / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps({"step": n, "loss": 3.0 / n, "grad_norm": 1.0}) + "\n" for n in (1, 2, 3)))
+    (folder / "extra.json").write_text(json.dumps({"world_size": 2, "seconds": {"extend": 130.0}}))
+    compare_runs(tuple(map(str, small)), output=folder, metrics=(f"stage <1>={metrics}",), extra=folder / "extra.json")
+    return folder
 
 
-@pytest.fixture(scope="module")
-def folder(results: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("report")
-    write_report(results, path, CURVES)
-    return path
-
-
-@pytest.fixture(scope="module")
-def page(folder: Path) -> ET.Element:
-    text = (folder / "report.html").read_text(encoding="utf-8")
-    assert text.startswith("<!DOCTYPE html>\n")
-    return ET.fromstring(text.removeprefix("<!DOCTYPE html>\n"))
-
-
-def test_the_page_needs_nothing_else(page: ET.Element) -> None:
-    assert {element.tag for element in page.iter()} & {"script", "link", "iframe", "object"} == set()
+def test_the_page_needs_nothing_else(report):
+    page = page_of(report)
+    assert {element.tag for element in page.iter()} & {"script", "iframe", "object", "img"} == set()
     links = [value for element in page.iter() for key, value in element.items() if key in ("src", "href")]
-    assert len(links) == 4
-    assert all(link.startswith("data:image/png;base64,") for link in links)
-    assert "url(" not in "".join(page.itertext())
+    assert links and all(link.startswith("#") or link == "data:," for link in links)
+    targets = {element.get("id") for element in page.iter()}
+    assert {link[1:] for link in links if link.startswith("#")} <= targets
+    assert "url(" not in (report / "report.html").read_text()
 
 
-def test_every_picture_has_a_text_that_says_the_same(page: ET.Element) -> None:
-    heatmap, perplexity, short_task, training = [image.get("alt") for image in page.iter("img")]
-    assert heatmap == (
-        "Heatmaps of passkey retrieval by depth and length. base up to 256 tokens: 100% found; base beyond: 12% found; "
-        "extended up to 256 tokens: 100% found; extended beyond: 98% found."
-    )
-    assert perplexity is not None
-    assert "base: 12.5 to 1,234.5; extended: 12.6 to 9.9" in perplexity
-    assert short_task == "Share answered exactly: base 98.0%; extended 97.0%."
-    assert training == "stage <one>: loss 3.000 at first, 1.000 at last"
+def test_every_picture_has_a_text_that_says_the_same(report):
+    titles = [svg.findtext("title") for svg in page_of(report).iter("svg")]
+    assert "needles/digits, base: 75.0 % over all cells, 4 prompts; 50.0 % at 8,192 tokens" in titles
+    base, extended = "base 75.0 at 4,096 and 0.0 at 128K tokens", "extended 75.0 at 4,096 and 75.0 at 128K tokens"
+    assert f"RULER by length: {base}; {extended}." in titles
+    assert "loss, nats a token of stage <1>: 3.000 at first, 1.000 at last" in titles
+    assert all(titles)
 
 
-def test_the_numbers_are_in_the_page(page: ET.Element) -> None:
-    words = " ".join(page.itertext())
-    assert page.findtext(".//h1") == "From 256 to 1,024 tokens of context"
-    cards = ["".join(card.itertext()) for card in page.iter("dd")]
-    assert cards == ["256 \u2192 1,024", "12% \u2192 98%", "1,234.5 \u2192 9.9", "98.0% \u2192 97.0%"]
-    for expected in ("models/<tiny> & small", "world size", '"factor": 4.0', "2 min 10 s", "1 min 01 s", "1,234.50"):
+def test_the_page_says_what_it_came_to(report):
+    page = page_of(report)
+    words = " ".join("".join(page.itertext()).split())
+    assert page.findtext(".//h1") == "From 8,192 to 128K tokens of context"
+    for expected in (
+        "88 answers, greedy, by the hf backend",
+        "a <reason> & more",
+        "2 min 10 s",
+        "world size",
+        "stage <1>",
+        "In italics: published by arXiv 2504.06214, not measured here.",
+        "<128K",
+    ):
         assert expected in words
+    assert next(page.iter("mark")).text == "The red key is 48213."
 
 
-def test_the_heatmap_is_a_png_of_its_own(folder: Path) -> None:
-    content = (folder / "heatmap.png").read_bytes()
-    assert content[:8] == b"\x89PNG\r\n\x1a\n"
-    width, height = struct.unpack(">II", content[16:24])
-    assert (width, height) == (1648, 784)
+def test_averages_that_lack_lengths_are_starred(report):
+    stars = [cell for cell in page_of(report).iter("td") if "".join(cell.itertext()).endswith("*")]
+    assert [(cell.text, cell.get("title", "").partition(";")[0]) for cell in stars] == [
+        ("30.0*", "without 16K"), ("75.0*", "without 16K"),
+    ]  # fmt: skip
 
 
-def test_one_model_and_one_length_are_enough(results: dict[str, Any], tmp_path: Path) -> None:
-    alone = {key: value for key, value in results.items() if key != "extended"}
-    alone["base"] = results["base"] | {"passkey": results["base"]["passkey"][-1:]}
-    assert model_names(alone) == ["base"]
-    write_report(alone, tmp_path)
-    assert (tmp_path / "report.html").stat().st_size > 10_000
+def test_numbers_and_pictures_beside_the_page(report):
+    found = json.loads((report / "compare.json").read_text())
+    assert (found["format"], found["reference"]) == (1, "base")
+    assert found["models"]["extended"]["context_length"] == 131072
+    assert found["families"]["ruler"]["models"]["base"]["lengths"]["4096"]["score"] == 75
+    assert found["extra"] == {"world_size": 2, "seconds": {"extend": 130.0}}
+    assert (report / "heatmap_digits.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def test_the_same_results_give_the_same_bytes(results: dict[str, Any], folder: Path, tmp_path: Path) -> None:
-    write_report(results, tmp_path, CURVES)
-    for name in ("report.html", "heatmap.png"):
-        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+def test_the_same_runs_give_the_same_bytes(small, tmp_path):
+    for name in ("one", "two"):
+        compare_runs(tuple(map(str, small)), output=tmp_path / name)
+    for name in ("report.html", "compare.json", "heatmap_digits.png"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("tokens", "label"), [(256, "256"), (2048, "2,048"), (131072, "128K"), (4194304, "4M"), (20000, "20,000")]
-)
-def test_length_label(tokens: int, label: str) -> None:
-    assert length_label(tokens) == label
+def test_what_a_model_says_stays_text(tmp_path):
+    bad = "</pre><script>alert(1)</script>\x00\x1b[31m\u202e" + "x" * 5000
+    rows = [needle(0, 4096, 0.5, 0.0, answer=bad, references=[bad]), line("ruler/<vt>", 0, 4096, 0.0, answer="")]
+    rows[0]["excerpt"] = ["<b>", bad, "&amp;"]
+    run = write_run(tmp_path / "run", "<i>m</i>", rows, context=None)
+    compare_runs((str(run),), output=tmp_path / "out")
+    page = page_of(tmp_path / "out")
+    assert {"script", "b", "i"} & {
+        e.tag for e in page.iter() if e.text and ("alert" in e.text or e.text == "m")
+    } == set()
+    words = "".join(page.itertext())
+    assert "</pre><script>alert(1)</script>\ufffd\ufffd[31m\ufffd" in words and "characters more]" in words
+    assert page.findtext(".//h1") == "What <i>m</i> can find in long texts"

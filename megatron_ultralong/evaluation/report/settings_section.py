@@ -1,0 +1,88 @@
+"""The report's ends: what was skipped, how training went, how long all took, and with what it was made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from megatron_ultralong.evaluation.report.gathering import Model
+from megatron_ultralong.evaluation.report.line_chart import Axes, Line, Point, line_chart
+from megatron_ultralong.evaluation.report.markup import details, figure, model_tag, section, table, text
+from megatron_ultralong.evaluation.report.scale import length_label, model_color
+from megatron_ultralong.progress import duration
+
+Curves = Mapping[str, Sequence[Mapping[str, float]]]
+"""Stage -> its steps {step, loss, grad_norm}."""
+_MOST_POINTS = 400
+_FIELDS = (("loss", "loss, nats a token"), ("grad_norm", "gradient norm"))
+
+
+def skipped_section(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """What was not asked, and why."""
+    cells = [
+        [model_tag(row["model"], names.index(row["model"])), text(row["task"]),
+         length_label(row["length"]) if row["length"] else "", f"{row['samples'] or 0:,}", text(row["reason"])]
+        for row in rows
+    ]  # fmt: skip
+    return section(
+        "skipped",
+        "Skipped",
+        "What could not be asked. It has no score: it is not a zero, and no average counts it.",
+        table(["model", "task", "tokens", "samples", "why"], cells, "prose"),
+    )
+
+
+def training_section(curves: Curves) -> str:
+    """Loss and gradient norm by step, a curve a stage."""
+    charts = []
+    for index, (stage, rows) in enumerate(curves.items()):
+        for field, caption in _FIELDS:
+            kept = rows[:: -(-len(rows) // _MOST_POINTS)]
+            points = [Point(row["step"], row[field], words=f"{stage}, step {row['step']}: {row[field]:.4g}")
+                      for row in kept]  # fmt: skip
+            title = f"{caption} of {stage}: {points[0].y:.3f} at first, {points[-1].y:.3f} at last"
+            line = Line(stage, model_color(index + 2), points)
+            chart = line_chart([line], Axes(x_label="step", x_scale="steps"), title)
+            charts.append(figure(chart, f"{text(stage)}: {caption}"))
+    cells = [
+        [text(stage), f"{len(rows):,}", f"{rows[0]['loss']:.3f}", f"{rows[-1]['loss']:.3f}"]
+        for stage, rows in curves.items()
+    ]
+    return section(
+        "training",
+        "Training",
+        "How the model was made: metrics.jsonl of each stage.",
+        '<div class="side two">' + "".join(charts) + "</div>",
+        table(["stage", "steps", "first loss", "last loss"], cells),
+    )
+
+
+def settings_section(models: Sequence[Model], extra: Mapping[str, Any]) -> str:
+    """What each run was asked with, and what else is known."""
+    parts = []
+    for index, model in enumerate(models):
+        header = model.run.header
+        answering = duration(model.run.results["seconds"] or 0)
+        rows = [("run", str(model.run.folder)), ("answering took", answering)]
+        rows += [(key, _words(value)) for key, value in header.items() if key not in ("format", "settings")]
+        rows += [(key, _words(value)) for key, value in header["settings"].items()]
+        parts.append(details(model_tag(model.name, index), _listing(rows)))
+    seconds = extra.get("seconds")
+    if isinstance(seconds, dict):
+        rows = [(stage, duration(took)) for stage, took in seconds.items()]
+        parts.append(details("Wall time of each stage", _listing(rows)))
+    rest = [(key, _words(value)) for key, value in extra.items() if key != "seconds" or not isinstance(value, dict)]
+    if rest:
+        parts.append(_listing(rest))
+    return section("settings", "Settings", "With these the runs can be made again.", *parts)
+
+
+def _listing(rows: Sequence[tuple[str, str]]) -> str:
+    return table(
+        ["", ""], [[text(key.replace("_", " ")), f"<code>{text(value)}</code>"] for key, value in rows], "list"
+    )
+
+
+def _words(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

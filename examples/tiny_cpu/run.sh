@@ -10,11 +10,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 BASE=examples/tiny_cpu/base
 OUT=build/quickstart
+HELDOUT=$OUT/data/heldout.jsonl
 LENGTH=2048
 PROCESSES=2 CONTEXT=2
-EXTEND_STEPS=60 SFT_STEPS=100 CHATS=8000 CELL=8 RECALL=400 WINDOWS=24 DEPTHS=11
+LENGTHS=(256 512 1024 2048)
+RULER=(ruler/niah_single_1 ruler/niah_multikey_1 ruler/vt) RULER_LENGTHS=(1024 2048)
+EXTEND_STEPS=60 SFT_STEPS=100 CHATS=8000 CELL=8 RECALL=400 WINDOWS=24 DEPTHS=11 RULER_SAMPLES=8
 if [[ -n "${QUICK:-}" ]]; then
-  EXTEND_STEPS=5 SFT_STEPS=5 CHATS=200 CELL=1 RECALL=32 WINDOWS=4 DEPTHS=3
+  EXTEND_STEPS=5 SFT_STEPS=5 CHATS=200 CELL=1 RECALL=32 WINDOWS=4 DEPTHS=3 RULER_SAMPLES=1 RULER_LENGTHS=(1024)
 fi
 export LC_ALL=C PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=true
 
@@ -53,6 +56,21 @@ stage sft train --config examples/tiny_cpu/sft.toml --train.steps "$SFT_STEPS" -
 stage megatron_to_hf python tools/convert_megatron_to_hf.py \
   --load "$OUT/sft/step_$(printf %06d "$SFT_STEPS")" --output "$OUT/extended" --verify logits
 
+# The same prompts for both models: needles by length and depth, one key recalled in a short text, three of RULER's
+# tasks. Needles and recall give away how an answer begins ("The red key is"); --past-context asks the base beyond its
+# own 256 tokens too, for comparison.
+prompts() { python tools/evaluate.py make --tokenizer "$BASE" --form chat --haystack "$HELDOUT" --output "$OUT/prompts" "$@"; }
+answers() { # NAME MODEL
+  python tools/evaluate.py run --model "$2" --name "$1" --form chat --past-context --lengths "${LENGTHS[@]}" \
+    --task needles recall/one "${RULER[@]}" perplexity/by_position --samples-file "$OUT"/prompts/*/*.jsonl \
+    "$OUT"/prompts/*/*/*.jsonl --documents "$HELDOUT" --windows "$WINDOWS" --output "$OUT/runs/$1"
+}
+stage make_needles prompts --task needles --lengths "${LENGTHS[@]}" --depths "$DEPTHS" --trials "$CELL" --lead-in
+stage make_recall prompts --task recall/one --lengths 256 --samples "$RECALL" --lead-in
+stage make_ruler prompts --task "${RULER[@]}" --lengths "${RULER_LENGTHS[@]}" --samples "$RULER_SAMPLES"
+stage evaluate_base answers base "$BASE"
+stage evaluate_extended answers extended "$OUT/extended"
+
 python - "$OUT" "$PROCESSES" "$CONTEXT" <<'PY'
 import json, pathlib, sys
 out = pathlib.Path(sys.argv[1])
@@ -64,9 +82,8 @@ rows = [line.split("\t") for line in (out / "seconds.tsv").read_text().splitline
     "seconds": {name: float(seconds) for name, seconds in rows},
 }))
 PY
-stage evaluate python tools/evaluate.py pair --base "$BASE" --extended "$OUT/extended" \
-  --haystack "$OUT/data/heldout.jsonl" --documents "$OUT/data/heldout.jsonl" \
-  --depths "$DEPTHS" --samples-per-cell "$CELL" --recall-samples "$RECALL" --recall-facts 1 --perplexity-windows "$WINDOWS" \
-  --extra "$OUT/extra.json" --metrics "extend=$OUT/extend/metrics.jsonl" "sft=$OUT/sft/metrics.jsonl" --output "$OUT"
+stage compare python tools/evaluate.py compare "$OUT/runs/base" "$OUT/runs/extended" --extra "$OUT/extra.json" \
+  --metrics "extend=$OUT/extend/metrics.jsonl" "sft=$OUT/sft/metrics.jsonl" --output "$OUT"
+python examples/tiny_cpu/results.py "$OUT"
 
 printf '\nResults: %s\nReport:  %s\n' "$OUT/results.json" "$OUT/report.html"

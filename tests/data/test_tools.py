@@ -143,6 +143,6 @@ def test_an_output_that_cannot_be_written(tool, preprocess, tmp_path, tokenizer_
 
 def test_an_evaluation_that_could_not_be_written_is_refused_first(tool, tmp_path):
     (tmp_path / "file").write_text("")
-    flags = ("--base", "none", "--extended", "none", "--haystack", "none", "--documents", "none")
+    flags = ("run", "--model", "none", "--task", "needles")
     result = tool("evaluate", *flags, "--output", tmp_path / "file" / "report")
     assert failed_with(result, "report, where nothing can be written; name another folder.")

@@ -1,6 +1,6 @@
-"""The retrieval tasks, as chats: several facts recalled in a short text, or one needle in a long one.
+"""Chats in which facts of a short text are recalled: what the quickstart trains on, in the wording of needles.
 
-One wording serves training and evaluation. A text is filler lines with facts such as "The red key is 48213."
+A text is filler lines with facts such as "The red key is 48213."
 on lines of their own; questions follow, and the assistant answers with the fact's sentence. A rendered chat
 never exceeds the length asked for: the pieces' tokens are summed to plan it (in byte-level BPE they add up, but for a
 token where a line's last punctuation meets the blank line), the result is counted exactly, and where that leaves room
@@ -152,36 +152,6 @@ def _further_questions(rng: random.Random, tokenizer: ChatTokenizer, known: Sequ
         asked.append(further)
 
 
-def passkey_conversation(
-    rng: random.Random, haystack: Haystack, tokenizer: ChatTokenizer, *, length: int, depth: float
-) -> list[Message]:
-    """A chat about a long text that holds one fact, the needle.
-
-    Args:
-        rng: the only source of chance: the same state gives the same chat.
-        haystack: where the filler lines come from.
-        tokenizer: counts and renders.
-        length: tokens that prompt and answer together come as near to as lines allow, and never exceed.
-        depth: where the needle lies, as a share of the filler's tokens: 0 the beginning, 1 the end.
-
-    Returns:
-        The user's message (text, blank line, question) and the assistant's answer.
-
-    Raises:
-        UserError: needle, question and answer alone pass `length`.
-    """
-    needle = random_facts(rng, 1)
-    bare = count_tokens(tokenizer, _chat([], needle, [0.0], needle))
-    if bare > length:
-        raise UserError(f"length {length} is too short: needle, question and answer take {bare} tokens; raise it.")
-    lines = haystack.take(rng, length - bare)
-
-    def write(lines: list[str]) -> list[Message]:
-        return _chat(lines, needle, [_nearest_line(lines, haystack, depth)], needle)
-
-    return _fitted(rng, haystack, tokenizer, length, lines, write, _FILLINGS)
-
-
 def _chat(lines: Sequence[str], known: Sequence[Fact], depths: Sequence[float], asked: Sequence[Fact]) -> list[Message]:
     """The text with each fact before the line at its depth (ascending shares of the lines), then the questions."""
     text: list[str] = []
@@ -197,17 +167,6 @@ def _chat(lines: Sequence[str], known: Sequence[Fact], depths: Sequence[float], 
         messages.append({"role": "assistant", "content": answer(name, digits)})
     messages[0]["content"] = ("\n".join(text) + "\n\n" + messages[0]["content"]).lstrip()
     return messages
-
-
-def _nearest_line(lines: Sequence[str], haystack: Haystack, depth: float) -> float:
-    """The share of the lines after which the share of tokens is nearest to `depth`."""
-    total = sum(map(haystack.count, lines))
-    best, best_gap, before = 0, depth, 0
-    for index, line in enumerate(lines, start=1):
-        before += haystack.count(line)
-        if abs(before / total - depth) < best_gap:
-            best, best_gap = index, abs(before / total - depth)
-    return best / max(len(lines), 1)
 
 
 def _drop(lines: list[str], haystack: Haystack, excess: int) -> None:

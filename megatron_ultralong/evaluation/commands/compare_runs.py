@@ -94,11 +94,12 @@ def _pictures(result: Mapping[str, Any], models: Sequence[Model]) -> list[tuple[
     contexts = {model.name: model.context_length for model in models}
     found = []
     for task, grids in result["needles"].items():
-        kind = task.partition("/")[2].replace("/", "_")
+        kind = task.partition("/")[2].replace("/", "_")  # of the plain task "needles" nothing
         limit = contexts[next(iter(grids))]
         words = "Share of prompts answered right, by length and by the depth at which the answer lies."
         words += f" Dashed line: context of {next(iter(grids))}, {length_label(limit)} tokens." if limit else ""
-        found.append((f"heatmap_{kind}.png", heatmap_png(grids, contexts, f"Needles: {kind.replace('_', ' ')}", words)))
+        headline = f"Needles: {kind}" if kind else "A needle in a long text: how often is it found?"
+        found.append((f"heatmap_{kind}.png" if kind else "heatmap.png", heatmap_png(grids, contexts, headline, words)))
     return found
 
 

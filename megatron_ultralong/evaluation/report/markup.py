@@ -11,6 +11,11 @@ from megatron_ultralong.evaluation.report.scale import model_color, score_color,
 Row = Mapping[str, Any]
 
 
+def task_label(task: str) -> str:
+    """A task's name without its family's: "vt" of "ruler/vt"; a family's only task is called as it is."""
+    return task.partition("/")[2] or task
+
+
 def text(content: str) -> str:
     """Any text as markup; what XML does not allow, or a reader cannot see, becomes a replacement character."""
     shown = (character if character.isprintable() or character in "\n\t" else "\ufffd" for character in content)

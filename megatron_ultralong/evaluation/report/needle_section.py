@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from megatron_ultralong.evaluation.report.heatmap import Grid, heatmap_svg
-from megatron_ultralong.evaluation.report.markup import details, figure, model_tag, score_cell, section, table
+from megatron_ultralong.evaluation.report.markup import (
+    details,
+    figure,
+    model_tag,
+    score_cell,
+    section,
+    table,
+    task_label,
+)
 from megatron_ultralong.evaluation.report.scale import length_label, score_color
 
 Contexts = Mapping[str, int | None]
@@ -21,7 +29,7 @@ def needle_section(grids: Mapping[str, Mapping[str, Grid]], contexts: Contexts, 
                    f"{model_tag(name, names.index(name))} <small>{_summary(grid)}</small>")
             for name, grid in by_model.items()
         ]  # fmt: skip
-        head = f"<h3>{escape(task.partition('/')[2])}</h3>" if len(grids) > 1 else ""
+        head = f"<h3>{escape(task_label(task))}</h3>" if len(grids) > 1 else ""
         numbers = "".join(_numbers(name, grid) for name, grid in by_model.items())
         parts += [f'{head}<div class="side">' + "".join(pictures) + "</div>", details("The numbers", numbers)]
     limit = contexts[names[0]]

@@ -7,15 +7,17 @@ from html import escape
 from typing import Any
 
 from megatron_ultralong.evaluation.report.line_chart import Axes, Line, Point, line_chart
-from megatron_ultralong.evaluation.report.markup import details, figure, legend, number, section, with_interval
-from megatron_ultralong.evaluation.report.scale import length_label, model_color
-from megatron_ultralong.evaluation.report.score_tables import (
-    Family,
-    every_score,
-    overview,
+from megatron_ultralong.evaluation.report.markup import (
+    details,
+    figure,
+    legend,
+    number,
+    section,
     task_label,
-    task_tables,
+    with_interval,
 )
+from megatron_ultralong.evaluation.report.scale import length_label, model_color
+from megatron_ultralong.evaluation.report.score_tables import Family, every_score, overview, task_tables
 
 TITLES = {
     "ruler": "RULER",

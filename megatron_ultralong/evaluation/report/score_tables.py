@@ -15,6 +15,7 @@ from megatron_ultralong.evaluation.report.markup import (
     number,
     score_cell,
     table,
+    task_label,
 )
 from megatron_ultralong.evaluation.report.scale import length_label
 
@@ -157,8 +158,3 @@ def every_score(family: Family, names: Sequence[str]) -> str:
 def _bracketed(row: Mapping[str, Any], signed: bool = False) -> str:
     low, high = number(row["low"], signed), number(row["high"], signed)
     return f"{number(row['score'], signed)} <small>[{low}, {high}]</small>"
-
-
-def task_label(task: str) -> str:
-    """A task's name without its family's."""
-    return task.partition("/")[2] or task

@@ -20,7 +20,7 @@ from megatron_ultralong.data.tokenizing.documents import Fields
 from megatron_ultralong.data.tokenizing.run import TokenizeOptions, tokenize_corpus
 from megatron_ultralong.data.tokenizing.walk import find_files
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.evaluation.inputs import read_texts
+from megatron_ultralong.evaluation.corpus_texts import iterate_texts
 from tests.data.conftest import same_bytes, write_lines
 
 
@@ -108,7 +108,7 @@ def test_endings_in_capitals(tmp_path, tokenizer):
     for name, module in {"E.JSONL.GZ": gzip, "F.txt.BZ2": bz2, "G.Json.xZ": lzma, "H.MD.ZST": zstandard}.items():
         plain = b'{"text": "%s"}' % name[:1].encode() if "J" in name else name[:1].encode()
         (folder / name).write_bytes(module.compress(plain))
-    assert read_texts(folder) == list("ABCDEFGH")
+    assert list(iterate_texts(folder)) == list("ABCDEFGH")
     assert [source for _, source in found(*sorted(folder.iterdir()), root=folder)] == list("ABCDEFGH")
     tokenize_corpus([folder], tmp_path / "c", load_tokenizer("bytes"), Fields())
     assert texts(tmp_path / "c") == list("ABCDEFGH")
@@ -208,7 +208,7 @@ def test_what_may_not_be_read_is_one_sentence(name):
         shut.chmod(0)
         try:
             with as_nobody(), pytest.raises(UserError) as caught:
-                read_texts(Path(root))
+                list(iterate_texts(Path(root)))
         finally:
             shut.chmod(0o700)
     assert str(caught.value) == f"{shut}: cannot be read (Permission denied); mend its permissions or its disk."
@@ -226,8 +226,8 @@ def test_empty_files(tmp_path):
 def test_held_out_texts_come_from_anything_that_is_tokenized(tmp_path):
     folder = make(tmp_path / "in", "a.jsonl", "b/c.txt", "d.parquet")
     (folder / "e.json").write_text('[{"text": "one"}, {"text": " "},\n {"text": "two"}]')
-    assert read_texts(folder) == ["a", "c", "d", "one", "two"]
-    assert read_texts(Path(f"{folder}/*.parquet")) == ["d"]
+    assert list(iterate_texts(folder)) == ["a", "c", "d", "one", "two"]
+    assert list(iterate_texts(Path(f"{folder}/*.parquet"))) == ["d"]
     write_lines(folder / "f.jsonl", [{"messages": [{"role": "assistant", "content": "a"}]}])
     with pytest.raises(UserError, match=r"f\.jsonl, line 1: is a chat"):
-        read_texts(folder)
+        list(iterate_texts(folder))

@@ -13,7 +13,6 @@ from megatron_ultralong.evaluation.benchmarks.retrieval import (
     answer,
     count_tokens,
     fact,
-    passkey_conversation,
     question,
     random_facts,
     recall_conversation,
@@ -83,29 +82,11 @@ def test_a_length_too_short_for_facts_and_questions(
 ) -> None:
     with pytest.raises(UserError, match=r"max_tokens = 40 is too short: 2 facts and 1 questions take \d+ tokens"):
         recall_conversation(rng, haystack, tokenizer, max_tokens=40, facts=2, filler_tokens=10)
-    with pytest.raises(UserError, match=r"length 20 is too short: needle, question and answer take \d+ tokens"):
-        passkey_conversation(rng, haystack, tokenizer, length=20, depth=0.5)
-
-
-@pytest.mark.parametrize("length", [80, 256, 1024])
-@pytest.mark.parametrize("depth", [0.0, 0.3, 0.5, 1.0])
-def test_the_needle_lies_where_asked(
-    rng: random.Random, haystack: Haystack, tokenizer: ChatTokenizer, length: int, depth: float
-) -> None:
-    for _ in range(5):
-        messages = passkey_conversation(rng, haystack, tokenizer, length=length, depth=depth)
-        assert length - 8 <= count_tokens(tokenizer, messages) <= length
-        needle = messages[1]["content"]
-        before, after = messages[0]["content"].rsplit("\n\n", 1)[0].split(needle)
-        assert messages[0]["content"].endswith(f"\n\nWhat is the {needle.split()[1]} key?")
-        sizes = [len(tokenizer.encode(part)) for part in (before, after)]
-        assert abs(sizes[0] / sum(sizes) - depth) * sum(sizes) <= 40
-        if depth in (0.0, 1.0):
-            assert sizes[round(depth)] <= 1
 
 
 def test_the_same_seed_gives_the_same_chat(haystack: Haystack, tokenizer: ChatTokenizer) -> None:
     first, again, other = (
-        passkey_conversation(random.Random(seed), haystack, tokenizer, length=200, depth=0.5) for seed in (1, 1, 2)
+        recall_conversation(random.Random(seed), haystack, tokenizer, max_tokens=200, facts=2, filler_tokens=100)
+        for seed in (1, 1, 2)
     )
     assert first == again != other

@@ -23,7 +23,7 @@ def test_a_run_is_called_by_its_own_name_or_by_another(run, tmp_path):
     found = json.loads((tmp_path / "out/compare.json").read_text())
     assert list(found["models"]) == ["own", "other"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "compare.json", "heatmap_digits.png", "report.html",
+        "compare.json", "heatmap.png", "report.html",
     ]  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def needle(index: int, length: int, depth: float, score: float, **changes: Any) 
         "The red key is 48213.",
         "\nHere we go, there and back again.",
     ]
-    return line("needles/digits", index, length, score, depth=depth, place=[35, 56], excerpt=excerpt, **changes)
+    return line("needles", index, length, score, depth=depth, place=[35, 56], excerpt=excerpt, **changes)
 
 
 def window(index: int, length: int, buckets: Sequence[Sequence[float]], task: str = "by_position") -> dict[str, Any]:

@@ -79,7 +79,7 @@ def test_the_effective_length_must_exceed_the_threshold(tmp_path):
 
 
 def test_grids_of_needles(models):
-    assert needle_grids(models)["needles/digits"]["base"] == [
+    assert needle_grids(models)["needles"]["base"] == [
         {"length": 4096, "depth": 0.0, "score": 100.0, "samples": 1},
         {"length": 4096, "depth": 1.0, "score": 100.0, "samples": 1},
         {"length": 8192, "depth": 0.0, "score": 100.0, "samples": 1},

@@ -37,7 +37,7 @@ def test_the_page_needs_nothing_else(report):
 
 def test_every_picture_has_a_text_that_says_the_same(report):
     titles = [svg.findtext("title") for svg in page_of(report).iter("svg")]
-    assert "needles/digits, base: 75.0 % over all cells, 4 prompts; 50.0 % at 8,192 tokens" in titles
+    assert "needles, base: 75.0 % over all cells, 4 prompts; 50.0 % at 8,192 tokens" in titles
     base, extended = "base 75.0 at 4,096 and 0.0 at 128K tokens", "extended 75.0 at 4,096 and 75.0 at 128K tokens"
     assert f"RULER by length: {base}; {extended}." in titles
     assert "loss, nats a token of stage <1>: 3.000 at first, 1.000 at last" in titles
@@ -74,13 +74,13 @@ def test_numbers_and_pictures_beside_the_page(report):
     assert found["models"]["extended"]["context_length"] == 131072
     assert found["families"]["ruler"]["models"]["base"]["lengths"]["4096"]["score"] == 75
     assert found["extra"] == {"world_size": 2, "seconds": {"extend": 130.0}}
-    assert (report / "heatmap_digits.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert (report / "heatmap.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_the_same_runs_give_the_same_bytes(small, tmp_path):
     for name in ("one", "two"):
         compare_runs(tuple(map(str, small)), output=tmp_path / name)
-    for name in ("report.html", "compare.json", "heatmap_digits.png"):
+    for name in ("report.html", "compare.json", "heatmap.png"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 

@@ -23,4 +23,8 @@
 : "${TIME_LIMIT:=08:00:00}" # of one training job; it is queued again until its stage is finished
 : "${WARN_SECONDS:=1200}"    # before that limit, SLURM tells the job to save: more than a step and a save take
 
-: "${EVALUATE_LENGTHS:=8192 32768 131072}" # tokens of the passkey prompts, as far as one GPU goes
+# Evaluation: each prompt lies over EVALUATE_TENSOR x EVALUATE_CONTEXT GPUs, of 16 nodes
+: "${EVALUATE_LENGTHS:=4096 8192 16384 32768 65536 131072 262144 524288 1048576 2097152 4194304}" # tokens of RULER's prompts; needles go to LENGTH
+: "${EVALUATE_NODES:=16}"
+: "${EVALUATE_TENSOR:=8}"
+: "${EVALUATE_CONTEXT:=16}"

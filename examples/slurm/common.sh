@@ -43,6 +43,11 @@ source "$EXAMPLE/settings.sh"
 : "${NODE_OPTIONS=--exclusive --mem=0}" # of training jobs: whole nodes with all their memory
 : "${GPU_MEMORY:=}"              # GB of one GPU, or a profile's name: a step that does not fit is not submitted
 : "${REHEARSE:=1}"               # 0: submit training without rehearsing a step
+: "${EVALUATE_FORM:=chat}"     # of prompts: chat, in the model's template; base, a text to be continued
+: "${EVALUATE_SAMPLES:=25}"    # of each of EVALUATE_TASKS and lengths; RULER's own number is 500
+# RULER's tasks that need no files. Its two of questions: add ruler/qa_1 ruler/qa_2, and --data to PROMPT_OPTIONS.
+: "${EVALUATE_TASKS:=ruler/niah_single_1 ruler/niah_single_2 ruler/niah_single_3 ruler/niah_multikey_1 \
+ruler/niah_multikey_2 ruler/niah_multikey_3 ruler/niah_multivalue ruler/niah_multiquery ruler/vt ruler/cwe ruler/fwe}"
 : "${CRASHES_ALLOWED:=3}"      # times that a training job which broke, or lost a node, is queued again
 need MODEL RUN LENGTH
 need_number LENGTH NODES GPUS_PER_NODE CPUS_PER_TASK SHARDS TOTAL_TOKENS SFT_LENGTH
@@ -92,6 +97,34 @@ run() { # COMMAND...: show it, then run it inside
 
 finished() { # FOLDER: print the checkpoint of a run's last step, or say why there is none yet
   inside python examples/slurm/finished.py "$1"
+}
+
+# Jobs of one process a GPU: train.sbatch and evaluate.sbatch.
+meet() { # rendezvous and communication. Rank 0 listens on the job's first node, at a port that follows from its number
+  : "${MASTER_ADDR:=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
+  export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+  # How an error in communication ends a process is PyTorch's default (TORCH_NCCL_ASYNC_ERROR_HANDLING=3): without a
+  # clean-up of NCCL's, which can hang. The flight recorder keeps the last collectives of every rank, and writes them to
+  # RUN/logs when one of them times out.
+  export NCCL_DEBUG="${NCCL_DEBUG:-WARN}" CUDA_DEVICE_MAX_CONNECTIONS=1
+  export TORCH_NCCL_DUMP_ON_TIMEOUT=1 TORCH_FR_BUFFER_SIZE="${TORCH_FR_BUFFER_SIZE:-2000}"
+  export TORCH_FR_DUMP_TEMP_FILE="${TORCH_FR_DUMP_TEMP_FILE:-$RUN/logs/collectives_${SLURM_JOB_ID}_rank_}"
+  export PYTORCH_CUDA_ALLOC_CONF="${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}"
+  if [[ -n ${INTERFACE:-} ]]; then
+    export NCCL_SOCKET_IFNAME=$INTERFACE GLOO_SOCKET_IFNAME=$INTERFACE
+  fi
+}
+
+ranks() { # COMMAND...: on every node one process a GPU, with torchrun's variables. A minute after the first ends, all do
+  local options status
+  read -ra options <<<"$SRUN_OPTIONS"
+  srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node="$GPUS_PER_NODE" --cpus-per-task="$CPUS_PER_TASK" \
+    --kill-on-bad-exit=0 --wait=60 "${options[@]}" bash examples/slurm/rank.sh "$@" &
+  SRUN=$!
+  until wait "$SRUN"; do # which a signal ends too, before srun has ended
+    status=$?
+    kill -0 "$SRUN" 2>/dev/null || return "$status"
+  done
 }
 
 time_left() { # what SLURM still gives this job, as D-HH:MM:SS; nothing where it sets no limit

@@ -7,8 +7,8 @@
 #   STEP      preprocess   tokenize the corpus (array job)           pack      merge, resample by length, pack
 #             chats        tokenize and pack the chats               convert   Hugging Face model -> checkpoint
 #             extend       continued pretraining at full length      sft       instruction tuning
-#             export       checkpoint -> Hugging Face model          evaluate  compare with the model it came from
-#             all          every step above, each waiting for what it needs
+#             export       checkpoint -> Hugging Face model          prompts   samples for evaluation
+#             evaluate     compare with the model it came from       all       every step, each waiting for its own
 #
 # What it reads and where it runs stands in EXAMPLE/settings.sh; a variable set in the environment wins. Further words
 # go to sbatch as they are: --partition=big --account=me. DRY_RUN=1 prints the sbatch commands instead.
@@ -27,7 +27,7 @@ EXAMPLE=${1%/} STEP=$2
 shift 2
 export EXAMPLE
 source examples/slurm/common.sh
-STEPS=(preprocess pack chats convert extend sft export evaluate)
+STEPS=(preprocess pack chats convert prompts extend sft export evaluate)
 [[ $STEP == all || " ${STEPS[*]} " == *" $STEP "* ]] || stop "'$STEP' is no step; give one of: ${STEPS[*]} all"
 [[ -n ${DRY_RUN:-} ]] || type -P sbatch >/dev/null ||
   stop "sbatch is not on this machine; submit from a login node, or look with DRY_RUN=1"
@@ -37,7 +37,13 @@ check_step() { # STEP: what the user provides must be there, and a configuration
   case $1 in
   preprocess) need CORPUS && need_file CORPUS "$CORPUS" "file or folder of documents" ;;
   chats) need CHATS && need_file CHATS "$CHATS" "file or folder of chats" ;;
-  evaluate) need HELDOUT EVALUATE_LENGTHS && need_file HELDOUT "$HELDOUT" "file of held-out documents" ;;
+  prompts | evaluate)
+    need HELDOUT EVALUATE_TASKS EVALUATE_LENGTHS && need_file HELDOUT "$HELDOUT" "file of held-out documents"
+    need_number EVALUATE_NODES EVALUATE_TENSOR EVALUATE_CONTEXT EVALUATE_SAMPLES
+    ((EVALUATE_NODES * GPUS_PER_NODE == EVALUATE_TENSOR * EVALUATE_CONTEXT)) ||
+      stop "$((EVALUATE_NODES * GPUS_PER_NODE)) processes are not EVALUATE_TENSOR $EVALUATE_TENSOR x EVALUATE_CONTEXT" \
+        "$EVALUATE_CONTEXT; mend these, or EVALUATE_NODES, in $EXAMPLE/settings.sh"
+    ;;
   esac
   need_file MODEL "$MODEL/config.json" "file of a model in Hugging Face format"
   if [[ $1 == extend || $1 == sft ]]; then
@@ -63,8 +69,12 @@ resources() { # STEP: what the job asks for, one word a line
   read -ra whole_nodes <<<"$NODE_OPTIONS"
   case $1 in
   preprocess) printf '%s\n' --array="0-$((SHARDS - 1))" --nodes=1 --ntasks=1 --cpus-per-task="${DATA_CPUS:-16}" ;;
-  pack | chats | convert | export) printf '%s\n' --nodes=1 --ntasks=1 --cpus-per-task="${DATA_CPUS:-16}" ;;
-  evaluate) printf '%s\n' --nodes=1 --ntasks=1 --cpus-per-task="${DATA_CPUS:-16}" ;;
+  pack | chats | convert | export | prompts) printf '%s\n' --nodes=1 --ntasks=1 --cpus-per-task="${DATA_CPUS:-16}" ;;
+  evaluate)
+    printf '%s\n' --nodes="$EVALUATE_NODES" --ntasks-per-node="$GPUS_PER_NODE" --cpus-per-task="$CPUS_PER_TASK" \
+      --time="${EVALUATE_TIME_LIMIT:-24:00:00}"
+    ((${#whole_nodes[@]} == 0)) || printf '%s\n' "${whole_nodes[@]}"
+    ;;
   extend | sft)
     printf '%s\n' --nodes="$NODES" --ntasks-per-node="$GPUS_PER_NODE" --cpus-per-task="$CPUS_PER_TASK" \
       --time="${TIME_LIMIT:-04:00:00}" --signal="USR1@${WARN_SECONDS:-600}"
@@ -72,8 +82,7 @@ resources() { # STEP: what the job asks for, one word a line
     ;;
   esac
   [[ $DEVICE == cpu ]] || case $1 in
-  extend | sft) echo "--gres=gpu:$GPUS_PER_NODE" ;;
-  evaluate) echo "--gres=gpu:1" ;;
+  extend | sft | evaluate) echo "--gres=gpu:$GPUS_PER_NODE" ;;
   esac
 }
 
@@ -116,10 +125,11 @@ if [[ $STEP == all ]]; then
   submit pack preprocess
   submit chats
   submit convert
+  submit prompts
   submit extend pack convert
   submit sft extend chats
   submit export sft
-  submit evaluate export
+  submit evaluate export prompts
 else
   check_step "$STEP"
   [[ -n ${DRY_RUN:-} ]] || mkdir -p "$RUN/logs"

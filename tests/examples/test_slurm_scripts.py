@@ -47,14 +47,18 @@ def test_all_steps_wait_for_what_they_need(files):
         "pack": "preprocess",
         "chats": "",
         "convert": "",
+        "prompts": "",
         "extend": "pack:convert",
         "sft": "extend:chats",
         "export": "sft",
-        "evaluate": "export",
+        "evaluate": "export:prompts",
     }
     (extend,) = (line for line in done.stdout.splitlines() if line.startswith("STAGE=extend"))
     for word in ("--nodes=32", "--exclusive", "--mem=0", "--gres=gpu:8", "--signal=USR1@300", "--partition=big"):
         assert f" {word} " in extend
+    (evaluate,) = (line for line in done.stdout.splitlines() if line.startswith("STAGE=evaluate"))
+    for word in ("--nodes=4", "--ntasks-per-node=8", "--exclusive", "--mem=0", "--gres=gpu:8"):
+        assert f" {word} " in evaluate
     assert "256 processes = TP 8 x CP 4 x PP 1 x DP 8; 8 samples of 1,048,576 tokens a step, 120 steps" in done.stdout
 
 
@@ -75,6 +79,16 @@ def test_all_steps_wait_for_what_they_need(files):
             [EXAMPLE, "extend"],
             {"EXTEND_OPTIONS": "--train.stpes 4"},
             "error: --train.stpes is not a field, the nearest",
+        ),
+        (
+            [EXAMPLE, "evaluate"],
+            {"EVALUATE_NODES": "2"},
+            "error: 16 processes are not EVALUATE_TENSOR 8 x EVALUATE_CONTEXT 4; mend these, or EVALUATE_NODES, in",
+        ),
+        (
+            [EXAMPLE, "prompts"],
+            {"EVALUATE_SAMPLES": "x"},
+            "error: EVALUATE_SAMPLES is 'x'; give a whole number above 0",
         ),
         ([EXAMPLE, "extend"], {"LENGTH": "1000004"}, "not divisible by 2 x parallel.context"),
         ([EXAMPLE, "extend"], {"VENV": "gone"}, "error: gone/bin/python is missing on"),

@@ -126,7 +126,13 @@ def variables(files: Path, cluster: Cluster) -> dict[str, str]:
         "EXTEND_OPTIONS": f"{LAYOUT} --train.steps {STEPS} --train.global_batch_size {BATCH} --checkpoint.interval 10",
         "SFT_OPTIONS": f"{LAYOUT} --train.steps 4 --train.global_batch_size 4",
         "EVALUATE_LENGTHS": "256 512",
-        "EVALUATE_OPTIONS": "--depths 2 --samples-per-cell 1 --recall-samples 4 --perplexity-windows 1",
+        "EVALUATE_TASKS": "recall/one",
+        "EVALUATE_SAMPLES": "2",
+        "EVALUATE_NODES": "2",
+        "EVALUATE_TENSOR": "1",
+        "EVALUATE_CONTEXT": "2",
+        "PROMPT_OPTIONS": "--depths 2 --grid 2 --lead-in",
+        "EVALUATE_OPTIONS": "--windows 1 --lengths 256 512 --stride 64",
     }
 
 

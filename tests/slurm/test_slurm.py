@@ -37,7 +37,7 @@ def pipeline(cluster: Cluster, submit: Submit, variables: dict[str, str]) -> Pat
     """Every step of an example, run to its end; the folder of the run."""
     run = Path(variables["RUN"])
     jobs = submit("all")
-    assert list(jobs) == ["preprocess", "pack", "chats", "convert", "extend", "sft", "export", "evaluate"]
+    assert list(jobs) == ["preprocess", "pack", "chats", "convert", "prompts", "extend", "sft", "export", "evaluate"]
     for step, number in jobs.items():
         log = run / "logs" / (f"preprocess_{number}_0.log" if step == "preprocess" else f"{step}_{number}.log")
         job = cluster.wait(number, over, 240, log)
@@ -58,8 +58,12 @@ def test_every_step_to_a_finished_job(pipeline):
     assert sorted(losses(pipeline / "sft")) == [1, 2, 3, 4]
     exported = json.loads((pipeline / "extended/config.json").read_text())
     assert exported["max_position_embeddings"] == LENGTH
-    results = json.loads((pipeline / "report/results.json").read_text())
-    assert results["target_length"] == LENGTH
+    compared = json.loads((pipeline / "report/compare.json").read_text())
+    assert {row["length"] for row in compared["needles"]["needles"]["extended"]} == {LENGTH // 2, LENGTH}
+    assert {row["length"] for row in compared["needles"]["needles"]["base"]} == {256}  # the base's context
+    assert {row["length"] for row in compared["perplexity"]["perplexity/by_position"]["extended"]} == {256, LENGTH}
+    answered = json.loads((pipeline / "answers/extended/run.json").read_text())["backend"]
+    assert (answered["name"], answered["tensor"], answered["context"]) == ("megatron", 1, 2)
     logs = "".join(path.read_text() for path in (pipeline / "logs").iterdir())
     assert "examined 2 processes on 2 nodes (n1, n2)" in logs
     assert re.search(r"^CP send: \S+ GB/s at the median, slowest \S+ on n[12] \(rank [01]\)$", logs, re.MULTILINE)

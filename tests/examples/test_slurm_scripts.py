@@ -66,7 +66,11 @@ def test_all_steps_wait_for_what_they_need(files):
     ("words", "changes", "wanted"),
     [
         (["examples/nowhere", "all"], {}, "error: examples/nowhere/settings.sh is missing; give a folder such as"),
-        ([EXAMPLE, "train"], {}, "error: 'train' is no step; give one of: preprocess pack chats convert prompts extend"),
+        (
+            [EXAMPLE, "train"],
+            {},
+            "error: 'train' is no step; give one of: preprocess pack chats convert prompts",
+        ),
         (
             [EXAMPLE, "all"],
             {"MODEL": "gone"},

@@ -17,6 +17,8 @@ from megatron_ultralong.evaluation.report.opened_samples import MOST_A_TASK, ope
 from megatron_ultralong.evaluation.report.page import report_page
 from megatron_ultralong.evaluation.report.perplexities import perplexities
 from megatron_ultralong.evaluation.report.scale import length_label
+from megatron_ultralong.evaluation.report.score_section import title_of
+from megatron_ultralong.evaluation.report.task_picture import task_png
 from megatron_ultralong.evaluation.run_folder import Run, read_run
 from megatron_ultralong.files import atomic_file, disk_errors_named, writable, write_json
 
@@ -32,7 +34,7 @@ def compare_runs(
     extra: Path | None = None,
     samples_a_task: int = MOST_A_TASK,
 ) -> None:
-    """Put runs side by side: report.html, compare.json and a heatmap PNG for each task of needles.
+    """Put runs side by side: report.html, compare.json, and PNGs of needles' heatmaps and of benchmarks' tables.
 
     Args:
         runs: folders that `run` has written, the reference first; NAME=FOLDER calls a run by another name.
@@ -96,10 +98,14 @@ def _pictures(result: Mapping[str, Any], models: Sequence[Model]) -> list[tuple[
     for task, grids in result["needles"].items():
         kind = task.partition("/")[2].replace("/", "_")  # of the plain task "needles" nothing
         limit = contexts[next(iter(grids))]
-        words = "Share of prompts answered right, by length and by the depth at which the answer lies."
+        words = "Share of prompts answered right."
         words += f" Dashed line: context of {next(iter(grids))}, {length_label(limit)} tokens." if limit else ""
         headline = f"Needles: {kind}" if kind else "A needle in a long text: how often is it found?"
         found.append((f"heatmap_{kind}.png" if kind else "heatmap.png", heatmap_png(grids, contexts, headline, words)))
+    for name, family in result["families"].items():
+        if len(family["tasks"]) > 1 and name != "needles":
+            headline = f"{title_of(name)} by task and length"
+            found.append((f"{name}.png", task_png(family, list(contexts), headline)))
     return found
 
 

@@ -138,7 +138,7 @@ def needle_grids(models: Sequence[Model]) -> dict[str, dict[str, list[dict[str, 
     """Task -> model -> rows {length, depth, score, samples}, of each task whose samples lie at a few depths."""
     grids: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for model in models:
-        for (task, length), answers in model.cells.items():
+        for (task, length), answers in sorted(model.cells.items(), key=lambda item: item[0][1]):
             if family_of(task) != "needles":
                 continue
             by_depth: dict[float, list[float]] = {}

@@ -18,7 +18,7 @@ _LONGEST = 1200
 def sample_section(samples: Sequence[Opened], names: Sequence[str]) -> str:
     """The section; samples of one task stand together."""
     tasks = [
-        details(f"{escape(task)} <small>{len(group)} samples</small>", "".join(group), "task")
+        details(f"{escape(task)} <small>{_counted(len(group))}</small>", "".join(group), "task")
         for task, group in (
             (task, [_sample(each, names) for each in group])
             for task, group in itertools.groupby(samples, lambda each: each.task)
@@ -31,6 +31,10 @@ def sample_section(samples: Sequence[Opened], names: Sequence[str]) -> str:
         "what was to be found is marked; the prompts are shortened around it.",
         *tasks,
     )
+
+
+def _counted(samples: int) -> str:
+    return "1 sample" if samples == 1 else f"{samples} samples"
 
 
 def _sample(sample: Opened, names: Sequence[str]) -> str:

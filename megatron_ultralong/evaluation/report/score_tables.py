@@ -29,7 +29,7 @@ def overview(family: Family, names: Sequence[str]) -> str:
     models = [family["models"][name] for name in names]
     averages = list(dict.fromkeys(average for model in models for average in model["averages"]))
     effective = any(model["effective_length"] for model in models)
-    what = "mean over tasks" if len(family["tasks"]) > 1 else escape(task_label(family["tasks"][0]))
+    what = "mean over tasks" if len(family["tasks"]) > 1 else escape(family["tasks"][0])
     head = [what, *(length_label(int(length)) for length in lengths), *map(escape, averages)]
     head += ["effective length"] if effective else []
     rows = []

@@ -74,13 +74,14 @@ def test_numbers_and_pictures_beside_the_page(report):
     assert found["models"]["extended"]["context_length"] == 131072
     assert found["families"]["ruler"]["models"]["base"]["lengths"]["4096"]["score"] == 75
     assert found["extra"] == {"world_size": 2, "seconds": {"extend": 130.0}}
-    assert (report / "heatmap.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    for picture in ("heatmap.png", "ruler.png"):
+        assert (report / picture).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_the_same_runs_give_the_same_bytes(small, tmp_path):
     for name in ("one", "two"):
         compare_runs(tuple(map(str, small)), output=tmp_path / name)
-    for name in ("report.html", "compare.json", "heatmap.png"):
+    for name in ("report.html", "compare.json", "heatmap.png", "ruler.png"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 

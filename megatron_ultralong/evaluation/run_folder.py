@@ -46,6 +46,7 @@ class Answered:
     finished: bool
     over_budget: bool
     seconds: float
+    haystack_repeats: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,23 +7,15 @@ means.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from megatron_ultralong.evaluation.report.bootstrap import Estimate, average, estimate
 from megatron_ultralong.evaluation.report.gathering import Cell, Model, family_of, ordered_tasks
+from megatron_ultralong.evaluation.report.paper_averages import effective_length, paper_averages
 from megatron_ultralong.evaluation.report.published import published
 
 FORMAT = 1
-THRESHOLD = 85.6
-"""RULER's: what Llama-2-7B scores at 4K (NVIDIA/RULER, README)."""
-RULER_TASKS = 13
-AVERAGES: Mapping[str, tuple[int, Mapping[str, int]]] = {
-    "ruler": (4096, {"<128K": 131072, "<512K": 524288, "<1M": 1048576}),
-    "lveval": (16384, {"<128K": 131072, "<256K": 262144}),
-}
-"""Family -> the shortest length, and the averages that papers report: name -> the longest length."""
-
 Estimates = dict[Cell, Estimate]
 
 
@@ -81,8 +73,8 @@ def _of_model(
             for task in tasks
         },
         "lengths": {str(length): row for length, row in by_length.items()},
-        "averages": _averages(family, tasks, own, differences),
-        "effective_length": _effective(by_length) if family == "ruler" else None,
+        "averages": paper_averages(family, own, differences),
+        "effective_length": effective_length(by_length) if family == "ruler" else None,
     }  # fmt: skip
 
 
@@ -95,6 +87,7 @@ def _cell(model: Model, cell: Cell, own: Estimates, differences: Estimates) -> d
         "empty": sum(answer.empty for answer in answers),
         "unfinished": sum(answer.unfinished for answer in answers),
         "over_budget": sum(answer.over_budget for answer in answers),
+        "haystack_repeats": max((a.repeats for a in answers if a.repeats is not None), default=None),
     }
 
 
@@ -107,31 +100,6 @@ def _shown(own: Sequence[Estimate], differences: Sequence[Estimate]) -> dict[str
 def _rounded(found: Estimate) -> dict[str, Any]:
     low, high = found.interval
     return {"score": round(found.mean, 2), "low": round(low, 2), "high": round(high, 2), "samples": found.samples}
-
-
-def _averages(family: str, tasks: Sequence[str], own: Estimates, differences: Estimates) -> dict[str, Any]:
-    """What papers report; `missing` names the lengths that were not asked: then it is none of theirs."""
-    shortest, limits = AVERAGES.get(family, (0, {}))
-    found = {}
-    for name, longest in limits.items():
-        wanted = [shortest << power for power in range(32) if shortest << power <= longest]
-        asked = [length for length in wanted if any((task, length) in own for task in tasks)]
-        if longest in asked:
-            cells = [(task, length) for length in asked for task in tasks if (task, length) in own]
-            means = [average([own[cell] for cell in cells if cell[1] == length]) for length in asked]
-            theirs = [[differences[cell] for cell in cells if cell[1] == length and cell in differences]
-                      for length in asked]  # fmt: skip
-            paired = [average(cells) for cells in theirs if cells]
-            found[name] = _shown(means, paired if sum(map(len, theirs)) == len(cells) else [])
-            found[name] |= {"lengths": asked, "missing": [length for length in wanted if length not in asked]}
-    return found
-
-
-def _effective(by_length: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """The longest length whose mean over the tasks is above the threshold; of RULER's when all its tasks were asked."""
-    above = [length for length, row in by_length.items() if row["score"] > THRESHOLD]
-    asked = min((row["tasks"] for row in by_length.values()), default=0)
-    return {"tokens": max(above, default=None), "threshold": THRESHOLD, "tasks": asked, "of": RULER_TASKS}
 
 
 def needle_grids(models: Sequence[Model]) -> dict[str, dict[str, list[dict[str, Any]]]]:

@@ -31,6 +31,7 @@ def findings(models: Sequence[Model], families: Mapping[str, Any]) -> list[str]:
         ("empty", "answers are empty"),
     ):
         found += _counted(models, families, field, words)
+    found += _repeated(families)
     if rows := skipped(models):
         samples = sum(row["samples"] or 0 for row in rows)
         found.append(f"{samples:,} samples were not asked, for the reasons listed under Skipped: they are no zeros.")
@@ -75,3 +76,20 @@ def _counted(models: Sequence[Model], families: Mapping[str, Any], field: str, w
             )
             found.append(f"{model.name}: {count:,} of {samples:,} {words}; most in {named}.")
     return found
+
+
+def _repeated(families: Mapping[str, Any]) -> list[str]:
+    """Haystacks that were too short for their prompts."""
+    repeats: dict[tuple[str, int], float] = {}
+    for family in families.values():
+        for model in family["models"].values():
+            for task, cells in model["tasks"].items():
+                repeats |= {(task, int(length)): cell["haystack_repeats"] or 1.0 for length, cell in cells.items()}
+    most = max(repeats, key=lambda cell: repeats[cell], default=None)
+    if most is None or repeats[most] <= 1:
+        return []
+    over = sum(times > 1 for times in repeats.values())
+    return [
+        f"In {over} tasks and lengths the haystack is shorter than the prompt and repeats, up to {repeats[most]:.1f} "
+        f"times over in {most[0]} at {length_label(most[1])} tokens."
+    ]

@@ -24,6 +24,7 @@ class Scored:
     empty: bool
     unfinished: bool
     over_budget: bool
+    repeats: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ def gather(runs: Sequence[tuple[str | None, Run]]) -> list[Model]:
         cells: dict[Cell, dict[Key, Scored]] = {}
         for a in run.answers():
             scored = Scored(a.score, a.depth, a.answer is not None and not a.answer.strip(),
-                            not a.finished, a.over_budget)  # fmt: skip
+                            not a.finished, a.over_budget, a.haystack_repeats)  # fmt: skip
             cells.setdefault((a.task, a.length), {})[a.index, a.prompt_hash] = scored
         rows = {(row["task"], row["length"]): row for row in run.results["scores"]}
         models.append(Model(name or run.name, run, cells, rows))

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from megatron_ultralong.evaluation.report.comparison import THRESHOLD
 from megatron_ultralong.evaluation.report.markup import (
     details,
     difference_cell,
@@ -76,10 +75,12 @@ def _mean_cell(row: Mapping[str, Any] | None, tasks: int) -> str:
 
 
 def _average_cell(row: Mapping[str, Any] | None) -> str:
-    """An average; a star where it lacks lengths, so that it is none of the papers'."""
-    if row is None or not row["missing"]:
+    """An average; a star where it lacks lengths or tasks, so that it is none of the papers'."""
+    if row is None:
         return score_cell(row)
-    return _starred(row, "without " + ", ".join(map(length_label, row["missing"])))
+    lacks = ["without " + ", ".join(map(length_label, row["missing"]))] if row["missing"] else []
+    lacks += [f"over {row['tasks']} of {row['of']} tasks"] if row["tasks"] < row["of"] else []
+    return _starred(row, ", ".join(lacks)) if lacks else score_cell(row)
 
 
 def _effective_cell(row: Mapping[str, Any] | None) -> str:
@@ -88,7 +89,7 @@ def _effective_cell(row: Mapping[str, Any] | None) -> str:
     words = length_label(row["tokens"]) if row["tokens"] else "none"
     if row["tasks"] < row["of"]:
         words += f" <small>({row['tasks']} of {row['of']} tasks)</small>"
-    return f'<td class="words" title="the longest length above {THRESHOLD}">{words}</td>'
+    return f'<td class="words" title="the longest length above {row["threshold"]}">{words}</td>'
 
 
 def _published_cell(score: float | None) -> str:
@@ -149,9 +150,10 @@ def every_score(family: Family, names: Sequence[str]) -> str:
                     "" if row["difference"] is None else _bracketed(row["difference"], True),
                     "" if row["chance"] is None else number(row["chance"]), f"{row['samples']:,}",
                     escape(row["how"] or ""), f"{row['unfinished']:,}", f"{row['over_budget']:,}", f"{row['empty']:,}",
+                    "" if row["haystack_repeats"] is None else f"{row['haystack_repeats']:.1f}",
                 ])  # fmt: skip
     head = ["task", "model", "tokens", "score", f"less {escape(names[0])}", "chance", "samples", "how",
-            "cut at budget", "over budget", "empty"]  # fmt: skip
+            "cut at budget", "over budget", "empty", "haystack repeats"]  # fmt: skip
     return table(head, rows)
 
 

@@ -192,6 +192,7 @@ class Asker:
             how=ready.question.how,
             references=sample.outputs,
             seconds=round(answer.seconds, 4),
+            haystack_repeats=sample.extra.get("haystack_repeats"),
             **told,
         )
 

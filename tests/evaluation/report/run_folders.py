@@ -22,7 +22,7 @@ def line(task: str, index: int, length: int, score: float, **changes: Any) -> di
         "place": None, "excerpt": ["The beginning of a text.", "", "What is the value?"],
         "prompt_hash": f"{task}-{length}-{index}", "how": "generate", "references": ["48213"],
         "answer": "48213." if score == 1 else "I do not know.", "score": score, "log_likelihood": None,
-        "finished": True, "over_budget": False, "seconds": 0.25,
+        "finished": True, "over_budget": False, "seconds": 0.25, "haystack_repeats": None,
     }  # fmt: skip
     return row | changes
 

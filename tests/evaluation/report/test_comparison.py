@@ -54,6 +54,7 @@ def test_averages_of_papers_and_what_they_lack(ruler):
     averages = ruler["models"]["base"]["averages"]
     assert list(averages) == ["<128K"]  # 512K and 1M were not asked
     assert (averages["<128K"]["score"], averages["<128K"]["missing"]) == (30, [16384])
+    assert (averages["<128K"]["tasks"], averages["<128K"]["of"]) == (2, 13)
     assert averages["<128K"]["lengths"] == [4096, 8192, 32768, 65536, 131072]
     gap = ruler["models"]["extended"]["averages"]["<128K"]["difference"]
     assert gap["score"] == 45
@@ -68,6 +69,29 @@ def test_the_published_average_is_the_papers_of_its_lengths(tmp_path):
     assert {name: row["score"] for name, row in model["averages"].items()} == {"<128K": 50, "<512K": 47.5, "<1M": 46.67}
     assert all(row["missing"] == [] for row in model["averages"].values())
     assert model["effective_length"] == {"tokens": 4096, "threshold": 85.6, "tasks": 13, "of": 13}
+
+
+def test_lv_evals_levels_are_in_its_tasks_names(tmp_path):
+    """At two lengths of context the longer counts; the level is words."""
+    rows = [
+        line(f"lveval/{name}_{level}", 0, length, score if length == 131072 else 0.0)
+        for name in ("cmrc_mixup", "factrecall_en")
+        for level, score in (("16k", 0.8), ("32k", 0.6), ("64k", 0.4), ("128k", 0.2))
+        for length in (65536, 131072)
+    ]
+    run = read_run(write_run(tmp_path / "run", "m", rows))
+    averages = compare_scores(gather([(None, run)]))["lveval"]["models"]["m"]["averages"]
+    assert list(averages) == ["<128K"]
+    found = averages["<128K"]
+    assert (found["score"], found["missing"], found["tasks"], found["of"]) == (50, [], 2, 11)
+
+
+def test_infinitebench_is_the_mean_of_its_tasks(tmp_path):
+    tasks = [f"infinitebench/{n}" for n in range(12)]
+    rows = [line(task, index, 131072, float(n % 2)) for n, task in enumerate(tasks) for index in range(n + 1)]
+    run = read_run(write_run(tmp_path / "run", "m", rows))
+    found = compare_scores(gather([(None, run)]))["infinitebench"]["models"]["m"]["averages"]["all"]
+    assert (found["score"], found["tasks"], found["of"], found["missing"]) == (50, 12, 12, [])
 
 
 def test_the_effective_length_must_exceed_the_threshold(tmp_path):

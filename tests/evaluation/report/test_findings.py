@@ -39,6 +39,15 @@ def test_answers_that_are_empty_or_cut(tmp_path):
     ]
 
 
+def test_haystacks_that_repeat(tmp_path):
+    rows = [line("ruler/niah_single_2", 0, length, 1.0, haystack_repeats=length / 6144) for length in (4096, 8192)]
+    rows[0]["haystack_repeats"] = 1.0
+    assert found(write_run(tmp_path / "a", "a", rows)) == [
+        "In 1 tasks and lengths the haystack is shorter than the prompt and repeats, up to 1.3 times over in "
+        "ruler/niah_single_2 at 8,192 tokens."
+    ]
+
+
 def test_runs_that_were_not_asked_the_same(tmp_path):
     rows = [line("ruler/vt", index, length, 1.0) for index in range(4) for length in (4096, 8192)]
     other = [row | {"prompt_hash": "another"} if row["length"] == 4096 else row for row in rows[:-1]]

@@ -129,6 +129,7 @@ def variables(files: Path, cluster: Cluster) -> dict[str, str]:
         "EVALUATE_TASKS": "recall/one",
         "EVALUATE_SAMPLES": "2",
         "EVALUATE_NODES": "2",
+        "EVALUATE_TIME_LIMIT": "10",
         "EVALUATE_TENSOR": "1",
         "EVALUATE_CONTEXT": "2",
         "PROMPT_OPTIONS": "--depths 2 --grid 2 --lead-in",

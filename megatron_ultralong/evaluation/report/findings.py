@@ -33,8 +33,8 @@ def findings(models: Sequence[Model], families: Mapping[str, Any]) -> list[str]:
         found += _counted(models, families, field, words)
     found += _repeated(families)
     if rows := skipped(models):
-        samples = sum(row["samples"] or 0 for row in rows)
-        found.append(f"{samples:,} samples were not asked, for the reasons listed under Skipped: they are no zeros.")
+        cells = len({(row["model"], row["task"], row["length"]) for row in rows})
+        found.append(f"Skipped, in part or whole: {cells} tasks and lengths, listed with their reasons; no zeros.")
     return found
 
 

@@ -22,7 +22,8 @@ def skipped_section(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> 
     """What was not asked, and why."""
     cells = [
         [model_tag(row["model"], names.index(row["model"])), text(row["task"]),
-         length_label(row["length"]) if row["length"] else "", f"{row['samples'] or 0:,}", text(row["reason"])]
+         length_label(row["length"]) if row["length"] else "",
+         "all" if row["samples"] is None else f"{row['samples']:,}", text(row["reason"])]
         for row in rows
     ]  # fmt: skip
     return section(

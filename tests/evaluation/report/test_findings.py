@@ -18,7 +18,7 @@ def test_over_long_answers_and_holes_are_named(models):
         "extended: 5 of 44 answers are longer than the budget, which the task does not allow; they count as they are; "
         "most in ruler/qa_1 at 4,096 (1 of 4), ruler/qa_1 at 8,192 (1 of 4), ruler/qa_1 at 32K (1 of 4), "
         "ruler/qa_1 at 64K (1 of 4).",
-        "4 samples were not asked, for the reasons listed under Skipped: they are no zeros.",
+        "Skipped, in part or whole: 1 tasks and lengths, listed with their reasons; no zeros.",
     ]
     assert skipped(models) == [
         {"model": "base", "task": "ruler/vt", "length": 16384, "samples": 4, "reason": "a <reason> & more"}

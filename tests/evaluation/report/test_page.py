@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from megatron_ultralong.evaluation.commands.compare_runs import compare_runs
-from tests.evaluation.report.run_folders import line, needle, write_run
+from tests.evaluation.report.run_folders import line, needle, window, write_run
 
 
 def page_of(folder):
@@ -98,3 +98,19 @@ def test_what_a_model_says_stays_text(tmp_path):
     words = "".join(page.itertext())
     assert "</pre><script>alert(1)</script>\ufffd\ufffd[31m\ufffd" in words and "characters more]" in words
     assert page.findtext(".//h1") == "What <i>m</i> can find in long texts"
+
+
+def test_models_that_were_asked_different_things(tmp_path):
+    """One has needles and a window, one another benchmark, one only what was skipped."""
+    windows = [window(0, 4096, [(0, 4096, 8190.0, 4095)])]
+    skipped = [{"task": "ruler/vt", "length": 4096, "samples": None, "reason": "too short"}]
+    runs = [
+        write_run(tmp_path / "a", "a", [needle(0, 4096, 0.5, 1.0)], windows=windows, context=None),
+        write_run(tmp_path / "b", "b", [line(f"babilong/qa{n}", 0, length, 1.0) for n in (1, 2) for length in (1, 2)]),
+        write_run(tmp_path / "c", "c", [], skipped=skipped),
+    ]
+    for order in (runs, runs[::-1], runs[2:]):
+        compare_runs(tuple(map(str, order)), output=tmp_path / "out")
+        words = "".join(page_of(tmp_path / "out").itertext())
+        assert "too short" in words and "all" in words
+    assert page_of(tmp_path / "out").findtext(".//h1") == "What c can find in long texts"

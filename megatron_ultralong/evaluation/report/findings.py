@@ -10,11 +10,20 @@ from megatron_ultralong.evaluation.report.scale import length_label
 
 _MOST_NAMED = 4
 _MANY = 0.2
+_ALIKE = "; others likewise"
 
 
 def skipped(models: Sequence[Model]) -> list[dict[str, Any]]:
-    """Rows {model, task, length, samples, reason}."""
-    return [{"model": model.name, **row} for model in models for row in model.run.results["skipped"]]
+    """Rows {model, task, length, samples, reason}, one a model, task and length; `samples` None: all."""
+    found: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for model in models:
+        for row in model.run.results["skipped"]:
+            kept = found.setdefault((model.name, row["task"], row["length"]), {"model": model.name, **row})
+            if kept["reason"] != row["reason"]:
+                whole = kept["samples"] is None or row["samples"] is None
+                kept["samples"] = None if whole else kept["samples"] + row["samples"]
+                kept["reason"] = kept["reason"].removesuffix(_ALIKE) + _ALIKE
+    return list(found.values())
 
 
 def findings(models: Sequence[Model], families: Mapping[str, Any]) -> list[str]:
@@ -33,8 +42,7 @@ def findings(models: Sequence[Model], families: Mapping[str, Any]) -> list[str]:
         found += _counted(models, families, field, words)
     found += _repeated(families)
     if rows := skipped(models):
-        cells = len({(row["model"], row["task"], row["length"]) for row in rows})
-        found.append(f"Skipped, in part or whole: {cells} tasks and lengths, listed with their reasons; no zeros.")
+        found.append(f"Skipped, in part or whole: {len(rows)} tasks and lengths, listed with their reasons; no zeros.")
     return found
 
 

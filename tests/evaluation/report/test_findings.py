@@ -39,6 +39,16 @@ def test_answers_that_are_empty_or_cut(tmp_path):
     ]
 
 
+def test_skipped_samples_of_a_task_and_length_are_one_row(tmp_path):
+    rows = [
+        {"task": "ruler/vt", "length": 4096, "samples": number, "reason": f"{number} is too long"}
+        for number in (1, 2, 3)
+    ]
+    model = gather([(None, read_run(write_run(tmp_path / "a", "a", [], skipped=rows)))])
+    reason = "1 is too long; others likewise"
+    assert skipped(model) == [{"model": "a", "task": "ruler/vt", "length": 4096, "samples": 6, "reason": reason}]
+
+
 def test_haystacks_that_repeat(tmp_path):
     rows = [line("ruler/niah_single_2", 0, length, 1.0, haystack_repeats=length / 6144) for length in (4096, 8192)]
     rows[0]["haystack_repeats"] = 1.0

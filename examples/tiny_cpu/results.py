@@ -17,7 +17,7 @@ from megatron_ultralong.cli import run
 from megatron_ultralong.evaluation.run_folder import read_run
 from megatron_ultralong.files import read_json, write_json
 
-SHORT_TASK = "recall/one"
+SHORT_TASK = "recall"
 
 
 def share(score: float) -> float:

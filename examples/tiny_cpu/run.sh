@@ -62,11 +62,11 @@ stage megatron_to_hf python tools/convert_megatron_to_hf.py \
 prompts() { python tools/evaluate.py make --tokenizer "$BASE" --form chat --haystack "$HELDOUT" --output "$OUT/prompts" "$@"; }
 answers() { # NAME MODEL
   python tools/evaluate.py run --model "$2" --name "$1" --form chat --past-context --lengths "${LENGTHS[@]}" \
-    --task needles recall/one "${RULER[@]}" perplexity/by_position --samples-file "$OUT"/prompts/*/*.jsonl \
+    --task needles recall "${RULER[@]}" perplexity/by_position --samples-file "$OUT"/prompts/*/*.jsonl \
     "$OUT"/prompts/*/*/*.jsonl --documents "$HELDOUT" --windows "$WINDOWS" --output "$OUT/runs/$1"
 }
 stage make_needles prompts --task needles --lengths "${LENGTHS[@]}" --depths "$DEPTHS" --trials "$CELL" --lead-in
-stage make_recall prompts --task recall/one --lengths 256 --samples "$RECALL" --lead-in
+stage make_recall prompts --task recall --lengths 256 --samples "$RECALL" --lead-in
 stage make_ruler prompts --task "${RULER[@]}" --lengths "${RULER_LENGTHS[@]}" --samples "$RULER_SAMPLES"
 stage evaluate_base answers base "$BASE"
 stage evaluate_extended answers extended "$OUT/extended"

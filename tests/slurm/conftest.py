@@ -126,7 +126,7 @@ def variables(files: Path, cluster: Cluster) -> dict[str, str]:
         "EXTEND_OPTIONS": f"{LAYOUT} --train.steps {STEPS} --train.global_batch_size {BATCH} --checkpoint.interval 10",
         "SFT_OPTIONS": f"{LAYOUT} --train.steps 4 --train.global_batch_size 4",
         "EVALUATE_LENGTHS": "256 512",
-        "EVALUATE_TASKS": "recall/one",
+        "EVALUATE_TASKS": "recall",
         "EVALUATE_SAMPLES": "2",
         "EVALUATE_NODES": "2",
         "EVALUATE_TIME_LIMIT": "10",

@@ -65,7 +65,8 @@ def _prompt(line: Answered) -> str:
     before, needle, after = (text(part) for part in line.excerpt)
     if not needle:
         return f"<pre>{before}\n<i>[...]</i>\n{after}</pre>"
-    return f"<pre>{before}<mark>{needle}</mark>{after}</pre>"
+    cut = "<i>[...]</i>" if line.place and line.place[0] > len(line.excerpt[0]) else ""
+    return f"<pre>{cut}{before}<mark>{needle}</mark>{after}</pre>"
 
 
 def _answer(answer: Answered) -> str:

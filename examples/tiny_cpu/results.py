@@ -52,7 +52,7 @@ def main(output: Path, /) -> None:
         output: the quickstart's folder, with compare.json, the runs base/ and extended/ and the model in extended/.
     """
     compared = read_json(output / "compare.json", "what compare wrote", "run examples/tiny_cpu/run.sh")
-    models = {name: of_model(name, compared, Path(found["run"])) for name, found in compared["models"].items()}
+    models = {name: of_model(name, compared, Path(found["runs"][0])) for name, found in compared["models"].items()}
     target = max(row["length"] for row in compared["needles"]["needles"]["extended"])
     perplexity = compared["perplexity"]["perplexity/by_position"]
     config = json.loads((output / "extended" / "config.json").read_text(encoding="utf-8"))

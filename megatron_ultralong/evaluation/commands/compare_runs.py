@@ -37,7 +37,8 @@ def compare_runs(
     """Put runs side by side: report.html, compare.json, and PNGs of needles' heatmaps and of benchmarks' tables.
 
     Args:
-        runs: folders that `run` has written, the reference first; NAME=FOLDER calls a run by another name.
+        runs: folders that `run` has written, the reference first; NAME=FOLDER calls a run by another name. Runs of one
+            name and model are shown as one.
         output: folder for the report.
         metrics: NAME=metrics.jsonl of training stages whose curves the report shows.
         extra: JSON file whose keys the report shows and compare.json keeps.
@@ -69,13 +70,18 @@ def comparison(models: Sequence[Model], extra: Mapping[str, Any]) -> dict[str, A
         "format": FORMAT,
         "reference": models[0].name,
         "models": {
-            model.name: {"run": str(model.run.folder), "model": model.run.header["model"],
-                         "context_length": model.context_length, "complete": model.run.results["complete"]}
+            model.name: {
+                "runs": [str(run.folder) for run in model.runs],
+                "model": model.runs[0].header["model"],
+                "context_length": model.context_length,
+                "complete": all(run.results["complete"] for run in model.runs),
+            }
             for model in models
         },
         "families": families,
         "needles": needle_grids(models),
         "perplexity": perplexities(models),
+        "short": {model.name: rows for model in models if (rows := model.results("short"))},
         "skipped": skipped(models),
         "findings": findings(models, families),
         "extra": dict(extra),

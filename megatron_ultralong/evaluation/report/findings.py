@@ -17,7 +17,7 @@ def skipped(models: Sequence[Model]) -> list[dict[str, Any]]:
     """Rows {model, task, length, samples, reason}, one a model, task and length; `samples` None: all."""
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
     for model in models:
-        for row in model.run.results["skipped"]:
+        for row in model.results("skipped"):
             kept = found.setdefault((model.name, row["task"], row["length"]), {"model": model.name, **row})
             if kept["reason"] != row["reason"]:
                 whole = kept["samples"] is None or row["samples"] is None
@@ -29,7 +29,7 @@ def skipped(models: Sequence[Model]) -> list[dict[str, Any]]:
 def findings(models: Sequence[Model], families: Mapping[str, Any]) -> list[str]:
     """Sentences, the gravest first; none when all is as it should be."""
     found = [f"{model.name}: the run is not finished; what is shown is what there was." for model in models
-             if not model.run.results["complete"]]  # fmt: skip
+             if not all(run.results["complete"] for run in model.runs)]  # fmt: skip
     found += _unpaired(models)
     for field, words in (
         (

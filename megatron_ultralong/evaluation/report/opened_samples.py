@@ -30,7 +30,7 @@ def open_samples(models: Sequence[Model], most: int = MOST_A_TASK) -> list[Opene
     chosen = {(cell, key): place for place, (cell, key) in enumerate(_choose(models, most))}
     found: dict[int, Opened] = {}
     for model in models:
-        for line in model.run.answers():
+        for line in (line for run in model.runs for line in run.answers()):
             place = chosen.get(((line.task, line.length), (line.index, line.prompt_hash)))
             if place is not None:
                 found.setdefault(place, Opened(line.task, line.length, {})).answers[model.name] = line

@@ -26,6 +26,7 @@ from megatron_ultralong.evaluation.report.settings_section import (
     skipped_section,
     training_section,
 )
+from megatron_ultralong.evaluation.report.short_section import short_section
 
 Result = Mapping[str, Any]
 _FIRST = ("needles", "ruler")
@@ -75,6 +76,8 @@ def _sections(
         if family == "needles" and result["needles"]:
             continue
         found.append((family, title_of(family), score_section(family, result["families"][family], names, limit)))
+    if result["short"]:
+        found.append(("short", "Short context", short_section(result["short"], names)))
     if result["perplexity"]:
         found.append(("perplexity", "Perplexity", perplexity_section(result["perplexity"], names, limit)))
     if samples:
@@ -96,8 +99,8 @@ def _title(models: Sequence[Model]) -> str:
 
 def _subtitle(result: Result, models: Sequence[Model]) -> str:
     answers = sum(len(cell) for model in models for cell in model.cells.values())
-    days = sorted({str(model.run.header["when"])[:10] for model in models})
-    backends = sorted({str(model.run.header["backend"].get("name")) for model in models})
+    days = sorted({str(run.header["when"])[:10] for model in models for run in model.runs})
+    backends = sorted({str(run.header["backend"].get("name")) for model in models for run in model.runs})
     return (
         f"{_listed([model_tag(model.name, index) for index, model in enumerate(models)])}: {answers:,} answers, "
         f"greedy, by the {text(_listed(backends))} backend, "
@@ -121,7 +124,9 @@ def _cards(result: Result, names: Sequence[str]) -> str:
         cards.append(_card(f"{label} at {length_label(longest)} tokens{tasks}", rows, names))
     by_position = result["perplexity"].get("perplexity/by_position")
     if by_position:
-        last = {name: by_position[name][-1] for name in names if by_position.get(name)}
+        longest = max(row["length"] for rows in by_position.values() for row in rows)
+        last = {name: by_position[name][-1] for name in names if name in by_position}
+        last = {name: row for name, row in last.items() if row["length"] == longest}
         span = next(iter(last.values()))
         label = f"Perplexity at positions {length_label(span['from'])} to {length_label(span['to'])}, lower is better"
         lines = [_line(name, names, f"{row['perplexity']:,.1f}", None) for name, row in last.items()]

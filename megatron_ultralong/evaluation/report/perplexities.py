@@ -29,8 +29,9 @@ def perplexities(models: Sequence[Model]) -> dict[str, dict[str, list[dict[str, 
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for model in models:
         windows: dict[tuple[str, int], list[Window]] = {}
-        for window in model.run.windows():
-            windows.setdefault((window.task, window.length), []).append(window)
+        for run in model.runs:
+            for window in run.windows():
+                windows.setdefault((window.task, window.length), []).append(window)
         for (task, length), theirs in sorted(windows.items()):
             found.setdefault(task, {}).setdefault(model.name, []).extend(_rows(task, length, theirs))
     return found

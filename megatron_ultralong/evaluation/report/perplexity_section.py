@@ -54,7 +54,8 @@ def _chart(
                   f"95 % interval {row['low']:,.2f} to {row['high']:,.2f}, {row['tokens']:,} tokens")
             for row in rows
         ]  # fmt: skip
-        lines.append(Line(name, model_color(names.index(name)), points))
+        if points:  # not every model was asked at the greatest length
+            lines.append(Line(name, model_color(names.index(name)), points))
     values = [point.y for line in lines for point in line.points]
     marks = [(limit, f"context of {names[0]}")] if limit else []
     axes = Axes(x_label=label, y_log=max(values) > _LOGARITHMIC * min(values), marks=marks)

@@ -63,12 +63,12 @@ def settings_section(models: Sequence[Model], extra: Mapping[str, Any]) -> str:
     """What each run was asked with, and what else is known."""
     parts = []
     for index, model in enumerate(models):
-        header = model.run.header
-        answering = duration(model.run.results["seconds"] or 0)
-        rows = [("run", str(model.run.folder)), ("answering took", answering)]
-        rows += [(key, _words(value)) for key, value in header.items() if key not in ("format", "settings")]
-        rows += [(key, _words(value)) for key, value in header["settings"].items()]
-        parts.append(details(model_tag(model.name, index), _listing(rows)))
+        for run in model.runs:
+            answering = duration(run.results.get("seconds") or 0)
+            rows = [("run", str(run.folder)), ("answering took", answering)]
+            rows += [(key, _words(value)) for key, value in run.header.items() if key not in ("format", "settings")]
+            rows += [(key, _words(value)) for key, value in run.header["settings"].items()]
+            parts.append(details(model_tag(model.name, index), _listing(rows)))
     seconds = extra.get("seconds")
     if isinstance(seconds, dict):
         rows = [(stage, duration(took)) for stage, took in seconds.items()]

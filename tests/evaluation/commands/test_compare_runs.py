@@ -41,7 +41,7 @@ def test_a_run_under_way_is_shown_as_far_as_it_is(run, tmp_path):
         ((), {}, "there is no run to show; name at least one folder"),
         (("gone",), {}, "gone/run.json: .*name a folder that tools/evaluate.py run has written"),
         (("=gone",), {}, "=gone: write a run as FOLDER or NAME=FOLDER"),
-        (("{run}", "own={run}"), {}, "are both called 'own'; name one of them otherwise"),
+        (("{run}", "own={run}"), {}, "it is named twice; leave one out"),
         (("{run}",), {"metrics": ("x",)}, "--metrics x: write it as NAME=PATH"),
         (("{run}",), {"metrics": ("x=gone.jsonl",)}, "gone.jsonl: it cannot be read"),
         (("{run}",), {"metrics": ("x={run}/run.json",)}, "run.json, line 1: step, loss or grad_norm is missing"),

@@ -123,8 +123,17 @@ def test_the_published_rows_name_their_source():
 
 
 def test_names_must_differ_and_runs_hold_something(small, tmp_path):
-    with pytest.raises(UserError, match=r"are both called 'base'; name one of them otherwise: NAME="):
+    with pytest.raises(UserError, match=r"are both called 'base' and are of models/base and models/ext"):
         gather([(None, read_run(small[0])), ("base", read_run(small[1]))])
     empty = write_run(tmp_path / "empty", "m", [])
     with pytest.raises(UserError, match="there is no answer in it yet"):
         gather([(None, read_run(empty))])
+
+
+def test_runs_of_one_model_are_shown_as_one(small, tmp_path):
+    more = write_run(tmp_path / "more", "base", [line("babilong/qa1", 0, 4096, 1.0)])
+    (model,) = gather([(None, read_run(small[0])), (None, read_run(more))])
+    assert (len(model.runs), model.context_length) == (2, 8192)
+    assert {"babilong", "ruler", "needles"} == compare_scores([model]).keys()
+    with pytest.raises(UserError, match="it is named twice; leave one out"):
+        gather([(None, read_run(more)), (None, read_run(more))])

@@ -114,3 +114,24 @@ def test_models_that_were_asked_different_things(tmp_path):
         words = "".join(page_of(tmp_path / "out").itertext())
         assert "too short" in words and "all" in words
     assert page_of(tmp_path / "out").findtext(".//h1") == "What c can find in long texts"
+
+
+def test_short_context_beside_the_papers(tmp_path):
+    run = write_run(tmp_path / "run", "m", [])
+    results = json.loads((run / "results.json").read_text())
+    row = {"task": "short/mmlu", "label": "MMLU", "metric": "acc,none", "shots": 5, "score": 66.12, "samples": 14042}
+    results["short"] = [row | {"truncated": 0}, row | {"task": "short/mine", "label": "mine", "truncated": 3}]
+    (run / "results.json").write_text(json.dumps(results))
+    compare_runs((str(run),), output=tmp_path / "out")
+    cells = ["".join(cell.itertext()) for cell in page_of(tmp_path / "out").iter("td")]
+    assert cells[:4] == ["66.1", "66.1*", "64.83", "\u2013"]
+
+
+def test_perplexity_at_lengths_that_only_one_model_read(tmp_path):
+    runs = [
+        write_run(tmp_path / name, name, [], windows=[window(0, length, [(0, length, 2.0 * length, length)])])
+        for name, length in (("a", 256), ("b", 512))
+    ]
+    compare_runs(tuple(map(str, runs)), output=tmp_path / "out")
+    (title,) = [svg.findtext("title") for svg in page_of(tmp_path / "out").iter("svg")]
+    assert title == "Perplexity by position, in windows of 512 tokens, from first to last: b 7.4 to 7.4."

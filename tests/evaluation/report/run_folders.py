@@ -74,7 +74,8 @@ def write_run(
              "over_budget": 0, "seconds": 1.0}
             for (task, length), rows in cells.items()
         ],
-        "cells": [], "perplexity": [{"task": row["task"]} for row in windows], "skipped": list(skipped), "seconds": 71.0,
+        "cells": [], "perplexity": [{"task": row["task"]} for row in windows], "skipped": list(skipped),
+        "seconds": 71.0,
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(header))
     (folder / "results.json").write_text(json.dumps(results))

@@ -80,7 +80,8 @@ def _chunk(shape: ModelShape, parallel: ParallelConfig, tokens: int, chunk: int,
     rotating = layer + 4 * queries
     mlp = 5 * residual + 5 * read * shape.ffn // tp * element
     logits = min(HEAD_ROWS, read) * -(-shape.vocabulary // tp) * (4 if element == 4 else element + 4)
-    return max(attention, rotating, mlp, 2 * residual + logits)
+    reduced = residual if tp > 1 else 0  # megatron-core's buffer for row-parallel products
+    return reduced + max(attention, rotating, mlp, 2 * residual + logits)
 
 
 def _heads(shape: ModelShape, parallel: ParallelConfig) -> tuple[int, int]:

@@ -59,7 +59,7 @@ def test_memory_is_the_formula(build: Build, ranks: ModelRanks, layout: Layout, 
         assert whole == pytest.approx(predicted.cache + predicted.chunk, rel=0.1)
         assert reading == pytest.approx(predicted.chunk, rel=0.1)
         assert max(steps) < 0.02 * predicted.chunk  # a token: nothing that grows with the text
-        assert steps[1] <= 1.1 * steps[0]
+        assert steps[1] - steps[0] < 0.02 * predicted.cache / 2  # some KB of scratch; the cache it reads has doubled
 
 
 def test_the_cache_of_llama_8b_at_4m() -> None:

@@ -1,6 +1,6 @@
 """Every example's training step, rehearsed for the processes that it declares, at full length and depth.
 
-`make rehearse` runs them all; `make test` one.
+`make rehearse` runs them; in `make test` they are slow, and a process that has run other tests holds more.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from megatron_ultralong.rehearsal.record import own_memory
 from tests.examples.test_examples import MODELS, ROOT, WANTED
 
 CONFIGS = sorted((ROOT / "examples").rglob("*.toml"))
-FIRST = "llama3.1_8b_4m/extend.toml"
 
 
 def name(path: Path) -> str:
@@ -32,9 +31,8 @@ def model_of(folder: Path) -> dict[str, Any]:
     return read
 
 
-@pytest.mark.parametrize(
-    "path", [pytest.param(path, marks=[] if name(path) == FIRST else pytest.mark.slow) for path in CONFIGS], ids=name
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_a_step_of_every_example_runs_and_fits(path: Path) -> None:
     """On the rank that needs most: of these layouts, which have one pipeline stage, the first as any."""
     config, model = load_config(path), model_of(load_config(path).model.hf)

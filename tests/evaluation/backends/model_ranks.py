@@ -28,7 +28,6 @@ from megatron_ultralong.evaluation.backends.megatron.megatron_backend import (
     load_model,
 )
 from megatron_ultralong.evaluation.backends.megatron.model_source import open_source
-from tests.ranks import leave
 
 RANKS = 4
 Layout = tuple[int, int, int]
@@ -140,25 +139,25 @@ def hidden_states(load: Path, layout: Layout, ids: list[int], pieces: list[int])
 def _serve(rank: int, store: Path, pipe: Any) -> None:
     torch.set_num_threads(1)
     cpu.activate()
-    dist.init_process_group("gloo", store=dist.FileStore(str(store), RANKS), rank=rank, world_size=RANKS)
-    laid = None
+    laid, grids = None, 0
     while (asked := pipe.recv()) is not None:
         layout, function, arguments = asked
         try:
             if layout != laid:
-                _lay(layout)
+                groups.finalize()  # a grid's threads wake a hundred times a second as long as it stands
+                grids += 1
+                _lay(layout, rank, store.with_name(f"{store.name}{grids}"))
                 laid = layout
             pipe.send(function(*arguments))
         except Exception as error:
             pipe.send(error)
-    mcore.parallel_state.destroy_model_parallel()
-    leave()
+    groups.finalize()
 
 
-def _lay(layout: Layout) -> None:
-    """Lay megatron-core's grid over the processes anew."""
+def _lay(layout: Layout, rank: int, store: Path) -> None:
+    """Join the processes and lay megatron-core's grid over them."""
+    dist.init_process_group("gloo", store=dist.FileStore(str(store), RANKS), rank=rank, world_size=RANKS)
     parallel = ParallelConfig(tensor=layout[0], context=layout[1], ulysses=layout[2])
-    mcore.parallel_state.destroy_model_parallel()
     mcore.parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         context_parallel_size=parallel.context,

@@ -187,7 +187,9 @@ def test_bf16_is_as_near_as_transformers(build: Build, ranks: ModelRanks) -> Non
     """Losses in bf16 against fp64: at most twice as far off as transformers' own in bf16, on any layout."""
     folder = build("llama", torch.bfloat16)
     (ids,) = drawn(11, 64)
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, trust_remote_code=False
+    ).eval()
     following = torch.tensor(ids[1:])
 
     def losses(model: Any) -> torch.Tensor:

@@ -40,7 +40,9 @@ class Reference:
     """transformers on the same folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False
+        ).eval()
 
     def greedy(self, ids: list[int], budget: int = BUDGET) -> tuple[int, ...]:
         """transformers' own greedy loop, which no end token ends."""

@@ -106,7 +106,7 @@ def test_lengths_of_the_benchmarks_own_code(tokenizer_folder, tokenizer):
         **dict.fromkeys(("MODEL_TO_PROMPT_TEMPLATE", "DATA_NAME_TO_PATH", "DATA_NAME_TO_MAX_NEW_TOKENS")),
     )["truncate_input"]
     prompt = official.definitions(official.clone("LVEVAL") / "utils.py")["truncate_prompt"]
-    plain = AutoTokenizer.from_pretrained(tokenizer_folder)
+    plain = AutoTokenizer.from_pretrained(tokenizer_folder, trust_remote_code=False)
     text = PASSAGE * 20
     spans = tokenizer.offsets(text)
     for budget in (50, 51, 333):

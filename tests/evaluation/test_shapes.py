@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,8 +80,8 @@ def test_what_a_template_writes_before_answers_is_there(
         assert sample.prompt_tokens + sample.max_new_tokens <= sample.length
 
 
-def test_a_reference_without_tokens_is_refused(tmp_path: Path, texts: list[str]) -> None:
-    folder = with_template(build("qwen2", tmp_path / "shape"), "chatml")
+def test_a_reference_without_tokens_is_refused(tmp_path: Path, tokenizer_folder: Path, texts: list[str]) -> None:
+    folder = Path(shutil.copytree(tokenizer_folder, tmp_path / "dropping"))
     sample = samples(ChatTokenizer(folder), tmp_path, texts, 300)[0]
     path = folder / "tokenizer.json"
     whole = json.loads(path.read_text(encoding="utf-8"))

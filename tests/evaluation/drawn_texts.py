@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import textwrap
 
 from megatron_ultralong.evaluation.benchmarks.words import COMMON
 
@@ -15,7 +16,7 @@ def drawn_text(seed: int, paragraphs: int = 40) -> str:
 
 
 def _prose(rng: random.Random) -> str:
-    """Sentences, a few to a line."""
+    """Sentences, in lines of up to 76 characters."""
     lines = []
     for _ in range(rng.randint(2, 8)):
         sentences = []
@@ -24,7 +25,7 @@ def _prose(rng: random.Random) -> str:
             end = rng.choice([".", ".", ".", "!", "?", ";", ": 1,024 of 3.5 %", " (in part)."])
             sentences.append(rng.choice(["The ", "It's a ", ""]) + rng.choice([", ", " "]).join(words) + end)
         lines.append(" ".join(sentences))
-    return "\n".join(lines)
+    return "\n".join(textwrap.fill(line, 76) for line in lines)
 
 
 def _code(rng: random.Random) -> str:

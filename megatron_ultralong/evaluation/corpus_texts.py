@@ -13,6 +13,7 @@ from megatron_ultralong.data.tokenizer.encoders import as_strings
 from megatron_ultralong.data.tokenizing.documents import Fields
 from megatron_ultralong.data.tokenizing.readers import Reading, read_range
 from megatron_ultralong.data.tokenizing.shards import FileRange
+from megatron_ultralong.data.tokenizing.streams import STDIN
 from megatron_ultralong.data.tokenizing.walk import find_files
 from megatron_ultralong.data.tokenizing.worker import place
 from megatron_ultralong.errors import UserError
@@ -29,7 +30,7 @@ def iterate_texts(path: Path) -> Iterator[str]:
         UserError: the input is missing or holds no text, or a document cannot be read or is a chat.
     """
     reading, found = Reading(Fields(), "text"), False
-    for piece in find_files([path]):
+    for piece in text_files(path):
 
         def complain(row: int, reason: str, piece: FileRange = piece) -> None:
             raise UserError(f"{place(piece, row)}: {reason}")
@@ -46,6 +47,17 @@ def iterate_texts(path: Path) -> Iterator[str]:
 def texts_fingerprint(path: Path) -> str:
     """SHA-256 (hex) of what an input holds: of each file its name, and its size and content as `files.fingerprint`."""
     digest = hashlib.sha256()
-    for piece in find_files([path]):
+    for piece in text_files(path):
         digest.update(f"{Path(piece.path).name} {fingerprint(Path(piece.path))}\n".encode())
     return digest.hexdigest()
+
+
+def text_files(path: Path) -> list[FileRange]:
+    """Those that a path names.
+
+    Raises:
+        UserError: see `walk.find_files`; or it is standard input, which is read more than once here.
+    """
+    if str(path) == STDIN:
+        raise UserError("-: texts are read more than once, and standard input cannot be; name a file.")
+    return find_files([path], choice="")

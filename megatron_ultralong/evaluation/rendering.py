@@ -2,7 +2,10 @@
 
 In base form the prompt is what the tokenizer puts before a text (`<|begin_of_text|>`, or nothing), `input` and
 `answer_prefix`; in chat form the template's rendering of earlier turns, if any, and of `input` as the user's turn, up
-to where the assistant goes on, and `answer_prefix`. Encoding is the tokenizer's, once over the whole text.
+to where the assistant goes on, and `answer_prefix`. What the template writes before every answer (Llama 2 a space,
+Qwen 3 an empty thought) also stands before a prefix and before a judged answer, as in the rendered chat; but not before
+one that begins with white space of its own, which is left as RULER has it. Encoding is the tokenizer's, once over the
+whole text.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
+from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.backends.interface import Forced, Prompt
 from megatron_ultralong.evaluation.samples import Form, Sample
 
@@ -21,7 +25,8 @@ def rendered(sample: Sample, form: Form, tokenizer: ChatTokenizer) -> str:
     """The prompt's text up to where the answer begins, without `start_ids`'."""
     if form == "chat":
         messages = [*sample.turns, {"role": "user", "content": sample.input}]
-        return tokenizer.render(messages, generation_prompt=True) + sample.answer_prefix
+        prompt = tokenizer.render(messages, generation_prompt=True)
+        return prompt + _gap(sample.answer_prefix, form, tokenizer) + sample.answer_prefix
     return sample.input + sample.answer_prefix
 
 
@@ -31,11 +36,18 @@ def prompt_ids(text: str, form: Form, tokenizer: ChatTokenizer) -> npt.NDArray[n
 
 
 def generation_prompt(sample: Sample, form: Form, tokenizer: ChatTokenizer, stop: Sequence[str] = ()) -> Prompt:
-    """The sample to be answered by generation."""
+    """The sample to be answered by generation.
+
+    Raises:
+        UserError: its prompt has no token.
+    """
     text = rendered(sample, form, tokenizer)
+    ids = prompt_ids(text, form, tokenizer)
+    if not len(ids):
+        raise _empty(sample, "its prompt has no token; mend 'input'")
     return Prompt(
         text=tokenizer.decode(_start(form, tokenizer)) + text,
-        ids=prompt_ids(text, form, tokenizer),
+        ids=ids,
         max_new_tokens=sample.max_new_tokens,
         stop=tuple(stop),
         messages=(*sample.turns, {"role": "user", "content": sample.input + sample.answer_prefix})
@@ -47,7 +59,9 @@ def generation_prompt(sample: Sample, form: Form, tokenizer: ChatTokenizer, stop
 
 def forced_text(sample: Sample, form: Form, tokenizer: ChatTokenizer) -> str:
     """Prompt, lead-in and reference, where the reference ends."""
-    return rendered(sample, form, tokenizer) + sample.lead_in + sample.outputs[0]
+    answer = sample.lead_in + sample.outputs[0]
+    gap = "" if sample.answer_prefix else _gap(answer, form, tokenizer)
+    return rendered(sample, form, tokenizer) + gap + answer
 
 
 def forced_prompt(sample: Sample, form: Form, tokenizer: ChatTokenizer) -> Forced:
@@ -55,12 +69,34 @@ def forced_prompt(sample: Sample, form: Form, tokenizer: ChatTokenizer) -> Force
 
     Judged are the tokens that hold any of the reference: one that also holds what stands before it ("▁482" with the
     lead-in's space) is judged whole, given only what comes before it.
+
+    Raises:
+        UserError: the reference has no token of its own, or nothing stands before it.
     """
+    reference = sample.outputs[0]
+    if not reference:
+        raise _empty(sample, "its reference is empty; mend 'outputs'")
+    if not tokenizer.decode(tokenizer.encode(reference)).strip():  # else a token before it would be judged in its place
+        raise UserError(
+            f"{tokenizer.tokenizer.path}: the tokenizer drops {reference!r}, the reference of {sample.task}, length "
+            f"{sample.length}, index {sample.index}; use one that keeps text as it is, or give --no-judge."
+        )
     text = forced_text(sample, form, tokenizer)
-    ids, places = tokenizer.locate(text, [(len(text) - len(sample.outputs[0]), len(text))])
+    ids, places = tokenizer.locate(text, [(len(text) - len(reference), len(text))])
     start = _start(form, tokenizer)
     first, last = places[0]
+    if first + len(start) == 0:
+        raise _empty(sample, "no token stands before its reference; mend 'input'")
     return Forced(_array(start, ids[:last]), ((first + len(start), last + len(start)),), sample.group)
+
+
+def _gap(answer: str, form: Form, tokenizer: ChatTokenizer) -> str:
+    """What a chat has between its prompt and an answer."""
+    return tokenizer.answer_gap if form == "chat" and answer and not answer[0].isspace() else ""
+
+
+def _empty(sample: Sample, what: str) -> UserError:
+    return UserError(f"{sample.task}, length {sample.length}, index {sample.index}: {what} in the file of samples.")
 
 
 def _start(form: Form, tokenizer: ChatTokenizer) -> tuple[int, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.evaluation.backends.hf import LanguageModel, read_info
 from megatron_ultralong.evaluation.benchmarks.haystack import Haystack
+from tests.evaluation.drawn_texts import drawn_text
 
 CONTEXT = 192
 SPLIT = (
@@ -32,9 +32,8 @@ TEMPLATE = (
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
-    """Real text."""
-    library = Path(sysconfig.get_paths()["stdlib"])
-    return [(library / name).read_text(encoding="utf-8") for name in ("heapq.py", "textwrap.py", "shlex.py")]
+    """Three texts of 15 to 20 thousand characters."""
+    return [drawn_text(seed) for seed in range(3)]
 
 
 @pytest.fixture(scope="session")

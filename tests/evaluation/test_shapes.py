@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
+from megatron_ultralong.errors import UserError
+from megatron_ultralong.evaluation.backends.interface import Forced
 from megatron_ultralong.evaluation.benchmarks.haystack import Haystack
 from megatron_ultralong.evaluation.benchmarks.retrieval import count_tokens, recall_conversation
 from megatron_ultralong.evaluation.registry import MakeOptions, find_task
-from megatron_ultralong.evaluation.rendering import forced_prompt
+from megatron_ultralong.evaluation.rendering import forced_prompt, generation_prompt
 from megatron_ultralong.evaluation.samples import Sample
 from tests.data.tokenizer.shapes import build
 from tests.data.tokenizer.templates import with_template
 from tests.data.tokenizer.test_chat_matrix import SHAPES
 
 
-def samples(tokenizer: ChatTokenizer, folder: Path, texts: list[str], *lengths: int) -> list[Sample]:
+def samples(
+    tokenizer: ChatTokenizer, folder: Path, texts: list[str], *lengths: int, lead_in: bool = False
+) -> list[Sample]:
     """Needles at three depths of each length, as chats."""
     (folder / "haystack.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    options = MakeOptions(
-        tokenizer=tokenizer, lengths=lengths, count=1, form="chat", depths=3, haystack=folder / "haystack.jsonl"
-    )
+    given = {"tokenizer": tokenizer, "haystack": folder / "haystack.jsonl", "lead_in": lead_in}
+    options = MakeOptions(lengths=lengths, count=1, form="chat", depths=3, **given)  # type: ignore[arg-type]
     make = find_task("needles").make
     assert make is not None
     return list(make(options))
@@ -55,6 +60,49 @@ def test_only_answers_are_judged_and_lengths_are_kept(shape: str, tmp_path: Path
     for _ in range(3):
         chat = recall_conversation(rng, haystack, tokenizer, max_tokens=700, facts=3, filler_tokens=300, questions=3)
         assert count_tokens(tokenizer, chat) <= 700
+
+
+@pytest.mark.parametrize("lead_in", [False, True])
+@pytest.mark.parametrize(
+    "shape, template",
+    [("llama2", "llama-2"), ("llama2-prepend", "mistral"), ("mistral-first", "llama-2"), ("qwen2", "qwen3")],
+)
+def test_what_a_template_writes_before_answers_is_there(
+    shape: str, template: str, lead_in: bool, tmp_path: Path, texts: list[str]
+) -> None:
+    """`[/INST] 48213` and an empty thought are read as in the rendered chat, whose ids `judged` compares."""
+    tokenizer = ChatTokenizer(with_template(build(shape, tmp_path / "shape"), template))
+    assert tokenizer.answer_gap.strip() == ("<think>\n\n</think>" if template == "qwen3" else "")
+    assert tokenizer.answer_gap
+    for sample in samples(tokenizer, tmp_path, texts, 500, lead_in=lead_in):
+        assert sample.answer_prefix.startswith("The ") == lead_in
+        assert judged(tokenizer, sample).strip("\u2581\u0120.") == sample.outputs[0]
+        assert sample.prompt_tokens + sample.max_new_tokens <= sample.length
+
+
+def test_a_reference_without_tokens_is_refused(tmp_path: Path, tokenizer_folder: Path, texts: list[str]) -> None:
+    folder = Path(shutil.copytree(tokenizer_folder, tmp_path / "dropping"))
+    sample = samples(ChatTokenizer(folder), tmp_path, texts, 300)[0]
+    path = folder / "tokenizer.json"
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    whole["normalizer"] = {"type": "Replace", "pattern": {"Regex": "[0-9]"}, "content": ""}
+    path.write_text(json.dumps(whole, ensure_ascii=False), encoding="utf-8")
+    tokenizer = ChatTokenizer(folder)
+    with pytest.raises(UserError, match=f"the tokenizer drops '{sample.outputs[0]}'"):
+        forced_prompt(sample, "chat", tokenizer)
+    with pytest.raises(UserError, match="index 0: its reference is empty; mend 'outputs'"):
+        forced_prompt(dataclasses.replace(sample, outputs=("",)), "chat", tokenizer)
+    bare = dataclasses.replace(sample, input="", lead_in="", answer_prefix="", outputs=("red",))
+    with pytest.raises(UserError, match="index 0: no token stands before its reference; mend 'input'"):
+        forced_prompt(bare, "base", tokenizer)
+    with pytest.raises(UserError, match="index 0: its prompt has no token; mend 'input'"):
+        generation_prompt(bare, "base", tokenizer)
+
+
+@pytest.mark.parametrize("answers", [((3, 3),), ((0, 2),), ((1, 2), (4, 6))])
+def test_an_empty_answer_is_never_judged(answers: tuple[tuple[int, int], ...]) -> None:
+    with pytest.raises(ValueError, match="answers has the range"):
+        Forced([1, 2, 3, 4, 5], answers)
 
 
 def test_a_token_across_the_border_is_judged_whole(tmp_path: Path, texts: list[str]) -> None:

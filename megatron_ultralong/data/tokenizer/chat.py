@@ -102,6 +102,14 @@ class ChatTokenizer:
                 return tuple(whole[:first])
         return ()
 
+    @functools.cached_property
+    def answer_gap(self) -> str:
+        """What the template writes between a prompt and its answer, which the prompt lacks: Llama 2 a space."""
+        asked, said = {"role": "user", "content": "x"}, {"role": "assistant", "content": "0"}
+        prompt, whole = self.render([asked], generation_prompt=True), self.render([asked, said])
+        gap, answer, _ = whole[len(prompt) :].partition("0")
+        return gap if answer and whole.startswith(prompt) else ""
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without a leading or closing token."""
         return self.tokenizer.encode(text)

@@ -38,7 +38,10 @@ Identity = tuple[int, int]
 
 
 def find_files(
-    inputs: Sequence[Path | str], format: Format | Literal["auto"] = "auto", prefix: Path | None = None
+    inputs: Sequence[Path | str],
+    format: Format | Literal["auto"] = "auto",
+    prefix: Path | None = None,
+    choice: str = ", or say --input-format",
 ) -> list[FileRange]:
     """The files that `inputs` name, each as one whole piece, in their order.
 
@@ -46,16 +49,17 @@ def find_files(
         inputs: files, folders, globs, or -.
         format: what is in them; "auto": by their endings.
         prefix: PREFIX of the corpus that will be written, whose files are no input.
+        choice: how a sentence about an unknown ending ends, where the command has another mend; "" for none.
 
     Raises:
         UserError: an input is missing, unreadable, empty of files, named twice, or would be overwritten; the ending of
             a file does not say its format.
     """
-    walk = _Walk(format)
+    walk = _Walk(format, choice)
     for each in inputs:
         walk.take(str(each))
     if not walk.files:
-        raise UserError("--input: names no file; give files, folders or globs.")
+        raise UserError("input: names no file; give files, folders or globs.")
     walk.log()
     for path in corpus.all_files(prefix) if prefix is not None else ():
         try:
@@ -70,8 +74,8 @@ def find_files(
 class _Walk:
     """What was found so far."""
 
-    def __init__(self, format: Format | Literal["auto"]) -> None:
-        self.format = format
+    def __init__(self, format: Format | Literal["auto"], choice: str) -> None:
+        self.format, self._choice = format, choice
         self.files: list[FileRange] = []
         self.seen: dict[Identity, str] = {}
         self._folders: dict[Identity, str] = {}
@@ -99,7 +103,7 @@ class _Walk:
         if known is None:
             raise UserError(
                 f"{shown(path)}: its ending does not say what is in it (known: {', '.join(_ENDINGS)}, and "
-                f"{', '.join(ENDINGS)} of text and JSON); rename it, or say --input-format."
+                f"{', '.join(ENDINGS)} of text and JSON); rename it{self._choice}."
             )
         self._take_file(path, known, file_source(path), status)
 
@@ -127,7 +131,7 @@ class _Walk:
             others = self._endings.total() - left
             what = f"none of its {others} files ends in {', '.join(_ENDINGS)}" if others else "has no file in it"
             what += f" that is not hidden ({self._hidden - hidden} are)" if self._hidden > hidden else ""
-            raise UserError(f"{shown(name)}: {what}; name another folder, or say --input-format.")
+            raise UserError(f"{shown(name)}: {what}; name another folder{self._choice}.")
 
     def _walk_folder(self, folder: str, source: str, status: os.stat_result) -> None:
         """Take the files of a folder and of those in it, which are kept on a stack: they may be any number deep."""
@@ -210,14 +214,13 @@ class _Walk:
         if self._endings:
             kinds = listing((f"{shown(ending)} {count}" for ending, count in self._endings.most_common()), most=8)
             logger.warning(
-                "--input: %s files are left out for their endings (%s; the first is %s); name them, or say "
-                "--input-format.",
-                *(self._endings.total(), kinds, shown(self._first)),
+                "input: %s files are left out for their endings (%s; the first is %s); name them%s.",
+                *(self._endings.total(), kinds, shown(self._first), self._choice),
             )
         if self._hidden:
-            logger.info("--input: %s hidden files or folders are left out.", self._hidden)
+            logger.info("input: %s hidden files or folders are left out.", self._hidden)
         if self._named:
-            logger.info("--input: left out: %s.", listing(self._named))
+            logger.info("input: left out: %s.", listing(self._named))
 
 
 def file_source(path: str) -> str:

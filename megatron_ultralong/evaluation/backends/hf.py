@@ -31,8 +31,13 @@ class ModelInfo:
     context_length: int
     """max_position_embeddings."""
     vocab_size: int
-    rope_scaling: dict[str, Any] | None
-    """`rope_scaling`, or `rope_parameters` where transformers 5 wrote the file."""
+    config: dict[str, Any]
+    """All of it."""
+
+    @property
+    def rope_scaling(self) -> dict[str, Any] | None:
+        """`rope_scaling`, or `rope_parameters` where transformers 5 wrote the file."""
+        return self.config.get("rope_scaling") or self.config.get("rope_parameters")
 
 
 def read_info(folder: Path) -> ModelInfo:
@@ -49,7 +54,7 @@ def read_info(folder: Path) -> ModelInfo:
     context_length, vocab_size = config.get("max_position_embeddings"), config.get("vocab_size")
     if not (isinstance(context_length, int) and isinstance(vocab_size, int)):
         raise UserError(f"{path}: max_position_embeddings or vocab_size is missing; copy the model's config.json anew.")
-    return ModelInfo(folder, context_length, vocab_size, config.get("rope_scaling") or config.get("rope_parameters"))
+    return ModelInfo(folder, context_length, vocab_size, config)
 
 
 class LanguageModel:
@@ -91,13 +96,6 @@ class LanguageModel:
     def config(self) -> Any:
         """transformers' configuration of the model."""
         return self._model.config
-
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """Ids that end an answer, as generation_config.json and config.json say."""
-        named = (getattr(self._model.generation_config, "eos_token_id", None), self.config.eos_token_id)
-        every = [token for given in named for token in (given if isinstance(given, list) else [given])]
-        return frozenset(token for token in every if token is not None)
 
     @torch.inference_mode()
     def logits(self, hidden_nD: torch.Tensor) -> torch.Tensor:

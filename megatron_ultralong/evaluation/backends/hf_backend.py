@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.backends.answer_stops import StopFinder, decoder
+from megatron_ultralong.evaluation.backends.end_tokens import end_tokens
 from megatron_ultralong.evaluation.backends.hf import Dtype, LanguageModel, read_info
 from megatron_ultralong.evaluation.backends.interface import Answer, Forced, Ids, Judged, Prompt, Refused
 from megatron_ultralong.evaluation.backends.prefix_cache import PrefixCache
@@ -68,7 +69,7 @@ class HFBackend:
         self.model = LanguageModel(info, dtype)
         self._tokenizer, self._dtype, self._chunk = tokenizer, dtype, chunk
         self._cache = PrefixCache(self.model.config)
-        self._ends = self.model.end_ids
+        self._ends = end_tokens(info.folder, info.config, tokenizer.tokenizer.hf.eos_token_id)
 
     def describe(self) -> dict[str, Any]:
         """Folder, weights, dtype and device."""

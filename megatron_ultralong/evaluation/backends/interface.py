@@ -74,13 +74,22 @@ class Forced:
 
     Attributes:
         ids: up to the end of the last answer.
-        answers: half-open ranges into `ids`, in order.
+        answers: half-open ranges into `ids`, in order; none is empty, since no token says whether an empty one is
+            right, and a token stands before each.
         group: texts of one group begin alike.
+
+    Raises:
+        ValueError: a range is empty, or not within `ids` after its first.
     """
 
     ids: Ids
     answers: tuple[tuple[int, int], ...]
     group: str = ""
+
+    def __post_init__(self) -> None:
+        for first, last in self.answers:
+            if not 1 <= first < last <= len(self.ids):
+                raise ValueError(f"answers has the range ({first}, {last}) of {len(self.ids)} ids.")
 
 
 @dataclasses.dataclass(frozen=True)

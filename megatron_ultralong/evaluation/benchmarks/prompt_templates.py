@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.samples import Form, Sample
@@ -43,7 +44,7 @@ class Template:
         return dataclasses.replace(sample, form=form, input=fill(text, fields), answer_prefix=fill(lead, fields))
 
 
-def fill(template: str, fields: Mapping[str, str]) -> str:
+def fill(template: str, fields: Mapping[str, Any]) -> str:
     """A template with its places filled.
 
     Raises:
@@ -57,6 +58,6 @@ def fill(template: str, fields: Mapping[str, str]) -> str:
                 f"a prompt's template has a place {{{name}}}, and the data only {', '.join(fields)}; "
                 "give --official a clone whose templates are for this task, or leave it out."
             )
-        return fields[name]
+        return str(fields[name])
 
     return _PLACE.sub(value, template)

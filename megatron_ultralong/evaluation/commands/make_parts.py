@@ -52,7 +52,8 @@ class Recipe:
     haystack: Path | None = None
     """Real text to hide needles in: a file, folder or glob of any format that is tokenized."""
     data: Path | None = None
-    """File or folder of a benchmark's data as published: SQuAD and HotpotQA for ruler/qa_1 and qa_2."""
+    """File or folder of a benchmark's data as published: SQuAD and HotpotQA for ruler/qa_1 and qa_2; those of the other
+    benchmarks are listed in docs/evaluation_benchmarks.md."""
     official: Path | None = None
     """Your clone of the benchmark's repository, whose wording is used instead of ours."""
     depths: int = 10

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
-from megatron_ultralong.data.tokenizing.walk import find_files
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation import registry
 from megatron_ultralong.evaluation.benchmarks.official_clone import commit
 from megatron_ultralong.evaluation.benchmarks.perplexity_windows import PERPLEXITY_TASKS
 from megatron_ultralong.evaluation.commands.make_parts import MADE, Recipe, data_fingerprint
-from megatron_ultralong.evaluation.corpus_texts import texts_fingerprint
+from megatron_ultralong.evaluation.corpus_texts import text_files, texts_fingerprint
 from megatron_ultralong.evaluation.samples import Form
 from megatron_ultralong.files import fingerprint, read_json
 
@@ -59,7 +58,7 @@ class Request:
     haystack: Path | None = None
     """Text that needles are hidden in: a file, folder or glob of any format that is tokenized."""
     data: Path | None = None
-    """The benchmark's own data files."""
+    """File or folder of a benchmark's data as published; docs/evaluation_benchmarks.md lists them."""
     official: Path | None = None
     """Your clone of the benchmark's repository, for its own wording."""
     documents: Path | None = None
@@ -92,7 +91,7 @@ class Request:
         if self.perplexity() and self.documents is None:
             raise UserError("perplexity needs held-out documents; give --documents.")
         if self.perplexity() and self.documents is not None:
-            find_files([self.documents])
+            text_files(self.documents)
 
     def tasks(self) -> list[registry.Task]:
         """Those with samples, each once.

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.backends.answer_stops import StopFinder
-from megatron_ultralong.evaluation.backends.megatron.end_tokens import end_tokens
+from megatron_ultralong.evaluation.backends.end_tokens import end_tokens
 
 PIECES = ["", "ye", "s\n", "\nUs", "er:", "x", "<eos>"]
 
@@ -37,14 +37,19 @@ def test_answers_end(ids, stop, ends, text):
         ({}, {"eos_token_id": 2}, {2}),
         (None, {"eos_token_id": [2, 3]}, {2, 3}),
         (None, {"eos_token_id": None}, {99}),
+        ({"eos_token_id": 0}, {}, {0}),
     ],
 )
 def test_end_tokens(tmp_path, generation, config, tokens):
     if generation is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(generation))
-    assert end_tokens(tmp_path, config, lambda: 99) == tokens
+    assert end_tokens(tmp_path, config, 99) == tokens
+
+
+def test_a_model_without_any_end_token(tmp_path):
+    assert end_tokens(tmp_path, {}, None) == frozenset()
 
 
 def test_an_end_token_that_is_none(tmp_path):
     with pytest.raises(UserError, match="eos_token_id is '</s>'"):
-        end_tokens(tmp_path, {"eos_token_id": "</s>"}, lambda: 99)
+        end_tokens(tmp_path, {"eos_token_id": "</s>"}, 99)

@@ -67,7 +67,7 @@ def test_generation_is_that_of_transformers(backend: HFBackend, folder: Path) ->
         answer = found[index]
         assert isinstance(answer, Answer)
         assert list(answer.ids) == greedy(model, ids, 12)
-        assert answer.finished == (answer.ids[-1] in backend.model.end_ids)
+        assert answer.finished == (answer.ids[-1] in backend._ends)
 
 
 def test_what_texts_share_is_read_once(model_folder: Path, tokenizer: ChatTokenizer) -> None:

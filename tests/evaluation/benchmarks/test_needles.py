@@ -81,7 +81,7 @@ def test_samples_of_a_trial_begin_alike_at_every_length(make):
     for group in {sample.group for sample in samples}:
         same = [sample for sample in samples if sample.group == group and sample.depth > 0]
         assert len(same) == 8
-        shared = min(sample.place[0] for sample in same)
+        shared = min(sample.place[0] for sample in same) - 1  # a needle stands on a line of its own
         assert shared > 200 and len({sample.input[:shared] for sample in same}) == 1
     first, second = (next(each for each in samples if each.index == i and each.length == 2400) for i in (4, 9))
     assert first.group != second.group and first.input[:200] != second.input[:200]

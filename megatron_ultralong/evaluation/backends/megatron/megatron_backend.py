@@ -29,9 +29,9 @@ from megatron_ultralong.engine import device as engine_device
 from megatron_ultralong.engine import groups
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.backends.answer_stops import Decode, StopFinder, decoder
+from megatron_ultralong.evaluation.backends.end_tokens import end_tokens
 from megatron_ultralong.evaluation.backends.interface import Answer, Forced, Ids, Judged, Prompt
 from megatron_ultralong.evaluation.backends.megatron.cached_model import CachedModel
-from megatron_ultralong.evaluation.backends.megatron.end_tokens import end_tokens
 from megatron_ultralong.evaluation.backends.megatron.model_source import ModelSource, open_source
 from megatron_ultralong.evaluation.backends.megatron.reading_order import reading_order
 from megatron_ultralong.evaluation.backends.megatron.serving_layout import check_layout, heads_of
@@ -266,7 +266,7 @@ def open_megatron(options: MegatronOptions, tokenizer: ChatTokenizer) -> Megatro
     try:
         source = open_source(options.load, options.hf)
         check_layout(options.parallel, source.hf_config, groups.world_size_from_environment(), options.prefill_chunk)
-        ends = end_tokens(source.companions, source.hf_config, lambda: tokenizer.tokenizer.end_of_document)
+        ends = end_tokens(source.companions, source.hf_config, tokenizer.tokenizer.hf.eos_token_id)
         device = groups.initialize(options.parallel)
         watchdog.start()
         return MegatronBackend(options, source, load_model(options, source, device), ends, decoder(tokenizer), watchdog)

@@ -18,9 +18,10 @@ import numpy as np
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.benchmarks.filler import filler_of
 from megatron_ultralong.evaluation.benchmarks.fitting import SLACK, ListedPlan
+from megatron_ultralong.evaluation.benchmarks.prompt_templates import fill
 from megatron_ultralong.evaluation.benchmarks.ruler.asking import Asking
 from megatron_ultralong.evaluation.benchmarks.ruler.lines import insert_lines, noise_plan, places_between
-from megatron_ultralong.evaluation.benchmarks.ruler.wording import Wording, put_in
+from megatron_ultralong.evaluation.benchmarks.ruler.wording import Wording
 from megatron_ultralong.evaluation.samples import Sample
 
 Kind = Literal["numbers", "words", "uuids"]
@@ -102,7 +103,7 @@ def _hide(asking: Asking, needles: Needles) -> _Hidden:
 
 
 def _needle(asking: Asking, needles: Needles, key: str, value: str) -> str:
-    return put_in(asking.wording.needle, {"type_needle_v": needles.value, "key": key, "value": value})
+    return fill(asking.wording.needle, {"type_needle_v": needles.value, "key": key, "value": value})
 
 
 def _written(

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.benchmarks.counting import Counter
 from megatron_ultralong.evaluation.benchmarks.fitting import SLACK, ListedPlan
+from megatron_ultralong.evaluation.benchmarks.prompt_templates import fill
 from megatron_ultralong.evaluation.benchmarks.ruler.asking import Asking
-from megatron_ultralong.evaluation.benchmarks.ruler.wording import put_in
 from megatron_ultralong.evaluation.samples import Sample
 from megatron_ultralong.files import read_json
 
@@ -100,8 +100,7 @@ def _written(
     """The sample with these documents, each where its chance puts it."""
     ranks = sorted(range(len(chosen)), key=lambda number: chances[number])
     texts = [
-        put_in(document, {"i": i, "document": found.documents[chosen[number]]})
-        for i, number in enumerate(ranks, start=1)
+        fill(document, {"i": i, "document": found.documents[chosen[number]]}) for i, number in enumerate(ranks, start=1)
     ]
     first = ranks.index(0)
     begin = sum(map(len, texts[:first])) + 2 * first
@@ -156,7 +155,7 @@ def _counts(counter: Counter, found: Questions) -> _Counts:
 
 def _heading_tokens(asking: Asking) -> int:
     """What numbering adds to a document."""
-    heading = put_in(asking.wording.document, {"i": 1000, "document": "x"})
+    heading = fill(asking.wording.document, {"i": 1000, "document": "x"})
     return int(asking.counter.each([heading])[0] - asking.counter.each(["x"])[0])
 
 

@@ -7,11 +7,11 @@ braces, which are put in as text and never evaluated.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_ultralong.evaluation.benchmarks.prompt_templates import fill
 from megatron_ultralong.evaluation.benchmarks.words import ADJECTIVES, COMMON, NOUNS
 
 
@@ -28,10 +28,14 @@ class Template:
     prefix: str
 
     def compose(self, context: str, fields: Mapping[str, Any]) -> tuple[str, str, int]:
-        """The prompt, the answer's prefix, and where the context begins in the prompt."""
+        """The prompt, the answer's prefix, and where the context begins in the prompt.
+
+        Raises:
+            UserError: a place is none of the fields.
+        """
         head, _, tail = self.text.partition("{context}")
-        head = put_in(head, fields)
-        return head + context + put_in(tail, fields), put_in(self.prefix, fields), len(head)
+        head = fill(head, fields)
+        return head + context + fill(tail, fields), fill(self.prefix, fields), len(head)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,11 +77,6 @@ class Wording:
     common_words: tuple[str, ...] = COMMON
     more_words: Path | None = None
     words: str = "ours"
-
-
-def put_in(text: str, fields: Mapping[str, Any]) -> str:
-    """The text with each {name} that is among the fields replaced, once."""
-    return re.sub(r"\{(\w+)\}", lambda found: str(fields.get(found[1], found[0])), text)
 
 
 OURS = Wording(

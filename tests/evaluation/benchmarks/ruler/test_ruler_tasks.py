@@ -106,7 +106,7 @@ def test_a_uniform_guesser_scores_its_chance(name, pattern, options):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_length_that_is_too_short_is_refused_in_one_sentence(name, options):
-    for length in (10, 100, 200):
+    for length in (10, 128, 200):
         with pytest.raises(TooShortError, match=f"^{name}: length {length} is too short: [^\n]*raise --lengths.$"):
             list(find_task(name).make(options(length, 1)))
 

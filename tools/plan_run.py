@@ -58,7 +58,8 @@ def main(
     """Say which layouts fit, how long a step takes and what the job costs.
 
     Args:
-        model: config.json of a Hugging Face model, or its folder; default: model.hf of --config.
+        model: config.json of a Hugging Face model, or its folder; default: model.hf of --config. A file of another name
+            is read, and the run that --output writes expects its model in models/NAME.
         length: tokens a sample; default: data.sequence_length of --config.
         gpus: how many.
         config: a run.toml, whose own layout is planned instead of searched for.

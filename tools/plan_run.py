@@ -75,29 +75,33 @@ def main(
     question = asked(model, given, assumptions, reliability)
     if length is None and given is not None:
         length = given.data.sequence_length
-    for name, value in (("--length", length), ("--gpus", gpus), ("--batch", assumptions.batch), ("--top", top)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}; give 1 or more.")
+    _check_numbers({"--length": length, "--gpus": gpus, "--batch": assumptions.batch, "--top": top})
     if longest and fewest:
         raise UserError("--longest and --fewest are given; the one has --gpus and the other --length, so ask in turn.")
     own = given is not None and not longest and not fewest
     _check_files(output, json, rehearse, own)
     if longest:
         gpus = _needed("--gpus", gpus)
-        length = _say_longest(question, gpus)
+        length, top = _say_longest(question, gpus), min(top, 3)
     elif fewest:
         length = _needed("--length", length)
-        gpus = _say_fewest(question, length)
+        gpus, top = _say_fewest(question, length), min(top, 3)
     if given is not None and own:
         _say_own(question, given, _needed("--gpus", gpus), json)
         return
     length, gpus = _needed("--length", length), _needed("--gpus", gpus)
-    _search(question, length, gpus, min(top, 3) if longest or fewest else top, output, json)
+    _search(question, length, gpus, top, output, json)
     if rehearse and output is not None:
         _rehearse(output, question, gpus)
 
 
 _WRITTEN = ("extend.toml", "sft.toml", "settings.sh", "plan.json", "memory.png", "rehearsal.html", "rehearsal.json")
+
+
+def _check_numbers(given: dict[str, int | None]) -> None:
+    for name, value in given.items():
+        if value is not None and value < 1:
+            raise UserError(f"{name} is {value}; give 1 or more.")
 
 
 def _check_files(output: Path | None, json: Path | None, rehearse: bool, own: bool) -> None:

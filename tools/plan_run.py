@@ -75,17 +75,13 @@ def main(
     question = asked(model, given, assumptions, reliability)
     if length is None and given is not None:
         length = given.data.sequence_length
-    _check_numbers({"--length": length, "--gpus": gpus, "--batch": assumptions.batch, "--top": top})
-    if longest and fewest:
-        raise UserError("--longest and --fewest are given; the one has --gpus and the other --length, so ask in turn.")
+    _check_numbers({"--length": length, "--gpus": gpus, "--batch": assumptions.batch, "--top": top}, longest and fewest)
     own = given is not None and not longest and not fewest
     _check_files(output, json, rehearse, own)
     if longest:
-        gpus = _needed("--gpus", gpus)
-        length, top = _say_longest(question, gpus), min(top, 3)
+        length, top = _say_longest(question, _needed("--gpus", gpus)), min(top, 3)
     elif fewest:
-        length = _needed("--length", length)
-        gpus, top = _say_fewest(question, length), min(top, 3)
+        gpus, top = _say_fewest(question, _needed("--length", length)), min(top, 3)
     if given is not None and own:
         _say_own(question, given, _needed("--gpus", gpus), json)
         return
@@ -98,7 +94,9 @@ def main(
 _WRITTEN = ("extend.toml", "sft.toml", "settings.sh", "plan.json", "memory.png", "rehearsal.html", "rehearsal.json")
 
 
-def _check_numbers(given: dict[str, int | None]) -> None:
+def _check_numbers(given: dict[str, int | None], both: bool) -> None:
+    if both:
+        raise UserError("--longest and --fewest are given; the one has --gpus and the other --length, so ask in turn.")
     for name, value in given.items():
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; give 1 or more.")

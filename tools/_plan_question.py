@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from megatron_ultralong.config.sections import (
     TrainConfig,
 )
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import read_json
+from megatron_ultralong.families.decoder import decoder_at
 from megatron_ultralong.planning.flops import ModelShape
 from megatron_ultralong.planning.hardware_profile import HardwareProfile, find
 from megatron_ultralong.planning.job import JobPlan, Reliability, plan_job
@@ -44,9 +45,19 @@ class Assumptions:
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """What is asked, read and checked."""
+    """What is asked, read and checked.
+
+    Attributes:
+        hf_config: the model's config.json.
+        path: that file.
+        model: the folder of the model in Hugging Face format, as a run of it names it; may be yet to be filled.
+        profile: the machine.
+        assumed: of the run.
+        reliability: of the cluster.
+    """
 
     hf_config: dict[str, Any]
+    path: Path
     model: Path
     profile: HardwareProfile
     assumed: Assumptions
@@ -87,7 +98,14 @@ class Question:
         """Of one stage."""
         tied = bool(self.hf_config.get("tie_word_embeddings"))
         parameters = ModelShape.from_hf(self.hf_config).parameters(tied)
-        return plan_job(plan.config, plan.time.total, parameters, plan.world_size, self.reliability)
+        job = plan_job(plan.config, plan.time.total, parameters, plan.world_size, self.reliability)
+        if not math.isfinite(job.hours):
+            raise UserError(
+                f"--mtbf {self.reliability.mtbf:g} is a failure every {job.failure_seconds:,.0f} s of {job.ranks} "
+                "GPUs, sooner than a step, a checkpoint and a restart take, so the job never ends; give more hours, or "
+                "a faster --disk or --restart."
+            )
+        return job
 
 
 def asked(model: Path | None, given: RunConfig | None, assumed: Assumptions, reliability: Reliability) -> Question:
@@ -101,20 +119,15 @@ def asked(model: Path | None, given: RunConfig | None, assumed: Assumptions, rel
     path = model or (given.model.hf if given else Path())
     if path.is_dir() or path.suffix != ".json":
         path = path / "config.json"
-    hf_config = read_json(path, "the model's configuration", "give --model a config.json of Hugging Face")
-    if not isinstance(hf_config, dict):
-        raise UserError(f"{path}: no JSON object; give --model a config.json of Hugging Face.")
-    wanted = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-    bad = [name for name in wanted if not isinstance(hf_config.get(name), int) or hf_config[name] < 1]
-    if bad:
-        raise UserError(f"{path}: no whole number for {', '.join(bad)}; give --model a decoder's config.json.")
+    hf_config = decoder_at(path, "give --model a decoder's config.json of Hugging Face")
     if not 0 <= assumed.margin < 1:
         raise UserError(f"--margin is {assumed.margin:g}; give a share from 0 to below 1.")
     rates = {"--mtbf": reliability.mtbf, "--disk": reliability.disk, "--restart": reliability.restart}
     for name, value in {"--tokens": assumed.tokens, **rates}.items():
-        if not value > 0:
-            raise UserError(f"{name} is {value:g}; give a number above 0.")
-    if assumed.document is not None and not assumed.document >= 1:
+        if not 0 < value < math.inf:
+            raise UserError(f"{name} is {value:g}; give a finite number above 0.")
+    if assumed.document is not None and not 1 <= assumed.document < math.inf:
         raise UserError(f"--document is {assumed.document:g}; give a mean length of 1 or more.")
-    folder = path.parent if str(path.parent) != "." else Path("model")
-    return Question(hf_config, folder, find(assumed.hardware), assumed, reliability)
+    folder = (path if path.parts[:-1] else path.absolute()).parent  # a folder's own name, never "."
+    folder = folder if path.name == "config.json" else Path("models") / path.stem
+    return Question(hf_config, path, folder, find(assumed.hardware), assumed, reliability)

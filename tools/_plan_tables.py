@@ -143,21 +143,21 @@ def chart(plans: Sequence[Plan], profile: HardwareProfile, path: Path) -> None:
     """Bars of memory by part, a bar a layout, as PNG."""
     from matplotlib.figure import Figure
 
-    colors = ("#0b6e69", "#6fb7a7", "#3b5b92", "#e8926a", "#d1573a", "#c9ccd1")
+    colors = ("#0b6e69", "#6fb7a7", "#3b5b92", "#e8926a", "#d1573a", "#c9ccd1", "#7a8590")
     names = [name_of(plan.config) for plan in plans]
     figure = Figure(figsize=(9, 1.8 + 0.4 * len(plans)), dpi=120, layout="constrained")
     axes = figure.subplots()
     left = [0.0] * len(plans)
     for number, part in enumerate(memory_parts(plans[0].memory)):
         widths = [memory_parts(plan.memory)[part] / _GB for plan in plans]
-        axes.barh(names, widths, left=left, label=part, color=colors[number % len(colors)])
+        axes.barh(names, widths, left=left, label=part, color=colors[number])
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.axvline(profile.memory / _GB, color="#1f2933", linewidth=1)
     axes.invert_yaxis()
     axes.set_xlabel(f"GB of {profile.memory / _GB:,.0f} on {profile.name}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
-    figure.legend(fontsize=8, ncols=6, frameon=False, loc="outside lower center")
+    figure.legend(fontsize=8, ncols=4, frameon=False, loc="outside lower center")
     figure.savefig(path)
 
 

@@ -24,11 +24,9 @@ from _plan_question import Assumptions, Question, asked  # noqa: E402
 
 from megatron_ultralong.cli import run  # noqa: E402
 from megatron_ultralong.config.reading import load_config  # noqa: E402
-from megatron_ultralong.config.sections import (  # noqa: E402
-    RunConfig,
-)
+from megatron_ultralong.config.sections import RunConfig  # noqa: E402
 from megatron_ultralong.errors import UserError  # noqa: E402
-from megatron_ultralong.files import atomic_directory, disk_errors_named, write_json  # noqa: E402
+from megatron_ultralong.files import atomic_directory, disk_errors_named, refuse_others, writable, write_json  # noqa: E402
 from megatron_ultralong.planning.job import JobPlan, Reliability  # noqa: E402
 from megatron_ultralong.planning.search.layouts import problem  # noqa: E402
 from megatron_ultralong.planning.search.ranking import (  # noqa: E402
@@ -60,7 +58,8 @@ def main(
     """Say which layouts fit, how long a step takes and what the job costs.
 
     Args:
-        model: config.json of a Hugging Face model, or its folder; default: model.hf of --config.
+        model: config.json of a Hugging Face model, or its folder; default: model.hf of --config. A file of another name
+            is read, and the run that --output writes expects its model in models/NAME.
         length: tokens a sample; default: data.sequence_length of --config.
         gpus: how many.
         config: a run.toml, whose own layout is planned instead of searched for.
@@ -76,21 +75,49 @@ def main(
     question = asked(model, given, assumptions, reliability)
     if length is None and given is not None:
         length = given.data.sequence_length
-    if rehearse and output is None:
-        raise UserError("--rehearse is given without --output, whose configuration it takes a step of; name a folder.")
-    for name, value in (("--length", length), ("--gpus", gpus), ("--batch", assumptions.batch), ("--top", top)):
+    _check_numbers({"--length": length, "--gpus": gpus, "--batch": assumptions.batch, "--top": top}, longest and fewest)
+    own = given is not None and not longest and not fewest
+    _check_files(output, json, rehearse, own)
+    if longest:
+        length, top = _say_longest(question, _needed("--gpus", gpus)), min(top, 3)
+    elif fewest:
+        gpus, top = _say_fewest(question, _needed("--length", length)), min(top, 3)
+    if given is not None and own:
+        _say_own(question, given, _needed("--gpus", gpus), json)
+        return
+    length, gpus = _needed("--length", length), _needed("--gpus", gpus)
+    _search(question, length, gpus, top, output, json)
+    if rehearse and output is not None:
+        _rehearse(output, question, gpus)
+
+
+_WRITTEN = ("extend.toml", "sft.toml", "settings.sh", "plan.json", "memory.png", "rehearsal.html", "rehearsal.json")
+
+
+def _check_numbers(given: dict[str, int | None], both: bool) -> None:
+    if both:
+        raise UserError("--longest and --fewest are given; the one has --gpus and the other --length, so ask in turn.")
+    for name, value in given.items():
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}; give 1 or more.")
-    if longest:
-        _say_longest(question, _needed("--gpus", gpus))
-    elif fewest:
-        _say_fewest(question, _needed("--length", length))
-    elif given is not None:
-        _say_own(question, given, _needed("--gpus", gpus), json)
-    else:
-        _search(question, _needed("--length", length), _needed("--gpus", gpus), top, output, json)
-    if rehearse and output is not None:
-        _rehearse(output, question, _needed("--gpus", gpus))
+
+
+def _check_files(output: Path | None, json: Path | None, rehearse: bool, own: bool) -> None:
+    """Whether what is to be written can be, before anything is computed."""
+    if rehearse and output is None:
+        raise UserError("--rehearse is given without --output, whose configuration it takes a step of; name a folder.")
+    if own and output is not None:
+        raise UserError(
+            "--output is given with --config, whose layout is there already; remove one (tools/rehearse.py --config "
+            "takes a step of it)."
+        )
+    if output is not None:
+        refuse_others(output, _WRITTEN)
+    for name, path in (("--output", output), ("--json", json)):
+        if path is not None and not writable(path.parent):
+            raise UserError(f"{name} is {path}; give a place in a folder that can be written.")
+    if json is not None and json.is_dir():
+        raise UserError(f"--json is {json}, a folder; name a file.")
 
 
 def _needed(name: str, value: int | None) -> int:
@@ -103,7 +130,7 @@ def _longest(question: Question, gpus: int) -> int | None:
     return longest(question.base, question.hf_config, gpus, question.profile, margin=question.assumed.margin)
 
 
-def _say_longest(question: Question, gpus: int) -> None:
+def _say_longest(question: Question, gpus: int) -> int:
     found = _longest(question, gpus)
     if found is None:
         raise UserError(
@@ -111,10 +138,10 @@ def _say_longest(question: Question, gpus: int) -> None:
             "recomputed or offloaded; give more GPUs, or larger ones (--hardware)."
         )
     print(f"{gpus} {question.profile.name}: {found:,} tokens a sample at most, in multiples of 131,072")
-    _search(question, found, gpus, 3, None, None)
+    return found
 
 
-def _say_fewest(question: Question, length: int) -> None:
+def _say_fewest(question: Question, length: int) -> int:
     found = fewest(question.base(length), question.hf_config, question.profile, margin=question.assumed.margin)
     if found is None:
         raise UserError(
@@ -122,7 +149,7 @@ def _say_fewest(question: Question, length: int) -> None:
             "with more memory."
         )
     print(f"{length:,} tokens: {found} {question.profile.name} at least")
-    _search(question, length, found, 3, None, None)
+    return found
 
 
 def _say_own(question: Question, given: RunConfig, gpus: int, json: Path | None) -> None:
@@ -136,7 +163,8 @@ def _say_own(question: Question, given: RunConfig, gpus: int, json: Path | None)
     if plan.memory.needed > most:
         print(f"It does not fit: {plan.memory.needed / 1e9:,.1f} GB, of which a plan may fill {most / 1e9:,.1f}.")
     if json:
-        write_json(json, {"plans": [_plan_tables.as_json(plan)], "job": {"run": _plan_tables.job_json(job)}})
+        with disk_errors_named(json):
+            write_json(json, {"plans": [_plan_tables.as_json(plan)], "job": {"run": _plan_tables.job_json(job)}})
 
 
 def _search(question: Question, length: int, gpus: int, top: int, output: Path | None, json: Path | None) -> None:
@@ -218,7 +246,7 @@ def _write(
 def _rehearse(output: Path, question: Question, gpus: int) -> None:
     """The real step of the layout that was written, for ranks that differ; its page goes into the folder."""
     tool = Path(__file__).parent / "rehearse.py"
-    words = ["--config", output / "extend.toml", "--world-size", gpus, "--model", question.model / "config.json"]
+    words: list[object] = ["--config", output / "extend.toml", "--world-size", gpus, "--model", question.path]
     words += ["--html", output / "rehearsal.html", "--json", output / "rehearsal.json"]
     done = subprocess.run([sys.executable, str(tool), *map(str, words)], check=False)
     if done.returncode:

@@ -18,7 +18,8 @@ from pathlib import Path
 from megatron_ultralong.cli import exit_status, parse_command_line
 from megatron_ultralong.config.checks import check_config
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import atomic_file, disk_errors_named, read_json, write_json
+from megatron_ultralong.families.decoder import decoder_at
+from megatron_ultralong.files import atomic_file, disk_errors_named, writable, write_json
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # nothing is computed
 
@@ -47,6 +48,7 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
 _OF_A_RUN = ("--dry-run", "--dry_run")
 """Words that training takes and that mean nothing here."""
 _RANK = "which rank, may be repeated; without it: all that differ"
+_MODEL = "give --model the model's config.json (examples/models has those of the examples)"
 _MEMORY = "of one GPU, in GB, or a hardware profile's name or path: exit status 2 where the worst rank does not fit"
 _DOCUMENT = "length of each document under data.document_mask; 0: a sample is one"
 
@@ -65,9 +67,12 @@ def main() -> None:
 
 def _rehearse(own: argparse.Namespace, words: list[str]) -> None:
     config = parse_command_line(["--config", own.config, *(word for word in words if word not in _OF_A_RUN)])
-    hf_config = _model(own.model or config.model.hf / "config.json")
+    hf_config = decoder_at(_model(own.model or config.model.hf), _MODEL)
     if own.world_size < 1 or own.document < 0:
         raise UserError(f"--world-size {own.world_size} and --document {own.document}: give 1 and 0 or more.")
+    for name, path in (("--json", own.json), ("--html", own.html)):
+        if path is not None and (path.is_dir() or not writable(path.parent)):
+            raise UserError(f"{name} is {path}; give a file in a folder that can be written.")
     try:
         major, minor = (int(part) for part in own.capability.split("."))
     except ValueError:
@@ -100,12 +105,9 @@ def _rehearse(own: argparse.Namespace, words: list[str]) -> None:
         check_fits(job, memory)
 
 
-def _model(path: Path) -> dict[str, object]:
-    mend = "give --model the model's config.json (examples/models has those of the examples)"
-    value = read_json(path, "the model's configuration", mend)
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: the model's configuration is no JSON object; {mend}.")
-    return value
+def _model(path: Path) -> Path:
+    """The file that is meant, where its folder may be named."""
+    return path / "config.json" if path.is_dir() or path.suffix != ".json" else path
 
 
 if __name__ == "__main__":

@@ -90,9 +90,15 @@ def timeline(found: Rehearsal, memory: int = 0) -> str:
 def _key() -> str:
     states = ((STANDING, "stays between steps"), (KEPT, "kept for backward"), (WORKING, "at work"))
     colours = {state: colour for state, _, colour in _STATES}
-    items = [f'<span style="background:{colours[state]}"></span>{text}' for state, text in states]
-    items += [f'<span style="background:{_WAYS[way]};outline:1px solid #bbb"></span>{way}' for way in _WAYS if way]
-    return f'<div class="key">{"".join(items)}</div>From left to right the allocations and releases of one step.'
+    items = [
+        f'<span style="background:{colours[state]}"></span>{text.replace(" ", "&nbsp;")}' for state, text in states
+    ]
+    items += [
+        f'<span style="background:{_WAYS[way]};outline:1px solid #bbb"></span>{way.replace(" ", "&nbsp;")}'
+        for way in _WAYS
+        if way
+    ]
+    return f'<div class="key">{" ".join(items)}</div>From left to right the allocations and releases of one step.'
 
 
 def _background(points: Sequence[tuple[int, int, int, str]], place: Callable[[float], float]) -> str:

@@ -28,7 +28,7 @@ class RealRanks:
         context = mp.get_context("forkserver")
         context.set_forkserver_preload(["megatron_ultralong.training.step"])
         pipes = [context.Pipe() for _ in range(MOST)]
-        self.pipes = [here for here, _ in pipes]
+        self.pipes, self.asked = [here for here, _ in pipes], 0
         self.processes = [context.Process(target=_serve, args=(there,), daemon=True) for _, there in pipes]
         for process in self.processes:
             process.start()
@@ -45,27 +45,34 @@ class RealRanks:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
+        self.asked += 1
         for rank, pipe in enumerate(self.pipes[:world_size]):
-            pipe.send((rank, world_size, port, config, hf_config, document))
-        results = []
-        for pipe in self.pipes[:world_size]:
-            assert pipe.poll(300), "a rank does not answer"
-            results.append(pipe.recv())
+            pipe.send((self.asked, (rank, world_size, port, config, hf_config, document)))
+        results = [self._answer(pipe) for pipe in self.pipes[:world_size]]
         for result in results:
             if isinstance(result, str):
                 raise AssertionError(result)
         return results
+
+    def _answer(self, pipe: Any) -> Any:
+        """To the question asked last: one that comes late, to a question given up, is passed over."""
+        number = 0
+        while number != self.asked:
+            assert pipe.poll(300), "a rank does not answer"
+            number, result = pipe.recv()
+        return result
 
 
 def _serve(pipe: Any) -> None:
     import traceback
 
     torch.set_num_threads(1)
-    while (job := pipe.recv()) is not None:
+    while (question := pipe.recv()) is not None:
+        number, job = question
         try:
-            pipe.send(_step(*job))
+            pipe.send((number, _step(*job)))
         except BaseException:
-            pipe.send(traceback.format_exc())
+            pipe.send((number, traceback.format_exc()))
 
 
 @dataclasses.dataclass

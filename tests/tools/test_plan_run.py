@@ -99,8 +99,9 @@ def test_a_folder_that_loads_and_that_submit_takes(model: Path, tmp_path: Path) 
     assert "STAGE=extend sbatch --nodes=32 --ntasks-per-node=8" in submitted.stdout
 
 
-def test_the_longest_and_the_fewest(model: Path) -> None:
-    longest = plan("--model", model, "--gpus", 8, "--longest", "--batch", 1)
+def test_the_longest_and_the_fewest(model: Path, tmp_path: Path) -> None:
+    longest = plan("--model", model, "--gpus", 8, "--longest", "--batch", 1, "--json", tmp_path / "found.json")
+    assert 1 <= len(json.loads((tmp_path / "found.json").read_text())["plans"]) <= 3
     assert longest.returncode == 0 and "8 NVIDIA H100 80GB HBM3: " in longest.stdout, longest.stderr
     fewest = plan("--model", model, "--length", 1048576, "--fewest", "--batch", 1)
     assert fewest.returncode == 0 and "1,048,576 tokens: " in fewest.stdout, fewest.stderr
@@ -130,7 +131,25 @@ def test_the_layout_of_a_configuration(model: Path, tmp_path: Path) -> None:
         (["--model", "MODEL", "--gpus", "8", "--length", "64", "--margin", "1"], "--margin is 1; give a share"),
         (["--model", "MODEL", "--gpus", "8", "--length", "64", "--document", "0"], "--document is 0; give a mean"),
         (["--model", "MODEL", "--gpus", "8", "--length", "16777216"], "fits no layout of 8 NVIDIA H100"),
-        (["--model", "BAD", "--gpus", "8", "--length", "64"], "no whole number for hidden_size"),
+        (["--model", "BAD", "--gpus", "8", "--length", "64"], "bad.json: hidden_size is 'wide'; give an integer"),
+        (
+            ["--model", "BERT", "--gpus", "8", "--length", "64"],
+            "bert.json: architecture 'BertForMaskedLM' is not known",
+        ),
+        (["--model", "HEADS", "--gpus", "8", "--length", "64"], "32 is not a multiple of num_key_value_heads 5"),
+        (["--model", "MODEL", "--gpus", "8", "--longest", "--fewest"], "--longest and --fewest are given"),
+        (["--model", "MODEL", "--gpus", "8", "--length", "64", "--rehearse"], "--rehearse is given without --output"),
+        (
+            ["--model", "MODEL", "--gpus", "8", "--length", "64", "--output", "HELD"],
+            "notes.txt, which would be deleted",
+        ),
+        (["--model", "MODEL", "--gpus", "8", "--length", "64", "--tokens", "inf"], "--tokens is inf; give a finite"),
+        (["--model", "MODEL", "--gpus", "8", "--length", "64", "--mtbf", "inf"], "--mtbf is inf; give a finite"),
+        (["--model", "MODEL", "--gpus", "64", "--length", "1048576", "--mtbf", "0.1"], "so the job never ends"),
+        (
+            ["--model", "MODEL", "--gpus", "8", "--config", "RUN", "--output", "/tmp/x"],
+            "--output is given with --config",
+        ),
         (["--model", "LIST", "--gpus", "8", "--length", "64"], "no JSON object"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -138,7 +157,13 @@ def test_the_layout_of_a_configuration(model: Path, tmp_path: Path) -> None:
 def test_what_is_wrong_is_one_sentence(model: Path, tmp_path: Path, words: list[str], said: str) -> None:
     (tmp_path / "bad.json").write_text(json.dumps({**LLAMA_8B, "hidden_size": "wide"}))
     (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "bert.json").write_text(json.dumps({**LLAMA_8B, "architectures": ["BertForMaskedLM"]}))
+    (tmp_path / "heads.json").write_text(json.dumps({**LLAMA_8B, "num_key_value_heads": 5}))
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held/notes.txt").touch()
     places = {"MODEL": model, "BAD": tmp_path / "bad.json", "LIST": tmp_path / "list.json"}
+    places |= {"BERT": tmp_path / "bert.json", "HEADS": tmp_path / "heads.json", "HELD": tmp_path / "held"}
+    places |= {"RUN": ROOT / "examples/llama3.1_8b_4m/extend.toml"}
     done = plan(*(places.get(word, word) for word in words))
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.count("\n") == 1
@@ -161,3 +186,15 @@ assert "torch" not in sys.modules
     words = ["--model", str(model), "--length", "131072", "--gpus", "8"]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_is_planned_is_rehearsed(tmp_path: Path) -> None:
+    """From a model's file of any name, for the fewest GPUs: the folder, and what a real step of it is like."""
+    model, output = tmp_path / "small_llama.json", tmp_path / "plan"
+    model.write_text(json.dumps({**LLAMA_8B, "num_hidden_layers": 1}))
+    words = ("--model", model, "--length", 131072, "--fewest", "--batch", 1, "--output", output, "--rehearse")
+    done = plan(*words)
+    assert done.returncode == 0, done.stderr
+    assert "Most is needed by rank 0 of 1" in done.stdout
+    assert (output / "rehearsal.html").exists() and (output / "rehearsal.json").exists()
+    assert str(load_config(output / "extend.toml").model.hf) == "models/small_llama"

@@ -79,7 +79,8 @@ def test_the_report(output: Path) -> None:
     assert not (output / "profile.json").exists()  # a CPU has none
     page = (output / "verification.md").read_text()
     assert page.startswith("## On one ") and "| 2 | 1 | 128 | nothing recomputed | " in page
-    assert "| layers | TP | tokens | weights | gradients | optimizer | activations | attention | loss | peak |" in page
+    parts = "weights | gradients | optimizer | buffers | activations | attention | loss | peak"
+    assert f"| layers | TP | tokens | {parts} |" in page
     assert "Ceilings of the same run: a product of 64 cubed" in page
 
 

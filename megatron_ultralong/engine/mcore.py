@@ -23,6 +23,10 @@ warnings.filterwarnings("ignore", category=UserWarning, message="torch.distribut
 warnings.filterwarnings("ignore", category=UserWarning, message=r"\w+ is experimental and still under active")
 # From 0.17 on it warns of common.pt, which every version reads, whenever it reads one.
 logging.getLogger("megatron.core.dist_checkpointing.strategies.common").setLevel(logging.ERROR)
+# And of its own writer in the background, which checkpoint_writer.py asks for on purpose.
+logging.getLogger("megatron.core.dist_checkpointing.strategies.torch").addFilter(
+    lambda record: "async save is deprecated" not in record.getMessage()
+)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ prefers common.pt, which from 0.19 on megatron-core only reads.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterator
@@ -31,33 +32,32 @@ def plan_save(state: dict[str, Any], folder: str, write_common: Callable[[Any, A
     """
     serialization, common = importlib.import_module(_SERIALIZATION), importlib.import_module(_COMMON)
     options = {"async_strategy": "mcore"} if _takes(dist_checkpointing.save, "async_strategy") else {}
-    with contextlib.ExitStack() as replaced:
-        if hasattr(common, "TorchCommonSaveStrategy"):
-            by_method = {"save_common": lambda self, values, place: write_common(values, place)}
-            replaced.enter_context(_replaced(common.TorchCommonSaveStrategy, by_method))
-        elif hasattr(serialization, "save_common"):
-            replaced.enter_context(_replaced(serialization, {"save_common": write_common}))
-        else:
-            _, kept = dist_utils.extract_nonpersistent(state)
-            state, values = dist_utils.extract_sharded_base(kept)
-            write_common(values, folder)
-        # Its own check of the shards would gather what every rank writes on all of them.
-        return dist_checkpointing.save(
-            state, folder, validate_access_integrity=False, async_sharded_save=True, **options
-        )
+    save = functools.partial(
+        dist_checkpointing.save, validate_access_integrity=False, async_sharded_save=True, **options
+    )  # its own check of the shards would gather what every rank writes on all of them
+    if hasattr(common, "TorchCommonSaveStrategy"):
+        by_method: Callable[..., None] = lambda self, values, place: write_common(values, place)  # noqa: E731
+        with _replaced(common.TorchCommonSaveStrategy, "save_common", by_method):
+            return save(state, folder)
+    if hasattr(serialization, "save_common"):
+        with _replaced(serialization, "save_common", write_common):
+            return save(state, folder)
+    _, kept = dist_utils.extract_nonpersistent(state)
+    state, values = dist_utils.extract_sharded_base(kept)
+    request = save(state, folder)  # it wants an empty folder
+    write_common(values, folder)
+    return request
 
 
 @contextlib.contextmanager
-def _replaced(place: Any, functions: dict[str, Callable[..., None]]) -> Iterator[None]:
-    """Functions of a class or module, for a while."""
-    before = {name: getattr(place, name) for name in functions}
-    for name, function in functions.items():
-        setattr(place, name, function)
+def _replaced(place: Any, name: str, function: Callable[..., None]) -> Iterator[None]:
+    """A function of a class or module, for a while."""
+    before = getattr(place, name)
+    setattr(place, name, function)
     try:
         yield
     finally:
-        for name, function in before.items():
-            setattr(place, name, function)
+        setattr(place, name, before)
 
 
 def _takes(function: Callable[..., Any], name: str) -> bool:

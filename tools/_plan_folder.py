@@ -36,7 +36,11 @@ _SETTINGS = """\
 : "${{TIME_LIMIT:={limit}}}" # of one training job; it is queued again until its stage is finished
 : "${{WARN_SECONDS:={warn}}}" # before that limit, SLURM tells the job to save: more than a step and a save take
 
-: "${{EVALUATE_LENGTHS:=8192 32768 131072}}" # tokens of the passkey prompts, as far as one GPU goes
+# Evaluation: each prompt lies over EVALUATE_TENSOR x EVALUATE_CONTEXT GPUs, as a sample of training
+: "${{EVALUATE_LENGTHS:={lengths}}}" # tokens of RULER's prompts; needles go to LENGTH
+: "${{EVALUATE_NODES:={evaluate_nodes}}}"
+: "${{EVALUATE_TENSOR:={evaluate_tensor}}}"
+: "${{EVALUATE_CONTEXT:={evaluate_context}}}"
 """
 
 
@@ -78,11 +82,20 @@ def write(folder: Path, stages: dict[str, RunConfig], jobs: dict[str, JobPlan], 
         (folder / f"{name}.toml").write_text(toml(config, f"{name}: {heading}"), encoding="utf-8")
     gpus = min(job.ranks, 8 if domain % 8 == 0 else domain)
     longest = max(one.step_seconds + one.write_seconds for one in jobs.values())
+    tensor, length = extend.parallel.tensor, extend.data.sequence_length
+    whole = math.lcm(tensor, gpus)  # machines are asked for whole
+    over = min(job.ranks, -(-tensor * extend.parallel.context // whole) * whole)
     hours = min(24, max(2, math.ceil(max(one.hours for one in jobs.values()))))
     settings = _SETTINGS.format(
         model=extend.model.hf,
         run=extend.checkpoint.save.parent if extend.checkpoint.save else "runs/plan",
-        length=extend.data.sequence_length,
+        length=length,
+        lengths=" ".join(
+            map(str, [*(4096 << doubled for doubled in range(max(0, (length - 1) // 4096).bit_length())), length])
+        ),
+        evaluate_nodes=over // gpus,
+        evaluate_tensor=tensor,
+        evaluate_context=over // tensor,
         sft_length=sft.data.sequence_length,
         tokens=job.tokens,
         nodes=job.ranks // gpus,

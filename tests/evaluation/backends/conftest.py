@@ -10,7 +10,7 @@ from tests.evaluation.backends.model_ranks import ModelRanks
 __all__ = ["build"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ranks() -> Iterator[ModelRanks]:
     with ModelRanks() as started:
         yield started

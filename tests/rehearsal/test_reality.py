@@ -70,8 +70,11 @@ def held_against(real: RealRanks, world_size: int, config: RunConfig, model: dic
         assert sum(found.standing.values()) == pytest.approx(step.standing, rel=0.001)
         assert found.peak.bytes - step.standing == pytest.approx(step.held - step.standing, rel=0.01)
         if not any(message.kind == "reduce-scatter" for message in step.messages):  # gloo makes one in a copy
+            # An all-reduce's copy comes and goes with gloo's own threads.
+            copied = max((sent.bytes for sent in step.messages if sent.kind == "all-reduce"), default=0)
+            work, allocated = found.peak.bytes - step.standing, step.allocated - step.standing
             assert found.peak.bytes == pytest.approx(step.allocated, rel=0.1)
-            assert found.peak.bytes - step.standing == pytest.approx(step.allocated - step.standing, rel=0.1)
+            assert 0.9 * allocated - copied <= work <= 1.1 * allocated
         planned = predict(config, model, world_size, found.coordinates.pipeline, False)
         for tensors in (planned.total, sum(found.standing.values()) + planned.peak):
             assert tensors == pytest.approx(step.held, rel=0.1), planned

@@ -30,8 +30,8 @@ test-newest: $(READY)  ## engine, layouts, checkpoints and conversion under the 
 	tests/newest.sh
 
 rehearse: $(READY)  ## a step of every example for the cluster that it declares, on this machine
-	@python -m pytest -k "small or tiny" tests/examples/test_rehearsals.py & first=$$!; \
-	python -m pytest -k "not small and not tiny" tests/examples/test_rehearsals.py && wait $$first
+	@python -m pytest -k "small and llama" tests/examples/test_rehearsals.py & first=$$!; \
+	python -m pytest -k "not (small and llama)" tests/examples/test_rehearsals.py && wait $$first
 
 test-slurm: $(READY)  ## the cluster's scripts on a real SLURM of two nodes (tests/slurm/cluster.sh install)
 	REQUIRE_SLURM=1 python -m pytest -m slurm tests/slurm $(PYTEST)

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import torch
 
+from megatron_ultralong.engine.replacing import replaced
+
 # What megatron-core's own calls of torch.distributed.checkpoint warn of, at every save and load.
 warnings.filterwarnings("ignore", category=FutureWarning, message="Please use DTensor instead")
 warnings.filterwarnings("ignore", category=FutureWarning, message="`(load|save)_state_dict` is deprecated")
@@ -39,12 +41,8 @@ def _uncompiled() -> Iterator[None]:
     if torch.cuda.is_available():
         yield
         return
-    compile_function = torch.compile
-    torch.compile = lambda function: function  # type: ignore[assignment]
-    try:
+    with replaced(torch, "compile", lambda function: function):
         yield
-    finally:
-        torch.compile = compile_function
 
 
 with warnings.catch_warnings(), _uncompiled():  # on import it warns of each optional package that is missing

@@ -6,14 +6,14 @@ prefers common.pt, which from 0.19 on megatron-core only reads.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from megatron_ultralong.engine.mcore import dist_checkpointing, dist_utils
+from megatron_ultralong.engine.replacing import replaced
 
 _SERIALIZATION = "megatron.core.dist_checkpointing.serialization"
 _COMMON = "megatron.core.dist_checkpointing.strategies.common"
@@ -37,27 +37,16 @@ def plan_save(state: dict[str, Any], folder: str, write_common: Callable[[Any, A
     )  # its own check of the shards would gather what every rank writes on all of them
     if hasattr(common, "TorchCommonSaveStrategy"):
         by_method: Callable[..., None] = lambda self, values, place: write_common(values, place)  # noqa: E731
-        with _replaced(common.TorchCommonSaveStrategy, "save_common", by_method):
+        with replaced(common.TorchCommonSaveStrategy, "save_common", by_method):
             return save(state, folder)
     if hasattr(serialization, "save_common"):
-        with _replaced(serialization, "save_common", write_common):
+        with replaced(serialization, "save_common", write_common):
             return save(state, folder)
     _, kept = dist_utils.extract_nonpersistent(state)
     state, values = dist_utils.extract_sharded_base(kept)
     request = save(state, folder)  # it wants an empty folder
     write_common(values, folder)
     return request
-
-
-@contextlib.contextmanager
-def _replaced(place: Any, name: str, function: Callable[..., None]) -> Iterator[None]:
-    """A function of a class or module, for a while."""
-    before = getattr(place, name)
-    setattr(place, name, function)
-    try:
-        yield
-    finally:
-        setattr(place, name, before)
 
 
 def _takes(function: Callable[..., Any], name: str) -> bool:

@@ -25,6 +25,7 @@ from megatron_ultralong.context_parallel import kernels_cpu
 from megatron_ultralong.data.reading.dataset import Sample
 from megatron_ultralong.engine import device as engine_device
 from megatron_ultralong.engine import groups, mcore
+from megatron_ultralong.engine.replacing import replaced
 from megatron_ultralong.model import rotary
 from megatron_ultralong.rehearsal.operators import Operators, asker
 from megatron_ultralong.training import step
@@ -150,14 +151,3 @@ def assumed(gpu: bool) -> Iterator[None]:
         for place, name, value in places:
             stack.enter_context(replaced(place, name, value))
         yield
-
-
-@contextlib.contextmanager
-def replaced(place: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute, for a while."""
-    before = getattr(place, name)
-    setattr(place, name, value)
-    try:
-        yield
-    finally:
-        setattr(place, name, before)

@@ -13,10 +13,10 @@ import torch
 
 from megatron_ultralong.context_parallel import kernels, ring
 from megatron_ultralong.engine import mcore
+from megatron_ultralong.engine.replacing import replaced
 from megatron_ultralong.model import offload
 from megatron_ultralong.planning.flops import causal_pairs
 from megatron_ultralong.rehearsal import ledger
-from megatron_ultralong.rehearsal.assumptions import replaced
 from megatron_ultralong.rehearsal.places import Place, Places
 
 

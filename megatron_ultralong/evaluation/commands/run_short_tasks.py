@@ -5,13 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.backends.model_options import ModelOptions
-from megatron_ultralong.evaluation.backends.opening import open_backend
-from megatron_ultralong.evaluation.plain_tokenizer import tokenizer_of
+from megatron_ultralong.evaluation.commands.answering import answering_backend, label_of
 from megatron_ultralong.evaluation.run_folder import RESULTS
 from megatron_ultralong.evaluation.short.harness_run import ShortRequest, run_short
-from megatron_ultralong.files import writable
 
 logger = logging.getLogger(__name__)
 
@@ -28,15 +25,9 @@ def short(request: ShortRequest, answering: ModelOptions, *, output: Path, name:
         output: the run's folder.
         name: how reports call the model; empty: the last part of --model.
     """
-    if not writable(output):
-        raise UserError(f"--output is {output}, where nothing can be written; name another folder.")
-    tokenizer = tokenizer_of(answering.tokenizer_folder(), "chat" if request.chat else "base")
-    backend = open_backend(answering, tokenizer)
-    try:
-        label = name or Path(answering.model).resolve().name
+    label = label_of(name, answering)
+    with answering_backend(answering, "chat" if request.chat else "base", output) as (backend, tokenizer):
         results = run_short(request, backend, tokenizer, output, label, answering.model)
-    finally:
-        backend.close()
     if not backend.is_writer:
         return
     for row in results["short"]:

@@ -6,14 +6,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.backends.model_options import ModelOptions
-from megatron_ultralong.evaluation.backends.opening import open_backend
-from megatron_ultralong.evaluation.plain_tokenizer import tokenizer_of
+from megatron_ultralong.evaluation.commands.answering import answering_backend, label_of
 from megatron_ultralong.evaluation.run_folder import RESULTS, SAMPLES
 from megatron_ultralong.evaluation.running.request import Request
 from megatron_ultralong.evaluation.running.whole_run import WholeRun
-from megatron_ultralong.files import writable
 
 logger = logging.getLogger(__name__)
 
@@ -30,18 +27,12 @@ def run(request: Request, answering: ModelOptions, *, output: Path, name: str = 
         name: how reports call the model; empty: the last part of --model.
     """
     request.check()
-    if not writable(output):
-        raise UserError(f"--output is {output}, where nothing can be written; name another folder.")
-    tokenizer = tokenizer_of(answering.tokenizer_folder(), request.form)
-    backend = open_backend(answering, tokenizer)
-    try:
-        label = name or Path(answering.model).resolve().name
+    label = label_of(name, answering)
+    with answering_backend(answering, request.form, output) as (backend, tokenizer):
         whole = WholeRun(request, backend, tokenizer, output, label, answering.model, answering.past_context)
         results = whole.run()
         if backend.is_writer:
             say(label, results, output)
-    finally:
-        backend.close()
 
 
 def say(name: str, results: dict[str, Any], output: Path) -> None:

@@ -47,11 +47,6 @@ def mlp_backward(live: Live, s: Share) -> None:
     live.drop(2 * s.stream)  # with the input
 
 
-def kept_by_gate(s: Share, gate: int) -> int:
-    """Of the MLP beside its input, for `gate` bytes of a gate."""
-    return (3 if s.fused_swiglu else 5) * gate
-
-
 def _gate(live: Live, s: Share, gate: int, every: bool) -> None:
     """From the input to gate x up, which stays; what made it too, if `every`."""
     live.take(2 * gate)

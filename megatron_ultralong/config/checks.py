@@ -31,7 +31,7 @@ _AT_LEAST_ZERO = (
     "optimizer.warmup_steps optimizer.weight_decay optimizer.clip_grad checkpoint.interval checkpoint.export_interval "
     "train.loss_chunk train.z_loss parallel.recompute_layers parallel.mlp_chunk train.requeue_code log.profile "
     "checkpoint.keep_last checkpoint.keep_every train.max_skipped log.spike optimizer.offload_fraction "
-    "parallel.ddp_bucket_size parallel.first_stage_layers parallel.last_stage_layers"
+    "parallel.ddp_bucket_size parallel.first_stage_layers parallel.last_stage_layers parallel.head_groups"
 ).split()
 
 
@@ -132,7 +132,8 @@ def _sharding(parallel: ParallelConfig, length: int, hf_config: dict[str, Any]) 
             f'parallel.recompute_layers is {parallel.recompute_layers} with parallel.recompute "none"; '
             "remove one of them."
         )
-    if parallel.offload and parallel.recompute != "full":
+    kept = ("full", "selective") if parallel.head_groups else ("full",)
+    if parallel.offload and parallel.recompute not in kept:
         yield (
             f'parallel.offload is true with parallel.recompute "{parallel.recompute}"; set that to "full", whose layer '
             "inputs it moves to the host, or remove parallel.offload."

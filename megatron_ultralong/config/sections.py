@@ -123,7 +123,11 @@ class ParallelConfig:
     mlp_chunk: int = 0
     """Positions that go through an MLP at once, which backward computes again; 0: all, kept as recompute says."""
     offload: bool = False
-    """Keep the layer inputs of recompute "full" in host memory."""
+    """Keep the layer inputs of recompute "full" in host memory; with head_groups also what "selective" keeps."""
+    head_groups: int = 0
+    """A layer that keeps little: its attention so many groups of a rank's heads at a time, all else by tiles of
+    mlp_chunk positions (0: 4096 over the TP group), recomputed as recompute says. It divides the rank's key-value
+    heads, or is a multiple of them that divides the query heads. 0: layers as megatron-core's."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """"auto": GPU where there is one."""
     timeout: int = 600

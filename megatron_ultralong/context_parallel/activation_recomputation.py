@@ -36,18 +36,19 @@ def checkpoint_all_but_attention(function: Callable[..., Any], *arguments: Any, 
         *arguments,
         use_reentrant=False,
         preserve_rng_state=False,
-        context_fn=lambda: (_Keep(results), _Recall(results)),
+        context_fn=lambda: (Keep(results), _Recall(results)),
         **keywords,
     )
 
 
-class _Keep:
+class Keep:
     """Within it, `once` attends and keeps what comes out."""
 
     def __init__(self, results: list[_Results]) -> None:
         self.results = results
 
     def answer(self, attend: Callable[[], _Results]) -> _Results:
+        """What `once` gives."""
         out, lse = attend()
         self.results.append((out.detach(), lse.detach()))
         return out, lse
@@ -59,7 +60,7 @@ class _Keep:
         _once.reset(self.token)
 
 
-class _Recall(_Keep):
+class _Recall(Keep):
     """Within it, `once` answers with the kept results in their order; from the first each time it is entered."""
 
     def answer(self, attend: Callable[[], _Results]) -> _Results:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from megatron_ultralong.context_parallel.cached_attention import Grid, cached_attention
 from megatron_ultralong.context_parallel.kv_cache import CachedStretch
-from megatron_ultralong.context_parallel.ring import ring_attention
-from megatron_ultralong.context_parallel.ulysses import ulysses_attention
+from megatron_ultralong.context_parallel.ring import ring_attention, ring_gradients
+from megatron_ultralong.context_parallel.ulysses import ulysses_attention, ulysses_gradients
 from megatron_ultralong.engine import mcore
 
 
@@ -76,17 +77,38 @@ class RingCoreAttention(torch.nn.Module):
         """query [L, B, N, H], key and value [L, B, K, H] -> [L, B, N H]."""
         if packed_seq_params is not None and packed_seq_params.cached is not None:
             return self._cached(query, key, value, packed_seq_params.cached)
-        attend = functools.partial(ring_attention, group=self.ring_group)
-        if self.heads_group is not None:
-            attend = functools.partial(ulysses_attention, heads_group=self.heads_group, ring_group=self.ring_group)
-        out_BLNH = attend(
-            query.transpose(0, 1),
-            key.transpose(0, 1),
-            value.transpose(0, 1),
-            cu_seqlens=packed_seq_params.documents if packed_seq_params is not None else None,
-            softmax_scale=self.softmax_scale,
-        )
+        attend = ring_attention if self.heads_group is None else ulysses_attention
+        out_BLNH = attend(*(x.transpose(0, 1) for x in (query, key, value)), **self._how(packed_seq_params))
         return out_BLNH.transpose(0, 1).reshape(query.shape[0], query.shape[1], -1)
+
+    def differentiate(
+        self,
+        grad: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        packed_seq_params: SequenceLayout | None,
+    ) -> tuple[Tensor, ...]:
+        """The gradients of query, key and value, by `forward`'s output and log-sum-exp, which need no graph.
+
+        `grad` and `out` are [L, B, N, H]; `lse` is what `activation_recomputation.Keep` caught.
+        """
+        gradients: Callable[..., tuple[Tensor, ...]] = ring_gradients
+        if self.heads_group is not None:
+            gradients = ulysses_gradients
+        tensors = (x.transpose(0, 1) for x in (grad, query, key, value, out))
+        found = gradients(*tensors, lse, **self._how(packed_seq_params))
+        return tuple(x.transpose(0, 1) for x in found)
+
+    def _how(self, layout: SequenceLayout | None) -> dict[str, Any]:
+        """Keywords of the attention functions: groups, documents and scale."""
+        groups: dict[str, Any] = {"group": self.ring_group}
+        if self.heads_group is not None:
+            groups = {"heads_group": self.heads_group, "ring_group": self.ring_group}
+        documents = layout.documents if layout is not None else None
+        return {**groups, "cu_seqlens": documents, "softmax_scale": self.softmax_scale}
 
     def _cached(self, query: Tensor, key: Tensor, value: Tensor, cached: CachedStretch) -> Tensor:
         out_BLNH = cached_attention(

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron_ultralong.config.sections import ParallelConfig, RunConfig
+from megatron_ultralong.context_parallel import head_groups
 from megatron_ultralong.engine import transformer_engine
 
 
 def attention_problems(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
     """Each mistake in a sentence with its field, value and mend; sizes are positive and tensor divides the heads."""
     yield from _heads_for_sequence(config.parallel, hf_config)
+    yield from _head_groups(config.parallel, hf_config)
     yield from _kernel(config.parallel)
     yield from _transformer_engine(config)
 
@@ -68,6 +70,41 @@ def _heads_for_sequence(parallel: ParallelConfig, hf_config: dict[str, Any]) -> 
                 f'parallel.cp_comm_type is "{parallel.cp_comm_type}" and {name} {size} does not divide a rank\'s '
                 f'{value} {what}; give a divisor of {value}, or set parallel.attention to "torch".'
             )
+
+
+def _head_groups(parallel: ParallelConfig, hf_config: dict[str, Any]) -> Iterator[str]:
+    """What the memory-lean layer needs, and how it cuts a rank's heads."""
+    count = parallel.head_groups
+    if not count:
+        return
+    given = f"parallel.head_groups is {count}"
+    if parallel.recompute == "none":
+        yield f'{given} with parallel.recompute "none"; set that to "full" or "selective", or remove head_groups.'
+    if parallel.recompute_layers:
+        yield f"{given} with parallel.recompute_layers {parallel.recompute_layers}; remove one: it is of every layer."
+    if parallel.attention == "te":
+        yield f'{given} with parallel.attention "te", whose layers it does not know; set attention to "torch".'
+    heads = hf_config["num_attention_heads"]
+    kv_heads = hf_config.get("num_key_value_heads") or heads
+    tensor = parallel.tensor
+    if heads % tensor:
+        return  # named by _sharding
+    if kv_heads % tensor:
+        yield (
+            f"{given} with parallel.tensor {tensor}, which does not divide the model's {kv_heads} key-value heads; "
+            "set one of them lower."
+        )
+        return
+    cut = head_groups.problem(heads // tensor, kv_heads // tensor, count)
+    if cut is not None:
+        yield f"{given}, {cut}"
+        return
+    group = head_groups.HeadGroups.of(heads // tensor, kv_heads // tensor, count)
+    if parallel.attention == "torch" and ulysses_problem(group.queries, group.keys, parallel.ulysses) is not None:
+        yield (
+            f"{given} with parallel.ulysses {parallel.ulysses}, over which a group's {group.queries} attention heads "
+            f"and {group.keys} key-value heads do not divide; give fewer groups, or a smaller ulysses."
+        )
 
 
 def _kernel(parallel: ParallelConfig) -> Iterator[str]:

@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_ultralong.context_parallel import activation_recomputation, kernels, online_softmax, rectangles
-from megatron_ultralong.context_parallel.ring_exchange import Exchange, Neighbours
+from megatron_ultralong.context_parallel.ring_exchange import Neighbours
+from megatron_ultralong.context_parallel.ring_travel import TravellingGradients, TravellingKeys
 from megatron_ultralong.errors import UserError
 
-_KEYS, _GRADIENTS = 1, 2  # tags
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -62,7 +62,7 @@ def _attend(q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, call: _Call) -> tupl
     """Output in q's dtype and its log-sum-exp, over the whole ring."""
     if call.neighbours is None:
         return kernels.forward(q_BLNH, k_BLKH, v_BLKH, call.causal, call.scale, call.bounds)
-    keys = _TravellingKeys(call, k_BLKH, v_BLKH)
+    keys = TravellingKeys(call.plan, call.neighbours, k_BLKH, v_BLKH)
     out_BLNH, lse_BLN = kernels.forward(q_BLNH, k_BLKH, v_BLKH, call.causal, call.scale, call.bounds)
     out_BLNH = out_BLNH.to(lse_BLN.dtype)
     for number, step in enumerate(call.plan.steps[1:], start=1):
@@ -86,13 +86,13 @@ def _differentiate(
     Args:
         by_row: the output's gradient, q and the output, [B, L, N, H], and the log-sum-exp [B, L, N].
     """
-    keys = _TravellingKeys(call, k_BLKH, v_BLKH) if call.neighbours is not None else None
+    if call.neighbours is None:
+        return _block_gradients(by_row, k_BLKH, v_BLKH, call, call.causal, call.bounds)
+    keys = TravellingKeys(call.plan, call.neighbours, k_BLKH, v_BLKH)
     dq, dk, dv = _block_gradients(by_row, k_BLKH, v_BLKH, call, call.causal, call.bounds)
-    if keys is None:
-        return dq, dk, dv
     wide, dtype = by_row[-1].dtype, dq.dtype
     dq = dq.to(wide)
-    gradients = _TravellingGradients(call, k_BLKH, wide)
+    gradients = TravellingGradients(call.plan, call.neighbours, k_BLKH, wide)
     for number, step in enumerate(call.plan.steps[1:], start=1):
         k, v = keys.arrive(number)
         found = []
@@ -115,86 +115,6 @@ def _block_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad, q, out, lse = by_row
     return kernels.backward(grad, q, k, v, out, lse, causal, call.scale, bounds)
-
-
-class _Travelling:
-    """What goes around the ring: two buffers [L, 2, B, K, H], rows first so that ranges of rows are contiguous.
-
-    The buffer of step s is s mod 2; while it is used and sent on, the next step's arrives in the other.
-    """
-
-    def __init__(self, call: _Call, k_BLKH: Tensor, dtype: torch.dtype, used: bool) -> None:
-        self.call, self.steps = call, call.plan.steps
-        B, L, K, H = k_BLKH.shape
-        rows = L if used else 0
-        self.buffers = tuple(torch.empty(rows, 2, B, K, H, dtype=dtype, device=k_BLKH.device) for _ in range(2))
-        self.under_way: Exchange | None = None
-
-    def _start(self, number: int, sent: rectangles.Ranges, received: rectangles.Ranges, what: str, tag: int) -> None:
-        assert self.call.neighbours is not None
-        here, there = self.buffers[number % 2], self.buffers[(number + 1) % 2]
-        what = f"{what} after step {number + 1} of {len(self.steps)}"
-        self.under_way = self.call.neighbours.start(here, sent, there, received, what=what, tag=tag)
-
-    def _finish(self) -> None:
-        if self.under_way is not None:
-            self.under_way.finish()
-            self.under_way = None
-
-
-class _TravellingKeys(_Travelling):
-    """Keys and values; this rank's own lie in buffer 0 until they have left."""
-
-    def __init__(self, call: _Call, k_BLKH: Tensor, v_BLKH: Tensor) -> None:
-        super().__init__(call, k_BLKH, k_BLKH.dtype, call.plan.keys_travel)
-        for start, stop in self.steps[0].keys_out:
-            self.buffers[0][start:stop, 0] = k_BLKH[:, start:stop].transpose(0, 1)
-            self.buffers[0][start:stop, 1] = v_BLKH[:, start:stop].transpose(0, 1)
-        self._pass_on(0)
-
-    def arrive(self, number: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, L, K, H] of a step, which are being passed on meanwhile.
-
-        Only rows that the step's blocks need hold anything.
-        """
-        self._finish()
-        self._pass_on(number)
-        k_LBKH, v_LBKH = self.buffers[number % 2].unbind(1)
-        return k_LBKH.transpose(0, 1), v_LBKH.transpose(0, 1)
-
-    def leave(self) -> None:
-        """Wait until the last rows have left, so that the buffers may go."""
-        self._finish()
-
-    def _pass_on(self, number: int) -> None:
-        step = self.steps[number]
-        self._start(number, step.keys_out, step.keys_in, "keys and values", _KEYS)
-
-
-class _TravellingGradients(_Travelling):
-    """dK and dV, in fp32 (fp64): they follow the keys, and each rank adds its part and passes them on."""
-
-    def __init__(self, call: _Call, k_BLKH: Tensor, dtype: torch.dtype) -> None:
-        super().__init__(call, k_BLKH, dtype, call.plan.gradients_travel)
-
-    def add(self, number: int, found: list[tuple[slice, Tensor, Tensor]]) -> None:
-        """Add what this rank has found for rows of the share of step `number`, and pass the share on."""
-        self._finish()
-        step, here = self.steps[number], self.buffers[number % 2]
-        for start, stop in step.fresh:
-            here[start:stop] = 0
-        for rows, dk_BLKH, dv_BLKH in found:
-            online_softmax.add(here[rows, 0].transpose(0, 1), dk_BLKH)
-            online_softmax.add(here[rows, 1].transpose(0, 1), dv_BLKH)
-        self._start(number, step.gradients_out, step.gradients_in, "gradients of keys and values", _GRADIENTS)
-
-    def come_home(self, dk_BLKH: Tensor, dv_BLKH: Tensor) -> None:
-        """Add what the others found for this rank's own keys and values."""
-        self._finish()
-        home = self.buffers[len(self.steps) % 2]
-        for start, stop in self.steps[-1].gradients_in:
-            online_softmax.add(dk_BLKH[:, start:stop], home[start:stop, 0].transpose(0, 1))
-            online_softmax.add(dv_BLKH[:, start:stop], home[start:stop, 1].transpose(0, 1))
 
 
 def ring_attention(
@@ -231,8 +151,41 @@ def ring_attention(
         LostPeerError: a rank of the ring ended, or did not answer within the group's timeout (gloo; NCCL's watchdog
             ends the process itself).
     """
-    check(q_BLNH, k_BLKH, v_BLKH, group)
-    scale = q_BLNH.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    call = _call(q_BLNH, k_BLKH, v_BLKH, group, cu_seqlens, causal, softmax_scale)
+    return _RingAttention.apply(*(_for_kernels(x) for x in (q_BLNH, k_BLKH, v_BLKH)), call)
+
+
+def ring_gradients(
+    grad_BLNH: Tensor,
+    q_BLNH: Tensor,
+    k_BLKH: Tensor,
+    v_BLKH: Tensor,
+    out_BLNH: Tensor,
+    lse_BLN: Tensor,
+    *,
+    group: dist.ProcessGroup | None,
+    cu_seqlens: Sequence[int] | Tensor | None = None,
+    causal: bool = True,
+    softmax_scale: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What backward of `ring_attention` computes, for one who kept its output and log-sum-exp.
+
+    Args:
+        grad_BLNH: the output's gradient; `out_BLNH` and `lse_BLN` are the output and, [B, L, N], its log-sum-exp, which
+            `activation_recomputation.Keep` catches. The rest, and errors, as of `ring_attention`.
+
+    Returns:
+        The gradients of q, k and v, in their dtype.
+    """
+    call = _call(q_BLNH, k_BLKH, v_BLKH, group, cu_seqlens, causal, softmax_scale)
+    grad, q, k, v, out = (_for_kernels(x) for x in (grad_BLNH, q_BLNH, k_BLKH, v_BLKH, out_BLNH))
+    return _differentiate((grad, q, out, lse_BLN), k, v, call)
+
+
+def _call(q: Tensor, k: Tensor, v: Tensor, group: Any, cu_seqlens: Any, causal: Any, softmax_scale: Any) -> _Call:
+    """The call that these arguments of `ring_attention` ask for."""
+    check(q, k, v, group)
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     if not isinstance(scale, int | float) or not math.isfinite(scale):
         raise ValueError(f"softmax_scale must be a finite number or None, and is {softmax_scale!r}")
     if not isinstance(causal, bool):
@@ -241,10 +194,8 @@ def ring_attention(
     rank, size = (neighbours.rank, neighbours.size) if neighbours is not None else (0, 1)
     bounds = None if cu_seqlens is None else _whole_numbers(cu_seqlens)
     if neighbours is not None:
-        neighbours.connect(q_BLNH.device)
-    plan = rectangles.plan(q_BLNH.shape[1] * size, rank, size, bounds, causal)
-    call = _Call(plan, neighbours, causal, scale)
-    return _RingAttention.apply(*(_for_kernels(x) for x in (q_BLNH, k_BLKH, v_BLKH)), call)
+        neighbours.connect(q.device)
+    return _Call(rectangles.plan(q.shape[1] * size, rank, size, bounds, causal), neighbours, causal, scale)
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, group: Any) -> None:

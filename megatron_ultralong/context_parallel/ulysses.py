@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_ultralong.context_parallel.requirements import ulysses_problem
-from megatron_ultralong.context_parallel.ring import check, ring_attention
+from megatron_ultralong.context_parallel.ring import check, ring_attention, ring_gradients
 from megatron_ultralong.context_parallel.ring_exchange import LostPeerError
 from megatron_ultralong.errors import UserError
 
@@ -59,14 +59,74 @@ def ulysses_attention(
         UserError: heads that do not divide over the inner group, and as `ring_attention`.
         LostPeerError: a rank ended, or did not answer within its group's timeout.
     """
+    _check(q_BLNH, k_BLKH, v_BLKH, heads_group)
+    q, k, v = _ToHeads.apply(q_BLNH, k_BLKH, v_BLKH, heads_group)
+    out = ring_attention(q, k, v, group=ring_group, cu_seqlens=cu_seqlens, causal=causal, softmax_scale=softmax_scale)
+    return _ToSequence.apply(out, heads_group)
+
+
+def ulysses_gradients(
+    grad_BLNH: Tensor,
+    q_BLNH: Tensor,
+    k_BLKH: Tensor,
+    v_BLKH: Tensor,
+    out_BLNH: Tensor,
+    lse_BSN: Tensor,
+    *,
+    heads_group: dist.ProcessGroup,
+    ring_group: dist.ProcessGroup | None,
+    cu_seqlens: Sequence[int] | Tensor | None = None,
+    causal: bool = True,
+    softmax_scale: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What backward of `ulysses_attention` computes, for one who kept its output and log-sum-exp.
+
+    The output is exchanged once more, so that it need not be kept in both forms.
+
+    Args:
+        grad_BLNH: the output's gradient, `out_BLNH` the output.
+        lse_BSN: [B, u L, n], of the heads and the stretch that this rank attends with, as
+            `activation_recomputation.Keep` catches it. The rest, and errors, as of `ulysses_attention`.
+
+    Returns:
+        The gradients of q, k and v, in their dtype.
+    """
+    _check(q_BLNH, k_BLKH, v_BLKH, heads_group)
+    size, copies = dist.get_world_size(heads_group), _copies(k_BLKH, heads_group)
+    parts = [by_head(x, size) for x in (q_BLNH, k_BLKH, v_BLKH)]
+    q, k, v = _exchange_to_heads(parts, heads_group)
+    del parts
+    grad, out = _exchange_to_heads([by_head(x, size) for x in (grad_BLNH, out_BLNH)], heads_group)
+    found = ring_gradients(
+        *(grad, q, k, v, out, lse_BSN),
+        group=ring_group,
+        cu_seqlens=cu_seqlens,
+        causal=causal,
+        softmax_scale=softmax_scale,
+    )
+    del grad, q, k, v, out
+    return _gradients_in_order(found, copies, heads_group)
+
+
+def _check(q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, heads_group: dist.ProcessGroup) -> None:
     check(q_BLNH, k_BLKH, v_BLKH, heads_group)
     size = dist.get_world_size(heads_group)
     problem = ulysses_problem(q_BLNH.shape[2], k_BLKH.shape[2], size)
     if problem is not None:
         raise UserError(f"parallel.ulysses is {size}, {problem}")
-    q, k, v = _ToHeads.apply(q_BLNH, k_BLKH, v_BLKH, heads_group)
-    out = ring_attention(q, k, v, group=ring_group, cu_seqlens=cu_seqlens, causal=causal, softmax_scale=softmax_scale)
-    return _ToSequence.apply(out, heads_group)
+
+
+def _copies(k_BLKH: Tensor, group: dist.ProcessGroup) -> int:
+    """Ranks that attend with the same key-value head."""
+    return max(dist.get_world_size(group) // k_BLKH.shape[2], 1)
+
+
+def _gradients_in_order(
+    gradients: tuple[Tensor, ...], copies: int, group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the exchanged queries, keys and values, back at the ranks whose positions they are of."""
+    dq, dk, dv = _exchange_to_sequence(gradients, group)
+    return heads_in_order(dq), heads_in_order(_add_copies(dk, copies)), heads_in_order(_add_copies(dv, copies))
 
 
 class _ToHeads(torch.autograd.Function):
@@ -77,14 +137,13 @@ class _ToHeads(torch.autograd.Function):
         ctx: Any, q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, group: dist.ProcessGroup
     ) -> tuple[Tensor, ...]:
         size = dist.get_world_size(group)
-        ctx.group, ctx.copies = group, max(size // k_BLKH.shape[2], 1)
+        ctx.group, ctx.copies = group, _copies(k_BLKH, group)
         parts = [by_head(x, size) for x in (q_BLNH, k_BLKH, v_BLKH)]
         return _exchange_to_heads(parts, group)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        dq, dk, dv = _exchange_to_sequence(gradients, ctx.group)
-        return heads_in_order(dq), *(heads_in_order(_add_copies(x, ctx.copies)) for x in (dk, dv)), None
+        return *_gradients_in_order(gradients, ctx.copies, ctx.group), None
 
 
 class _ToSequence(torch.autograd.Function):

@@ -22,6 +22,7 @@ from megatron_ultralong.engine import groups, mcore, transformer_engine
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.families.defaults import completed
 from megatron_ultralong.families.tables import rules_of
+from megatron_ultralong.model.lean.lean_layer import LeanLayer, LeanOptions
 from megatron_ultralong.model.loss import sum_of_losses
 from megatron_ultralong.model.loss_options import DEFAULT, LossOptions
 from megatron_ultralong.model.offload import saved_on_host
@@ -125,7 +126,9 @@ def transformer_config(
 
 
 def _recompute(parallel: ParallelConfig) -> dict[str, Any]:
-    """megatron-core's settings; selective recompute of attention "torch" is SelectiveLayer's instead."""
+    """megatron-core's settings; selective recompute of attention "torch" is SelectiveLayer's, LeanLayer has its own."""
+    if parallel.head_groups:
+        return {}
     if parallel.recompute == "full" and parallel.recompute_layers:
         first = {"recompute_method": "block", "recompute_num_layers": parallel.recompute_layers}
         return {"recompute_granularity": "full", **first}
@@ -172,8 +175,10 @@ def _layer_spec(config: mcore.TransformerConfig, parallel: ParallelConfig) -> An
             sharded_state_dict_keys_map=SAVED_NAMES,
         ),
     )
+    if parallel.head_groups:
+        layer = dataclasses.replace(layer, module=LeanLayer)
     layers = [layer] * mcore.get_num_layers_to_build(config)
-    if parallel.recompute == "selective":
+    if parallel.recompute == "selective" and not parallel.head_groups:
         count = parallel.recompute_layers or len(layers)
         layers[:count] = [dataclasses.replace(layer, module=SelectiveLayer)] * min(count, len(layers))
     return mcore.TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)
@@ -256,8 +261,10 @@ def build_model(
     )
     model.loss_options = dataclasses.replace(loss, vocabulary=vocabulary)
     model.offload = parallel.offload
-    if parallel.mlp_chunk:
-        for layer in model.decoder.layers:
+    for layer in model.decoder.layers:
+        if parallel.head_groups:
+            layer.options = LeanOptions(parallel.head_groups, parallel.mlp_chunk, parallel.recompute == "selective")
+        elif parallel.mlp_chunk:
             tile(layer.mlp, parallel.mlp_chunk)
     model.rotary_pos_emb = Rotary(
         rope,

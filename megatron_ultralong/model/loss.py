@@ -26,6 +26,7 @@ from torch import Tensor
 
 from megatron_ultralong.engine.device import to_device
 from megatron_ultralong.model.loss_options import DEFAULT, LossOptions, chunk_rows
+from megatron_ultralong.model.weight_gradients import add_product
 
 
 def sum_of_losses(
@@ -100,7 +101,7 @@ class _SumOfLosses(torch.autograd.Function):
             if d_rows_ND is None or d_weight_VD is None:
                 continue
             d_logits_NV = d_logits_NV.to(weight_VD.dtype)
-            _accumulate(d_weight_VD, d_logits_NV, used_ND)
+            add_product(d_weight_VD, d_logits_NV, used_ND)
             del used_ND
             labelled.back_to_all(d_logits_NV, weight_VD, d_rows_ND[part], group if ranks > 1 else None)
             del chunk_ND, d_logits_NV  # before the next chunk's are made
@@ -190,14 +191,6 @@ def _chunk(
     d_logits_NV = logits_NV.mul_((slope_N / sum_N).unsqueeze(1))
     d_logits_NV.scatter_add_(1, here_N1, -mask_N.masked_fill(elsewhere_N, 0.0).unsqueeze(1))
     return loss, d_logits_NV
-
-
-def _accumulate(d_weight_VD: Tensor, d_logits_NV: Tensor, rows_ND: Tensor) -> None:
-    """Add d_logits^T rows to the head's gradient in fp32."""
-    if rows_ND.dtype == d_weight_VD.dtype:
-        d_weight_VD.addmm_(d_logits_NV.t(), rows_ND)
-    else:
-        d_weight_VD += d_logits_NV.t() @ rows_ND
 
 
 def _gather(rows_ND: Tensor, group: dist.ProcessGroup) -> Tensor:

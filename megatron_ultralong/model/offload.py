@@ -20,12 +20,18 @@ from megatron_ultralong.engine.device import to_device
 
 
 @contextlib.contextmanager
-def saved_on_host(width: int, dtype: torch.dtype) -> Iterator[None]:
-    """Within it, the [L, B, `width`] tensors of `dtype` that autograd saves go to host memory."""
-    store = _Store()
+def saved_on_host(width: int, dtype: torch.dtype, together: int = 1) -> Iterator[None]:
+    """Within it, the [L, B, `width`] tensors of `dtype` that autograd saves go to host memory.
+
+    Those of five dimensions too: what lean layers keep of their attention.
+
+    Args:
+        together: how many a layer saves; as many are fetched ahead.
+    """
+    store = _Store(together)
 
     def pack(tensor: Tensor) -> Tensor | int:
-        eligible = tensor.dim() == 3 and tensor.shape[2] == width and tensor.dtype == dtype
+        eligible = tensor.dim() == 5 or (tensor.dim() == 3 and tensor.shape[2] == width and tensor.dtype == dtype)
         return store.put(tensor) if eligible else tensor
 
     def unpack(saved: Tensor | int) -> Tensor:
@@ -53,7 +59,8 @@ class _Item:
 class _Store:
     """The saved tensors of one forward pass, in order; backward asks for them from the last to the first."""
 
-    def __init__(self) -> None:
+    def __init__(self, together: int) -> None:
+        self.together = together
         self.items: list[_Item] = []
         self.stream: torch.cuda.Stream | None = None
 
@@ -72,11 +79,11 @@ class _Store:
         return len(self.items) - 1
 
     def get(self, place: int) -> Tensor:
-        """The tensor on its device again; the one before it is on its way when this returns."""
+        """The tensor on its device again; those before it are on their way when this returns."""
         item = self.items[place]
         self._fetch(item)
-        if place > 0:
-            self._fetch(self.items[place - 1])
+        for before in reversed(self.items[max(place - self.together, 0) : place]):
+            self._fetch(before)
         assert item.fetched is not None
         tensor, whole = item.fetched
         item.fetched = None

@@ -138,6 +138,11 @@ def rotate(heads_LBNH: Tensor, table_LB1C: Tensor) -> Tensor:
     return out
 
 
+def rotate_back(grad_LBNH: Tensor, table_LB1C: Tensor) -> Tensor:
+    """The gradient of what was rotated, from that of what came out."""
+    return _rotated(grad_LBNH, table_LB1C, -1)
+
+
 class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, heads_LBNH: Tensor, table_LB1C: Tensor) -> Tensor:

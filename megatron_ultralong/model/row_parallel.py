@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_ultralong.engine import mcore
+from megatron_ultralong.model.weight_gradients import add_into_buffer
 
 
 class RowParallelLinear(mcore.RowParallelLinear):
@@ -65,9 +66,7 @@ def _weight_gradient(weight_DF: Tensor, main_grad: Tensor | None, x_NF: Tensor, 
     """[D, F]; where it was added to DDP's buffer at once, a stand-in that DDP passes over, as megatron-core's."""
     if main_grad is None:
         return grad_ND.t() @ x_NF
-    kernels = mcore.tensor_parallel_layers.fused_weight_gradient_mlp_cuda
-    add = kernels.wgrad_gemm_accum_fp32 if main_grad.dtype == torch.float32 else kernels.wgrad_gemm_accum_fp16
-    add(x_NF, grad_ND, main_grad)
+    add_into_buffer(main_grad, x_NF, grad_ND)
     if not hasattr(weight_DF, "grad_added_to_main_grad"):
         return None
     weight_DF.grad_added_to_main_grad = True  # type: ignore[attr-defined]

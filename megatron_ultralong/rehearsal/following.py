@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from megatron_ultralong.context_parallel import kernels, ring
+from megatron_ultralong.context_parallel import kernels, ring_travel
 from megatron_ultralong.engine import mcore
 from megatron_ultralong.engine.replacing import replaced
 from megatron_ultralong.model import offload
@@ -37,7 +37,7 @@ def followed(places: Places, attention: collections.Counter[Place], gpu: bool) -
         for owner, name, value in (
             (kernels, "forward", counted(kernels.forward, 4)),
             (kernels, "backward", counted(kernels.backward, 10)),
-            (ring._Travelling, "__init__", places.around(ledger.RING, ring._Travelling.__init__)),
+            (ring_travel.Travelling, "__init__", places.around(ledger.RING, ring_travel.Travelling.__init__)),
             (buffers, "get_tensor", places.around(ledger.GATHERED, buffers.get_tensor)),
             *([(offload._Store, "put", places.around(ledger.HOST, offload._Store.put))] if gpu else []),
         ):

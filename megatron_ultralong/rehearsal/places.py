@@ -25,6 +25,7 @@ PARTS = {
     "MLP": "SwiGLU",
     "TransformerLayer": "residual stream",
     "SelectiveLayer": "residual stream",
+    "LeanLayer": "layer by tiles",
 }
 GRADIENTS, REST = "gradients into DDP's buffers", "the rest of the step"
 HEAD, OPTIMIZER = "head and loss", "optimizer"

@@ -18,10 +18,9 @@ def fusions(config: RunConfig, device: torch.device) -> build.Fusions:
     into = torch.bfloat16 if half and not config.train.grad_reduce_in_fp32 else torch.float32
     dtype = torch.bfloat16 if half else torch.float32
     # What torch.utils.checkpoint computes again it computes from copies of the weights, which are not known to DDP.
-    copies = config.parallel.mlp_chunk or (config.parallel.recompute, config.parallel.attention) == (
-        "selective",
-        "torch",
-    )
+    parallel = config.parallel
+    copies = parallel.mlp_chunk or (parallel.recompute, parallel.attention) == ("selective", "torch")
+    copies = copies and not parallel.head_groups
     wanted = config.train.gradient_accumulation_fusion and not copies
     return build.Fusions(
         gradient_accumulation=wanted and fused.gradient_accumulation(device, into, dtype),

@@ -1,0 +1,1 @@
+"""The memory-lean transformer layer (parallel.head_groups)."""

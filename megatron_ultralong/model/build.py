@@ -25,6 +25,7 @@ from megatron_ultralong.families.tables import rules_of
 from megatron_ultralong.model.lean.lean_layer import LeanLayer, LeanOptions
 from megatron_ultralong.model.loss import sum_of_losses
 from megatron_ultralong.model.loss_options import DEFAULT, LossOptions
+from megatron_ultralong.model.norms import LateNorm, RMSNorm
 from megatron_ultralong.model.offload import saved_on_host
 from megatron_ultralong.model.rotary import Angles, Rotary, RotarySelfAttention
 from megatron_ultralong.model.row_parallel import RowParallelLinear
@@ -53,14 +54,6 @@ class Fusions:
 
 
 NO_FUSIONS = Fusions()
-
-
-class RMSNorm(torch.nn.RMSNorm):
-    """torch.nn.RMSNorm with megatron-core's constructor; its weight is marked for sequence parallelism."""
-
-    def __init__(self, config: mcore.TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
-        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
 class SelectiveLayer(mcore.TransformerLayer):
@@ -181,7 +174,9 @@ def _layer_spec(config: mcore.TransformerConfig, parallel: ParallelConfig) -> An
     if parallel.recompute == "selective" and not parallel.head_groups:
         count = parallel.recompute_layers or len(layers)
         layers[:count] = [dataclasses.replace(layer, module=SelectiveLayer)] * min(count, len(layers))
-    return mcore.TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)
+    return mcore.TransformerBlockSubmodules(
+        layer_specs=layers, layer_norm=LateNorm if parallel.head_groups else RMSNorm
+    )
 
 
 class LanguageModel(mcore.GPTModel):
@@ -192,18 +187,22 @@ class LanguageModel(mcore.GPTModel):
 
     loss_options = DEFAULT
     offload = False
+    kept_by_layer = 1
 
     def forward(self, *arguments: Any, **keywords: Any) -> Tensor:
         """As of GPTModel; with `offload`, what autograd saves of the layers' inputs goes to host memory."""
         if not (self.offload and torch.is_grad_enabled()):
             return super().forward(*arguments, **keywords)
-        with saved_on_host(self.config.hidden_size, self.config.params_dtype):
+        with saved_on_host(self.config.hidden_size, self.config.params_dtype, self.kept_by_layer):
             return super().forward(*arguments, **keywords)
 
     def _postprocess(
         self, hidden_states: Tensor, labels: Tensor | None = None, loss_mask: Tensor | None = None, **rest: Any
     ) -> Tensor:
+        late = getattr(self.decoder, "final_layernorm", None)
+        late = late if isinstance(late, LateNorm) else None
         if labels is None or not self.post_process:
+            hidden_states = hidden_states if late is None else late.norm(hidden_states)
             return super()._postprocess(hidden_states=hidden_states, labels=labels, loss_mask=loss_mask, **rest)
         head = self.embedding.word_embeddings if self._head_is_embedding() else self.output_layer
         for hook in head._forward_pre_hooks.values():  # DDP's: the weight may still be on its way
@@ -217,6 +216,7 @@ class LanguageModel(mcore.GPTModel):
             mcore.parallel_state.get_tensor_model_parallel_group(),
             self.config.sequence_parallel,
             self.loss_options,
+            late,
         )
 
     def _head_is_embedding(self) -> bool:
@@ -264,6 +264,7 @@ def build_model(
     for layer in model.decoder.layers:
         if parallel.head_groups:
             layer.options = LeanOptions(parallel.head_groups, parallel.mlp_chunk, parallel.recompute == "selective")
+            model.kept_by_layer = layer.options.tensors_kept
         elif parallel.mlp_chunk:
             tile(layer.mlp, parallel.mlp_chunk)
     model.rotary_pos_emb = Rotary(

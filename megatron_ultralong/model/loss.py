@@ -26,6 +26,7 @@ from torch import Tensor
 
 from megatron_ultralong.engine.device import to_device
 from megatron_ultralong.model.loss_options import DEFAULT, LossOptions, chunk_rows
+from megatron_ultralong.model.norms import norm_gradients, normed
 from megatron_ultralong.model.weight_gradients import add_product
 
 
@@ -37,6 +38,7 @@ def sum_of_losses(
     group: dist.ProcessGroup,
     sequence_parallel: bool = False,
     options: LossOptions = DEFAULT,
+    norm: torch.nn.RMSNorm | None = None,
 ) -> Tensor:
     """Cross-entropy of the next tokens, in nats, weighted by the mask and summed.
 
@@ -49,12 +51,15 @@ def sum_of_losses(
         group: the tensor-parallel group.
         sequence_parallel: hidden states are split over the group along L.
         options: chunk and z-loss.
+        norm: the last norm, if `hidden_LBD` is its input: then neither its output nor what its backward needs is ever
+            whole. Its weight's gradient is added up over chunks in fp32.
 
     Returns:
         fp32 scalar, the same on every rank. It can be differentiated once.
     """
     total: Tensor = _SumOfLosses.apply(
-        hidden_LBD, weight_VD, labels_BL, loss_mask_BL, group, sequence_parallel, options
+        *(hidden_LBD, weight_VD, None if norm is None else norm.weight),
+        *(labels_BL, loss_mask_BL, group, sequence_parallel, options, norm),
     )
     return total
 
@@ -67,23 +72,25 @@ class _SumOfLosses(torch.autograd.Function):
         ctx: Any,
         hidden_LBD: Tensor,
         weight_VD: Tensor,
+        norm_weight_D: Tensor | None,
         labels_BL: Tensor,
         loss_mask_BL: Tensor,
         group: dist.ProcessGroup,
         sequence_parallel: bool,
         options: LossOptions,
+        norm: torch.nn.RMSNorm | None,
     ) -> Tensor:
         ranks = group.size() if sequence_parallel else 1
-        length, batch, width = hidden_LBD.shape
-        rows_ND = hidden_LBD.reshape(-1, width)
+        rows_ND = hidden_LBD.flatten(0, 1)
         # Row r of every rank's share side by side: [ranks, L / ranks x B].
-        labels_RN = labels_BL.t().reshape(ranks, length * batch)
-        weights_RN = loss_mask_BL.cpu().numpy().T.reshape(ranks, length * batch)
+        labels_RN = labels_BL.t().reshape(ranks, len(rows_ND))
+        weights_RN = loss_mask_BL.cpu().numpy().T.reshape(ranks, len(rows_ND))
         mask_RN = to_device(torch.from_numpy(weights_RN), hidden_LBD.device)
         total = hidden_LBD.new_zeros((), dtype=torch.float64)
         wanted = hidden_LBD.requires_grad or weight_VD.requires_grad
         d_rows_ND = torch.empty_like(rows_ND) if wanted else None
         d_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wanted else None
+        late = _LateNorm(norm, None if sequence_parallel else group)
         step = chunk_rows(options, weight_VD.shape[0], ranks)
         for first in range(0, rows_ND.shape[0], step):
             part = slice(first, first + step)
@@ -92,7 +99,7 @@ class _SumOfLosses(torch.autograd.Function):
                 if d_rows_ND is not None:
                     d_rows_ND[part].zero_()
                 continue
-            chunk_ND = _gather(rows_ND[part], group) if ranks > 1 else rows_ND[part]
+            chunk_ND = _gather(late.forward(rows_ND[part]), group if ranks > 1 else None)
             used_ND, labels_N, mask_N = (
                 labelled.of_all(x) for x in (chunk_ND, labels_RN[:, part].reshape(-1), mask_RN[:, part].reshape(-1))
             )
@@ -105,18 +112,54 @@ class _SumOfLosses(torch.autograd.Function):
             del used_ND
             labelled.back_to_all(d_logits_NV, weight_VD, d_rows_ND[part], group if ranks > 1 else None)
             del chunk_ND, d_logits_NV  # before the next chunk's are made
-        ctx.gradients = d_rows_ND, d_weight_VD
-        ctx.shape, ctx.dtype, ctx.reduce_over = hidden_LBD.shape, weight_VD.dtype, None if sequence_parallel else group
+            late.backward(rows_ND[part], d_rows_ND[part])
+        ctx.gradients = d_rows_ND, d_weight_VD, late.gradient_D
+        ctx.shape, ctx.dtype, ctx.reduce_over = hidden_LBD.shape, weight_VD.dtype, late.left_to_reduce
         return total.float()
 
     @staticmethod
     def backward(ctx: Any, d_total: Tensor) -> Any:  # type: ignore[override]
-        d_rows_ND, d_weight_VD = ctx.gradients
+        d_rows_ND, d_weight_VD, d_norm_D = ctx.gradients
         ctx.gradients = None  # scaled in place below: a second backward would scale twice
         d_rows_ND.mul_(d_total)
         if ctx.reduce_over is not None and ctx.reduce_over.size() > 1:
             dist.all_reduce(d_rows_ND, group=ctx.reduce_over)
-        return d_rows_ND.view(ctx.shape), d_weight_VD.mul_(d_total).to(ctx.dtype), None, None, None, None, None
+        d_norm_D = None if d_norm_D is None else d_norm_D.mul_(d_total).to(ctx.dtype)
+        return d_rows_ND.view(ctx.shape), d_weight_VD.mul_(d_total).to(ctx.dtype), d_norm_D, *[None] * 6
+
+
+class _LateNorm:
+    """The last norm, chunk by chunk, if the hidden states are its input; else nothing.
+
+    Args:
+        norm: None: the hidden states are normed.
+        group: over which the gradients of the normed rows are to be added up; None: they are whole.
+
+    Attributes:
+        gradient_D: of the norm's weight, in fp32 (fp64 in an fp64 model).
+        left_to_reduce: the group, if this has not added them up.
+    """
+
+    def __init__(self, norm: torch.nn.RMSNorm | None, group: dist.ProcessGroup | None) -> None:
+        self.norm, self.group = norm, group
+        self.left_to_reduce, self.gradient_D = group, None
+        if norm is not None:
+            wide = torch.promote_types(norm.weight.dtype, torch.float32)
+            self.left_to_reduce, self.gradient_D = None, torch.zeros_like(norm.weight, dtype=wide)
+
+    def forward(self, rows_ND: Tensor) -> Tensor:
+        """Normed rows."""
+        return rows_ND if self.norm is None else normed(self.norm, rows_ND)
+
+    def backward(self, rows_ND: Tensor, grad_ND: Tensor) -> None:
+        """Change `grad_ND`, of the normed rows, into that of `rows_ND`, in place."""
+        if self.norm is None or self.gradient_D is None:
+            return
+        if self.group is not None and self.group.size() > 1:
+            dist.all_reduce(grad_ND, group=self.group)
+        d_rows_ND, d_weight_D = norm_gradients(self.norm, rows_ND, grad_ND)
+        grad_ND.copy_(d_rows_ND)
+        self.gradient_D += d_weight_D
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,8 +236,10 @@ def _chunk(
     return loss, d_logits_NV
 
 
-def _gather(rows_ND: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The ranks' rows one after another."""
+def _gather(rows_ND: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The ranks' rows one after another; None: there is one."""
+    if group is None:
+        return rows_ND
     gathered = rows_ND.new_empty(group.size() * rows_ND.shape[0], rows_ND.shape[1])
     dist.all_gather_into_tensor(gathered, rows_ND.contiguous(), group=group)
     return gathered

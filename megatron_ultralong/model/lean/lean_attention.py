@@ -17,8 +17,8 @@ from torch import Tensor
 
 from megatron_ultralong.context_parallel.activation_recomputation import Keep
 from megatron_ultralong.context_parallel.head_groups import HeadGroups
-from megatron_ultralong.model.lean.lean_norm import norm_gradients, norm_of
 from megatron_ultralong.model.lean.tensor_tiles import Tiles
+from megatron_ultralong.model.norms import norm_gradients, norm_of
 from megatron_ultralong.model.rotary import rotate, rotate_back
 from megatron_ultralong.model.weight_gradients import WeightGradients
 

@@ -42,6 +42,11 @@ class LeanOptions:
     rows: int
     keep_attention: bool
 
+    @property
+    def tensors_kept(self) -> int:
+        """Tensors that a layer saves: its input, attention's output, the log-sum-exp."""
+        return 3 if self.keep_attention else 1
+
 
 class LeanLayer(mcore.TransformerLayer):
     """megatron-core's layer with its modules, weights and checkpoints, computed as this file says.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from megatron_ultralong.engine import mcore
-from megatron_ultralong.model.lean.lean_norm import norm_gradients
 from megatron_ultralong.model.lean.tensor_tiles import Tiles
+from megatron_ultralong.model.norms import norm_gradients
 from megatron_ultralong.model.weight_gradients import WeightGradients
 
 

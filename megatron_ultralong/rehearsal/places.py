@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from megatron_ultralong.model.lean.lean_layer import LeanLayer
+
 PARTS = {
     "Rotary": "table of positions",
     "LanguageModelEmbedding": "embedding",
@@ -112,9 +114,11 @@ class Places:
     def watch(self, model: torch.nn.Module) -> None:
         """Follow the modules of `model`, and around its head."""
         model.register_forward_pre_hook(lambda *_: self._begin())
+        passed_by = {getattr(model, "output_layer", None)}  # its weight alone is used, by the loss
+        passed_by.update(*(layer.holders() for layer in model.modules() if isinstance(layer, LeanLayer)))
         for path, module in model.named_modules():
             part = PARTS.get(type(module).__name__)
-            if part is not None and module is not getattr(model, "output_layer", None):  # the loss has its weight alone
+            if part is not None and module not in passed_by:
                 module.register_forward_pre_hook(lambda *_, part=part, path=path: self.enter(part, path))
                 module.register_forward_hook(lambda *_, path=path: self.leave(path), always_call=True)
         head: Any = model._postprocess

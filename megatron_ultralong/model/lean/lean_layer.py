@@ -68,13 +68,16 @@ class LeanLayer(mcore.TransformerLayer):
         if getattr(packed_seq_params, "cached", None) is not None or rotary_pos_emb is None:
             rest |= {"rotary_pos_emb": rotary_pos_emb, "packed_seq_params": packed_seq_params}
             return super().forward(hidden_states, *arguments, **rest)  # type: ignore[no-any-return]
-        for module in self.modules():
-            if next(module.parameters(recurse=False), None) is not None:
-                for hook in module._forward_pre_hooks.values():  # DDP's: the weight may still be on its way
-                    hook(module, ())
+        for module in self.holders():
+            for hook in module._forward_pre_hooks.values():  # DDP's: the weight may still be on its way
+                hook(module, ())
         weights = list(self.parameters())
         out: Tensor = _Layer.apply(hidden_states, self, rotary_pos_emb, packed_seq_params, *weights)
         return out, None
+
+    def holders(self) -> list[torch.nn.Module]:
+        """The modules whose weights this layer uses in their stead."""
+        return [each for each in self.modules() if next(each.parameters(recurse=False), None) is not None]
 
     def parts(self, table_LB1C: Tensor, layout: Any) -> tuple[Tiles, LeanAttention, LeanMlp]:
         """The layer's tiles, attention and MLP."""

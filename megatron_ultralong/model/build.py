@@ -22,7 +22,7 @@ from megatron_ultralong.engine import groups, mcore, transformer_engine
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.families.defaults import completed
 from megatron_ultralong.families.tables import rules_of
-from megatron_ultralong.model.lean.lean_layer import LeanLayer, LeanOptions
+from megatron_ultralong.model.lean.lean_layer import LeanLayer, LeanOptions, make_lean
 from megatron_ultralong.model.loss import sum_of_losses
 from megatron_ultralong.model.loss_options import DEFAULT, LossOptions
 from megatron_ultralong.model.norms import LateNorm, RMSNorm
@@ -261,11 +261,10 @@ def build_model(
     )
     model.loss_options = dataclasses.replace(loss, vocabulary=vocabulary)
     model.offload = parallel.offload
-    for layer in model.decoder.layers:
-        if parallel.head_groups:
-            layer.options = LeanOptions(parallel.head_groups, parallel.mlp_chunk, parallel.recompute == "selective")
-            model.kept_by_layer = layer.options.tensors_kept
-        elif parallel.mlp_chunk:
+    if parallel.head_groups:
+        make_lean(model, LeanOptions(parallel.head_groups, parallel.mlp_chunk, parallel.recompute == "selective"))
+    elif parallel.mlp_chunk:
+        for layer in model.decoder.layers:
             tile(layer.mlp, parallel.mlp_chunk)
     model.rotary_pos_emb = Rotary(
         rope,

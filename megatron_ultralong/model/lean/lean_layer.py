@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from megatron_ultralong.context_parallel.head_groups import HeadGroups, tile_rows
 from megatron_ultralong.engine import mcore
 from megatron_ultralong.model.lean.lean_attention import LeanAttention
+from megatron_ultralong.model.lean.lean_embedding import tile_embedding
 from megatron_ultralong.model.lean.lean_mlp import LeanMlp
 from megatron_ultralong.model.lean.tensor_tiles import Tiles
 from megatron_ultralong.model.weight_gradients import WeightGradients
@@ -81,9 +82,7 @@ class LeanLayer(mcore.TransformerLayer):
 
     def parts(self, table_LB1C: Tensor, layout: Any) -> tuple[Tiles, LeanAttention, LeanMlp]:
         """The layer's tiles, attention and MLP."""
-        group = mcore.parallel_state.get_tensor_model_parallel_group()
-        split = self.config.sequence_parallel and group.size() > 1
-        tiles = Tiles(tile_rows(self.options.rows, group.size() if split else 1), group, split)
+        tiles = tiles_of(self.config, self.options)
         attention = self.self_attention
         heads = HeadGroups.of(
             attention.num_attention_heads_per_partition,
@@ -91,6 +90,23 @@ class LeanLayer(mcore.TransformerLayer):
             self.options.head_groups,
         )
         return tiles, LeanAttention(self, heads, tiles, table_LB1C, layout), LeanMlp(self, tiles)
+
+
+def tiles_of(config: mcore.TransformerConfig, options: LeanOptions) -> Tiles:
+    """How this rank's positions are cut."""
+    group = mcore.parallel_state.get_tensor_model_parallel_group()
+    split = config.sequence_parallel and group.size() > 1
+    return Tiles(tile_rows(options.rows, group.size() if split else 1), group, split)
+
+
+def make_lean(model: Any, options: LeanOptions) -> None:
+    """Tell a model of lean layers how they work, and let its embedding go by tiles where positions are split."""
+    model.kept_by_layer = options.tensors_kept
+    for layer in model.decoder.layers:
+        layer.options = options
+    tiles = tiles_of(model.config, options)
+    if tiles.split and model.pre_process:
+        tile_embedding(model.embedding.word_embeddings, tiles)
 
 
 class _Layer(torch.autograd.Function):

@@ -187,13 +187,12 @@ class LanguageModel(mcore.GPTModel):
 
     loss_options = DEFAULT
     offload = False
-    kept_by_layer = 1
 
     def forward(self, *arguments: Any, **keywords: Any) -> Tensor:
         """As of GPTModel; with `offload`, what autograd saves of the layers' inputs goes to host memory."""
         if not (self.offload and torch.is_grad_enabled()):
             return super().forward(*arguments, **keywords)
-        with saved_on_host(self.config.hidden_size, self.config.params_dtype, self.kept_by_layer):
+        with saved_on_host(self.config.hidden_size, self.config.params_dtype):
             return super().forward(*arguments, **keywords)
 
     def _postprocess(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -20,25 +21,56 @@ from megatron_ultralong.engine.device import to_device
 
 
 @contextlib.contextmanager
-def saved_on_host(width: int, dtype: torch.dtype, together: int = 1) -> Iterator[None]:
-    """Within it, the [L, B, `width`] tensors of `dtype` that autograd saves go to host memory.
-
-    Those of five dimensions too: what lean layers keep of their attention.
-
-    Args:
-        together: how many a layer saves; as many are fetched ahead.
-    """
-    store = _Store(together)
+def saved_on_host(width: int, dtype: torch.dtype) -> Iterator[None]:
+    """Within it, the [L, B, `width`] tensors of `dtype` that autograd saves go to host memory."""
+    store = _Store()
+    token = _current.set(store)
 
     def pack(tensor: Tensor) -> Tensor | int:
-        eligible = tensor.dim() == 5 or (tensor.dim() == 3 and tensor.shape[2] == width and tensor.dtype == dtype)
+        eligible = tensor.dim() == 3 and tensor.shape[2] == width and tensor.dtype == dtype
         return store.put(tensor) if eligible else tensor
 
     def unpack(saved: Tensor | int) -> Tensor:
         return store.get(saved) if isinstance(saved, int) else saved
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            yield
+    finally:
+        _current.reset(token)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """What an autograd function keeps on the host for its backward, which says itself when to fetch more.
+
+    Attributes:
+        store: where it is.
+        places: its tensors there, one after the other.
+    """
+
+    store: _Store
+    places: range
+
+    @classmethod
+    def on_host(cls, *tensors: Tensor) -> Kept | None:
+        """Keep these; None outside of `saved_on_host`, where they are the caller's to save."""
+        store = _current.get()
+        if store is None:
+            return None
+        places = [store.put(tensor) for tensor in tensors]
+        return cls(store, range(places[0], places[-1] + 1))
+
+    def get(self) -> list[Tensor]:
+        """The tensors, on their device again."""
+        return [self.store.get(place, ahead=0) for place in self.places]
+
+    def fetch_before(self) -> None:
+        """Start to fetch as many tensors that were kept before these."""
+        self.store.fetch_before(self.places[0], len(self.places))
+
+
+_current: ContextVar[_Store | None] = ContextVar("store", default=None)
 
 
 @dataclasses.dataclass
@@ -59,8 +91,7 @@ class _Item:
 class _Store:
     """The saved tensors of one forward pass, in order; backward asks for them from the last to the first."""
 
-    def __init__(self, together: int) -> None:
-        self.together = together
+    def __init__(self) -> None:
         self.items: list[_Item] = []
         self.stream: torch.cuda.Stream | None = None
 
@@ -78,12 +109,11 @@ class _Store:
         self.items.append(_Item(host, tensor.device))
         return len(self.items) - 1
 
-    def get(self, place: int) -> Tensor:
-        """The tensor on its device again; those before it are on their way when this returns."""
+    def get(self, place: int, ahead: int = 1) -> Tensor:
+        """The tensor on its device again; `ahead` before it are on their way when this returns."""
         item = self.items[place]
         self._fetch(item)
-        for before in reversed(self.items[max(place - self.together, 0) : place]):
-            self._fetch(before)
+        self.fetch_before(place, ahead)
         assert item.fetched is not None
         tensor, whole = item.fetched
         item.fetched = None
@@ -91,6 +121,11 @@ class _Store:
             torch.cuda.current_stream(tensor.device).wait_event(whole)
             tensor.record_stream(torch.cuda.current_stream(tensor.device))
         return tensor
+
+    def fetch_before(self, place: int, count: int) -> None:
+        """Start to fetch `count` tensors that were put before `place`."""
+        for item in reversed(self.items[max(place - count, 0) : place]):
+            self._fetch(item)
 
     def _fetch(self, item: _Item) -> None:
         """Start the copy back, unless it was started already."""

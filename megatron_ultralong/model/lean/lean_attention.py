@@ -100,8 +100,12 @@ class LeanAttention:
 
     def backward(
         self, x_LBD: Tensor, grad_LBD: Tensor, out_GLBNH: Tensor, sums: list[Tensor], gradients: WeightGradients
-    ) -> None:
-        """Add the input's gradient to `grad_LBD`, which holds the output projection's; `out_GLBNH` is used up."""
+    ) -> Tensor:
+        """From the gradient of the output projection's result to those of queries, keys and values as projected.
+
+        Returns:
+            [L, B, K, 2, H], of all keys and values. Those of queries are written over `out_GLBNH`.
+        """
         heads, L, B = self.heads, len(x_LBD) * self.tiles.ranks, x_LBD.shape[1]
         d_kv_LBK2H = x_LBD.new_empty(L, B, self.kv_heads, 2, self.size)
         for unit in range(heads.count // heads.sharing):
@@ -121,7 +125,25 @@ class LeanAttention:
             self._rotated_back(d_keys[0], keys.heads, self.k_norm, into_LBK2H[:, :, :, 0], gradients)
             into_LBK2H[:, :, :, 1] = d_keys[1]
             del keys, d_keys
-        self._input_gradient(x_LBD, grad_LBD, out_GLBNH, d_kv_LBK2H, gradients)
+        return d_kv_LBK2H
+
+    def input_backward(
+        self, x_LBD: Tensor, grad_LBD: Tensor, d_q_GLBNH: Tensor, d_kv_LBK2H: Tensor, gradients: WeightGradients
+    ) -> None:
+        """Add the input's gradient to `grad_LBD`, by what `backward` found: all heads at once, tile by tile."""
+        for part in self.tiles.parts(x_LBD):
+            tile_SBD = self.tiles.gathered(self.norm(x_LBD[part]))
+            d_q = self._out_tile(d_q_GLBNH, part).unflatten(2, (self.kv_heads, -1, self.size))
+            d_kv = self.tiles.across(d_kv_LBK2H, part).flatten(0, 1)
+            d_mixed_SBF = torch.cat((d_q, d_kv), dim=3).flatten(2)
+            del d_q, d_kv
+            gradients.add_product(self.weight, tile_SBD, d_mixed_SBF)
+            if self.bias is not None:
+                gradients.add(self.bias, d_mixed_SBF.sum((0, 1)))
+            d_normed_TBD = self.tiles.summed(d_mixed_SBF @ self.weight)
+            d_x_TBD, d_norm = norm_gradients(self.norm, x_LBD[part], d_normed_TBD)
+            gradients.add(self.norm.weight, d_norm)
+            grad_LBD[part] += d_x_TBD
 
     def _project(self, x_LBD: Tensor, group: int, keys: _Keys | None, keep: bool) -> tuple[_Heads, _Keys]:
         """A group's queries, and its keys and values unless they are there already.
@@ -200,24 +222,6 @@ class LeanAttention:
                 grad, d_weight = norm_gradients(norm, heads.projected[rows], grad)
                 gradients.add(norm.weight, d_weight)
             into[rows] = grad
-
-    def _input_gradient(
-        self, x_LBD: Tensor, grad_LBD: Tensor, d_q_GLBNH: Tensor, d_kv_LBK2H: Tensor, gradients: WeightGradients
-    ) -> None:
-        """Through the projection of all heads and the norm, tile by tile, added to `grad_LBD`."""
-        for part in self.tiles.parts(x_LBD):
-            tile_SBD = self.tiles.gathered(self.norm(x_LBD[part]))
-            d_q = self._out_tile(d_q_GLBNH, part).unflatten(2, (self.kv_heads, -1, self.size))
-            d_kv = self.tiles.across(d_kv_LBK2H, part).flatten(0, 1)
-            d_mixed_SBF = torch.cat((d_q, d_kv), dim=3).flatten(2)
-            del d_q, d_kv
-            gradients.add_product(self.weight, tile_SBD, d_mixed_SBF)
-            if self.bias is not None:
-                gradients.add(self.bias, d_mixed_SBF.sum((0, 1)))
-            d_normed_TBD = self.tiles.summed(d_mixed_SBF @ self.weight)
-            d_x_TBD, d_norm = norm_gradients(self.norm, x_LBD[part], d_normed_TBD)
-            gradients.add(self.norm.weight, d_norm)
-            grad_LBD[part] += d_x_TBD
 
 
 def _added(total: tuple[Tensor, ...], more: list[Tensor]) -> tuple[Tensor, ...]:

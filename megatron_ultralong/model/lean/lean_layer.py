@@ -26,6 +26,7 @@ from megatron_ultralong.model.lean.lean_attention import LeanAttention
 from megatron_ultralong.model.lean.lean_embedding import tile_embedding
 from megatron_ultralong.model.lean.lean_mlp import LeanMlp
 from megatron_ultralong.model.lean.tensor_tiles import Tiles
+from megatron_ultralong.model.offload import Kept
 from megatron_ultralong.model.weight_gradients import WeightGradients
 
 
@@ -42,11 +43,6 @@ class LeanOptions:
     head_groups: int
     rows: int
     keep_attention: bool
-
-    @property
-    def tensors_kept(self) -> int:
-        """Tensors that a layer saves: its input, attention's output, the log-sum-exp."""
-        return 3 if self.keep_attention else 1
 
 
 class LeanLayer(mcore.TransformerLayer):
@@ -101,7 +97,6 @@ def tiles_of(config: mcore.TransformerConfig, options: LeanOptions) -> Tiles:
 
 def make_lean(model: Any, options: LeanOptions) -> None:
     """Tell a model of lean layers how they work, and let its embedding go by tiles where positions are split."""
-    model.kept_by_layer = options.tensors_kept
     for layer in model.decoder.layers:
         layer.options = options
     tiles = tiles_of(model.config, options)
@@ -118,14 +113,16 @@ class _Layer(torch.autograd.Function):
         for part in tiles.parts(x_LBD):
             middle_TBD = attention.output(out_GLBNH, part) + x_LBD[part]
             torch.add(middle_TBD, mlp.forward(middle_TBD), out=y_LBD[part])
-        ctx.save_for_backward(x_LBD, *((out_GLBNH, torch.stack(sums)) if layer.options.keep_attention else ()))
+        kept = (x_LBD, out_GLBNH, torch.stack(sums)) if layer.options.keep_attention else (x_LBD,)
+        ctx.on_host = Kept.on_host(*kept)
+        ctx.save_for_backward(*(kept if ctx.on_host is None else ()))
         ctx.layer, ctx.table, ctx.layout = layer, table_LB1C, layout
         return y_LBD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        x_LBD, *kept = ctx.saved_tensors
+        x_LBD, *kept = ctx.saved_tensors if ctx.on_host is None else ctx.on_host.get()
         grad_LBD = gradients[0].contiguous()  # changed in place: nothing else has it
         tiles, attention, mlp = ctx.layer.parts(ctx.table, ctx.layout)
         out_GLBNH, sums = (kept[0], list(kept[1])) if kept else attention.forward(x_LBD)
@@ -134,5 +131,8 @@ class _Layer(torch.autograd.Function):
             middle_TBD = attention.output(out_GLBNH, part) + x_LBD[part]
             grad_LBD[part] += mlp.backward(middle_TBD, grad_LBD[part], found)
             attention.output_backward(out_GLBNH, part, grad_LBD[part], found)
-        attention.backward(x_LBD, grad_LBD, out_GLBNH, sums, found)
+        d_kv_LBK2H = attention.backward(x_LBD, grad_LBD, out_GLBNH, sums, found)
+        if ctx.on_host is not None:
+            ctx.on_host.fetch_before()  # the layer below's, now that the highest moment has passed
+        attention.input_backward(x_LBD, grad_LBD, out_GLBNH, d_kv_LBK2H, found)
         return grad_LBD, None, None, None, *(found.of(weight) for weight in ctx.layer.parameters())

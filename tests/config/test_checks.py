@@ -56,6 +56,7 @@ def pack(folder: str, **changes: object) -> None:
         ("--parallel.context 4 --parallel.ulysses 2 --data.document_mask true", 4),
         ("--parallel.context 2 --parallel.tensor 2 --parallel.sequence_parallel true --parallel.pipeline 3", 12),
         ("--parallel.tensor 8", 8),
+        ("--parallel.head_groups 8 --parallel.recompute selective --parallel.offload true", 1),
         ("--parallel.pipeline 4 --parallel.first_stage_layers 1 --parallel.last_stage_layers 1", 4),
         ("--train.micro_batch_size 2", 2),
         ("--rope.kind yarn --rope.target_length 4096", 1),
@@ -142,6 +143,28 @@ def test_runs_that_work(run, flags, world_size):
             "train.global_batch_size 1048576 is 2147483648 labels a step on one rank, which megatron-core counts in "
             "32 bits; give at most 1048575.",
         ),
+        (
+            "--parallel.head_groups 3 --parallel.recompute full",
+            1,
+            "parallel.head_groups is 3, which does not cut a rank's 8 attention heads and 4 key-value heads",
+        ),
+        ("--parallel.head_groups 2", 1, 'parallel.head_groups is 2 with parallel.recompute "none"; set that to "full"'),
+        (
+            "--parallel.head_groups 2 --parallel.recompute full --parallel.recompute_layers 2",
+            1,
+            "parallel.head_groups is 2 with parallel.recompute_layers 2; remove one",
+        ),
+        (
+            "--parallel.head_groups 1 --parallel.recompute full --parallel.tensor 8",
+            8,
+            "parallel.head_groups is 1 with parallel.tensor 8, which does not divide the model's 4 key-value heads",
+        ),
+        (
+            "--parallel.head_groups 8 --parallel.recompute full --parallel.context 2 --parallel.ulysses 2",
+            2,
+            "parallel.head_groups is 8 with parallel.ulysses 2, over which a group's 1 attention heads and 1 key-value",
+        ),
+        ("--parallel.head_groups -1", 1, "parallel.head_groups is -1; give 0 or more."),
         ("--parallel.mlp_chunk -1", 1, "parallel.mlp_chunk is -1; give 0 or more."),
         ("--log.profile 2", 1, "log.profile is 2, but checkpoint.save is not given; its traces go below that."),
         ("--parallel.sequence_parallel true", 1, "parallel.sequence_parallel is true with parallel.tensor 1; "),
@@ -203,6 +226,10 @@ TE_FLAGS = "--parallel.attention te --parallel.context 4 "
             'parallel.kernel is "cudnn", which only parallel.attention "torch" reads; remove it, ',
         ),
         ("--parallel.device cpu", 'parallel.device is "cpu" with parallel.attention "te", which needs a GPU; set '),
+        (
+            "--parallel.head_groups 2 --parallel.recompute full",
+            'parallel.head_groups is 2 with parallel.attention "te"',
+        ),
         ("--parallel.recompute full --parallel.recompute_layers 2", None),
         (
             "--parallel.recompute selective --parallel.recompute_layers 2",

@@ -50,6 +50,14 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
             *["--optimizer.fused", "false", "--train.prefetch", "false"],
         ],
     ),
+    "PP 2 x DP 2, distributed optimizer, groups of heads": (
+        4,
+        [
+            *["--parallel.pipeline", "2", "--parallel.distributed_optimizer", "true"],
+            *["--parallel.ddp_bucket_size", "5000", "--parallel.recompute", "full", "--parallel.offload", "true"],
+            *["--parallel.head_groups", "2", "--parallel.mlp_chunk", "20", "--train.loss_chunk", "12"],
+        ],
+    ),
     "CP 2 x TP 2": (4, ["--parallel.context", "2", "--parallel.tensor", "2"]),
 }
 DOCUMENTS = ["--data.document_mask", "true"]

@@ -143,7 +143,7 @@ class LeanAttention:
             d_normed_TBD = self.tiles.summed(d_mixed_SBF @ self.weight)
             d_x_TBD, d_norm = norm_gradients(self.norm, x_LBD[part], d_normed_TBD)
             gradients.add(self.norm.weight, d_norm)
-            grad_LBD[part] += d_x_TBD
+            grad_LBD[part].add_(d_x_TBD)
 
     def _project(self, x_LBD: Tensor, group: int, keys: _Keys | None, keep: bool) -> tuple[_Heads, _Keys]:
         """A group's queries, and its keys and values unless they are there already.

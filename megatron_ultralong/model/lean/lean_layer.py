@@ -129,7 +129,7 @@ class _Layer(torch.autograd.Function):
         found = WeightGradients(ctx.layer.config.gradient_accumulation_fusion)
         for part in tiles.parts(x_LBD):
             middle_TBD = attention.output(out_GLBNH, part) + x_LBD[part]
-            grad_LBD[part] += mlp.backward(middle_TBD, grad_LBD[part], found)
+            grad_LBD[part].add_(mlp.backward(middle_TBD, grad_LBD[part], found))
             attention.output_backward(out_GLBNH, part, grad_LBD[part], found)
         d_kv_LBK2H = attention.backward(x_LBD, grad_LBD, out_GLBNH, sums, found)
         if ctx.on_host is not None:

@@ -166,3 +166,16 @@ def test_recomputation_and_offload_give_the_same_bytes(device_process: DevicePro
     )
     assert len(plain) == len(ours) > 20
     assert all(a.equal(b) for a, b in zip(ours, plain, strict=True))
+
+
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_groups_of_heads_give_the_same_loss_and_gradients(device_process: DeviceProcess, recompute: Any) -> None:
+    """Norms' gradients and tiles' are added up in another order, each tile's in bf16."""
+    kind = device_process.kind
+    lean = {"recompute": recompute, "offload": True, "head_groups": 2, "mlp_chunk": LENGTHS[kind] // 8}
+    plain, ours = (
+        device_process.run(loss_and_gradients, LENGTHS[kind] // 2, "bf16", SIZES[kind], **chosen)
+        for chosen in ({}, lean)
+    )
+    assert len(plain) == len(ours) > 20
+    assert all((a - b).norm() <= 2**-6 * b.norm() for a, b in zip(ours, plain, strict=True))

@@ -107,7 +107,7 @@ class LeanAttention:
             [L, B, K, 2, H], of all keys and values. Those of queries are written over `out_GLBNH`.
         """
         heads, L, B = self.heads, len(x_LBD) * self.tiles.ranks, x_LBD.shape[1]
-        d_kv_LBK2H = x_LBD.new_empty(L, B, self.kv_heads, 2, self.size)
+        d_kv_LBK2H: Tensor | None = None
         for unit in range(heads.count // heads.sharing):
             keys: _Keys | None = None
             d_keys: tuple[Tensor, ...] = ()
@@ -121,10 +121,13 @@ class LeanAttention:
                 d_keys = _added(d_keys, found)
                 del found
             assert keys is not None
+            if d_kv_LBK2H is None:  # after the first heads' attention, which may be all
+                d_kv_LBK2H = x_LBD.new_empty(L, B, self.kv_heads, 2, self.size)
             into_LBK2H = d_kv_LBK2H[:, :, unit * heads.keys : (unit + 1) * heads.keys]
             self._rotated_back(d_keys[0], keys.heads, self.k_norm, into_LBK2H[:, :, :, 0], gradients)
             into_LBK2H[:, :, :, 1] = d_keys[1]
             del keys, d_keys
+        assert d_kv_LBK2H is not None
         return d_kv_LBK2H
 
     def input_backward(

@@ -21,10 +21,9 @@ def tile_embedding(embedding: torch.nn.Module, tiles: Tiles) -> None:
     The module keeps its class and the name of its weight.
     """
     first: int = embedding.vocab_start_index  # type: ignore[assignment]
-    weight: Tensor = embedding.weight  # type: ignore[assignment]
 
     def forward(ids_BL: Tensor) -> Tensor:
-        out: Tensor = _Embedding.apply(ids_BL, weight, first, tiles)
+        out: Tensor = _Embedding.apply(ids_BL, embedding.weight, first, tiles)
         return out
 
     embedding.forward = forward  # type: ignore[method-assign]

@@ -105,7 +105,7 @@ def test_files_stay_small():
 LAYERS = (
     ("errors", "leftovers"),
     ("files", "progress", "processes"),
-    ("config.sections", "families"),
+    ("config.sections", "config.data_section", "families"),
     ("config.stages", "rope", "provenance", "engine"),
     ("checkpoint", "data.packing._packing", "data.corpus", "data.tokenizer", "context_parallel"),
     ("data.shuffle", "model"),

@@ -7,26 +7,37 @@ with such a column; or one whole text file. --help says which files are read; do
 A run that was stopped or killed goes on from its finished shards when the same command is given again. On several
 machines give each --shard i/n (an array job of SLURM: --shard $SLURM_ARRAY_TASK_ID/8), and at the end the same command
 without it, which joins the shards.
+
+--adopt takes token files that others wrote (.bin and .idx of Megatron-LM, NeMo or datatrove, datatrove's .ds) in place
+of texts, and leaves them where they are.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
 from megatron_ultralong.cli import run
+from megatron_ultralong.data.adopting.adopt import AdoptOptions, adopt_files
 from megatron_ultralong.data.tokenizer.tokenizer import Tokenizer, torch_hidden
 from megatron_ultralong.data.tokenizing.documents import Fields
 from megatron_ultralong.data.tokenizing.run import TokenizeOptions, parse_shard, tokenize_corpus
 from megatron_ultralong.errors import UserError
 
+_OF_ADOPTED = ("end_ids", "end_id")
+
 
 def preprocess(
     *,
-    input: tuple[Path, ...],
     output_prefix: Path,
     tokenizer_model: Path,
+    input: tuple[Path, ...] = (),
+    adopt: tuple[Path, ...] = (),
+    end_ids: Literal["auto", "drop", "keep"] = "auto",
+    end_id: str = "",
     json_keys: tuple[str, ...] = ("text",),
     source_key: str = "source",
     messages_key: str = "messages",
@@ -44,11 +55,16 @@ def preprocess(
     """Tokenize text into PREFIX.bin, PREFIX.idx, PREFIX.sources.npy and PREFIX.json.
 
     Args:
+        output_prefix: PREFIX of the files to write.
+        tokenizer_model: Folder in Hugging Face format, a sentencepiece or tiktoken file, or 'bytes'.
         input: Files, folders, globs, or - (standard input), in the order of the documents: JSON Lines (.jsonl, .ndjson,
             .json), .json of one array or object, text (.txt, .text, .md, .rst), each also with .gz, .bz2, .xz or .zst,
             and .parquet. What a folder holds besides is counted in the log; what cannot be read is refused.
-        output_prefix: PREFIX of the files to write.
-        tokenizer_model: Folder in Hugging Face format, a sentencepiece or tiktoken file, or 'bytes'.
+        adopt: Instead of --input, tokens that others wrote, checked and used where they are: PREFIX of a .bin and .idx,
+            a .ds, folders of such, or globs.
+        end_ids: Of adopted documents, whether the end-of-document id at their end is dropped when they are read; auto
+            drops it in a file of which 99 % end with it.
+        end_id: That id, or its token; by default the tokenizer's special token that ends most of them.
         json_keys: Field or column that holds the text: one. Run again for another, with its own --output-prefix.
         source_key: Field or column that names a document's source; else it is its file or folder.
         messages_key: Field or column that holds a chat.
@@ -63,6 +79,22 @@ def preprocess(
         shard: i/n: tokenize only the i-th of n shares, from 0, and do not join them.
         overwrite: Replace another corpus of this PREFIX.
     """
+    given = dict(locals())
+    if adopt:
+        _refuse(
+            given,
+            "--adopt",
+            "tokens",
+            ("output_prefix", "tokenizer_model", "adopt", "source", "overwrite", *_OF_ADOPTED),
+        )
+        with torch_hidden():
+            adopt_files(
+                adopt, output_prefix, Tokenizer(tokenizer_model), AdoptOptions(end_ids, end_id, source, overwrite)
+            )
+        return
+    _refuse(given, "--input", "texts", [name for name in given if name not in _OF_ADOPTED])
+    if not input:
+        raise UserError("--input: names no file; give files of text, or tokens that others wrote with --adopt.")
     if len(json_keys) != 1:
         keys = " ".join(json_keys)
         raise UserError(f"--json-keys {keys}: is not one field; run once for each, with its own --output-prefix.")
@@ -72,6 +104,17 @@ def preprocess(
     )
     with torch_hidden():
         tokenize_corpus(input, output_prefix, Tokenizer(tokenizer_model), fields, options)
+
+
+def _refuse(given: dict[str, object], what: str, of: str, meant: Collection[str]) -> None:
+    """Refuse an option that was given and has no meaning.
+
+    Raises:
+        UserError: the first.
+    """
+    for name, parameter in inspect.signature(preprocess).parameters.items():
+        if name not in meant and given[name] != parameter.default:
+            raise UserError(f"--{name.replace('_', '-')}: has no meaning for {what}, which takes {of}; leave it out.")
 
 
 if __name__ == "__main__":

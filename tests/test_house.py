@@ -110,7 +110,7 @@ LAYERS = (
     ("checkpoint", "data.packing._packing", "data.corpus", "data.tokenizer", "context_parallel"),
     ("data.shuffle", "model"),
     ("data.tokenizing", "data.resampling", "planning"),
-    ("data.packing", "data.adopting", "config.checks"),
+    ("data.packing", "data.adopting", "data.decontamination", "config.checks"),
     ("data.reading", "config.reading", "planning.search"),
     ("cli", "convert.formats"),
     ("convert.parameter_mapping", "convert.hf_config", "convert.average", "convert.workers", "convert.output"),

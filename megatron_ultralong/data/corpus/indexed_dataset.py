@@ -108,11 +108,11 @@ def write_index(
             stream.write(np.arange(first, min(first + (1 << 20), count + 1), dtype="<i8").data)
 
 
-def _following(lengths: Iterable[npt.NDArray[np.int32]], itemsize: int) -> Iterator[npt.NDArray[np.int64]]:
+def _following(lengths: Iterable[npt.NDArray[Any]], itemsize: int) -> Iterator[npt.NDArray[np.int64]]:
     """Byte offsets of documents that lie one behind the other."""
     start = 0
     for some in lengths:
-        ends = np.cumsum(some, dtype="<i8") + start
+        ends: npt.NDArray[np.int64] = np.cumsum(some, dtype=np.int64) + start
         yield (ends - some) * itemsize
         start = int(ends[-1]) if len(ends) else start
 

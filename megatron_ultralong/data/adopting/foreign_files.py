@@ -63,7 +63,9 @@ def find_foreign(words: Sequence[Path], output: Path) -> list[ForeignFile]:
     """
     found: dict[Path, ForeignFile] = {}
     for word in words:
-        named = sorted(glob.glob(str(word))) if glob.has_magic(str(word)) and not Path(word).exists() else [str(word)]
+        named = [str(word)]
+        if glob.has_magic(str(word)) and not Path(word).exists():
+            named = [name for name in sorted(glob.glob(str(word))) if ".loss_mask." not in name]  # of chats of ours
         if not named:
             raise UserError(f"--adopt {word}: no file has such a name; give the PREFIX of a .bin and .idx.")
         files = [file for name in named for file in _below(Path(name))]

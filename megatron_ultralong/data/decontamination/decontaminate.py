@@ -203,6 +203,7 @@ def _report(
         "tokens_fingerprint": corpus.tokens_fingerprint,
         "decontaminated": {
             **dataclasses.asdict(options),
+            "fields": list(options.fields),
             "against": {row["file"]: row["fingerprint"] for row in against},
         },
         "ngrams": len(index.hashes),

@@ -48,7 +48,7 @@ def test_what_overlaps_is_reported_and_left_out(corpus, tokenizer, tmp_path, cap
     ]
     report, pairs, listed = run(corpus, tokenizer, [write_lines(tmp_path / "b.jsonl", rows)], tmp_path / "clean")
     assert listed.ids.tolist() == [0, 2, 3]
-    # The sample has 21 words and so 9 13-grams; the first is in document 2, those of its 19-word question in document 1.
+    # The sample has 21 words and so 9 13-grams; the first is in document 2, those of its 19-word question in 1.
     place = {"file": str(tmp_path / "b.jsonl"), "sample": "1"}
     assert [{name: pair[name] for name in ("document", "coverage", "shared_ngrams", *place)} for pair in pairs] == [
         {"document": 1, "coverage": 0.7778, "shared_ngrams": 7, **place},

@@ -63,7 +63,7 @@ def preprocess(
         adopt: Instead of --input, tokens that others wrote, checked and used where they are: PREFIX of a .bin and .idx,
             a .ds, folders of such, or globs.
         end_ids: Of adopted documents, whether the end-of-document id at their end is dropped when they are read; auto
-            drops it in a file of which 99 % end with it.
+            drops it in a file of which 99 % of the documents end with it.
         end_id: That id, or its token; by default the tokenizer's special token that ends most of them.
         json_keys: Field or column that holds the text: one. Run again for another, with its own --output-prefix.
         source_key: Field or column that names a document's source; else it is its file or folder.

@@ -152,6 +152,12 @@ def _read(
     """Read all files through; and how many documents begin with each id."""
     check_sources({options.source or file.source for file in found})
     indexes = [read_documents(file) for file in found]
+    if empty := sum(not index.bounds[-1] for index in indexes):  # of tasks that had no document
+        logger.info("%s of %s files hold no token and are left out.", f"{empty:,}", f"{len(found):,}")
+    found = [file for file, index in zip(found, indexes, strict=True) if index.bounds[-1]]
+    indexes = [index for index in indexes if index.bounds[-1]]
+    if not found:
+        raise UserError("--adopt: no document has a token; name files with text.")
     for file, index in zip(found, indexes, strict=True):
         if index.dtype != indexes[0].dtype:
             raise UserError(
@@ -164,9 +170,7 @@ def _read(
     adopted, first_counts = [], np.zeros(tokenizer.vocab_size, dtype=np.int64)
     with Progress("checking tokens", sum(sizes), "bytes") as progress:
         for file, index, size in zip(found, indexes, sizes, strict=True):
-            mapped: npt.NDArray[Any] = (
-                np.memmap(file.tokens, dtype=index.dtype, mode="r") if size else np.zeros(0, dtype=index.dtype)
-            )
+            mapped = np.memmap(file.tokens, dtype=index.dtype, mode="r")
             seen = scan(file.tokens, mapped, index.bounds, tokenizer.vocab_size, tokenizer.path, progress)
             first_counts += seen.first_counts
             known = AdoptedFile(file.tokens, size, fingerprint(file.tokens, blocks_of(len(found))))
@@ -184,11 +188,11 @@ def _drop_ends(adopted: Sequence[_Adopted], tokenizer: Tokenizer, options: Adopt
         filled = each.lengths > 0
         counts = np.bincount(each.lasts[filled], minlength=tokenizer.vocab_size)
         end = _likely(tokenizer, counts) if named is None else named
-        if end is None or not counts[end]:
+        share = 0.0 if end is None else float(counts[end] / filled.sum())
+        if end is None or not share or (options.end_ids == "auto" and share <= 1 - NEARLY_ALL):
             without += 1
             continue
-        nearly_all = counts[end] >= NEARLY_ALL * filled.sum()
-        dropped = options.end_ids == "drop" or (options.end_ids == "auto" and bool(nearly_all))
+        dropped = options.end_ids == "drop" or (options.end_ids == "auto" and share >= NEARLY_ALL)
         if dropped:
             each.lengths -= (each.lasts == end) & filled
         group = groups.setdefault(
@@ -197,7 +201,8 @@ def _drop_ends(adopted: Sequence[_Adopted], tokenizer: Tokenizer, options: Adopt
         for name, count in (("files", 1), ("documents", filled.sum()), ("documents_with_it", counts[end])):
             group[name] += int(count)
     if without:
-        logger.info("In %s of %s files no document ends with a special token.", f"{without:,}", f"{len(adopted):,}")
+        what = "a special token" if named is None else _shown(tokenizer, named)
+        logger.info("In %s of %s files hardly a document ends with %s.", f"{without:,}", f"{len(adopted):,}", what)
     for group in groups.values():
         _say_end(tokenizer, group, asked=options.end_ids != "auto")
     return list(groups.values())

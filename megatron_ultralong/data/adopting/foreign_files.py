@@ -48,7 +48,7 @@ class Documents:
     dtype: np.dtype[Any]
     """Of the tokens on disk."""
     bounds: Ints
-    """int64 [documents + 1]: the token at which each document begins; the last one's end."""
+    """int64 [documents + 1]: the token at which each document begins; the last one's end. [0] if there is none."""
 
 
 def find_foreign(words: Sequence[Path], output: Path) -> list[ForeignFile]:
@@ -128,6 +128,8 @@ def read_documents(file: ForeignFile) -> Documents:
 
 def _read_datatrove(path: Path, size: int) -> Documents:
     content = path.read_bytes()
+    if not content:
+        return Documents(np.dtype("<u2"), np.zeros(1, dtype=np.int64))
     ends = np.frombuffer(content[: len(content) // 8 * 8], dtype="<u8").astype(np.int64)
     if len(content) % 8 or len(ends) == 0 or ends[0] < 0 or (np.diff(ends) < 0).any():
         raise UserError(f"{path}: is no list of the ends of documents, ascending and of 8 bytes each; {_MEND}.")
@@ -152,10 +154,8 @@ def _read_megatron(path: Path, size: int) -> Documents:
     dtype = np.dtype(CODES[code])
     if dtype.name not in _TAKEN:
         raise UserError(f"{path}: holds {dtype.name}, and tokens are one of {', '.join(_TAKEN)}; {_MEND}.")
-    if count == 0:
-        raise UserError(f"{path}: has no sequence; leave it out.")
     expected = HEADER.size + 12 * count + 8 * bounds
-    if len(raw) == expected + count:
+    if count and len(raw) == expected + count:
         raise UserError(f"{path}: has a mode for each sequence, as multimodal data does; only text can be adopted.")
     if len(raw) != expected:
         raise UserError(f"{path}: holds {len(raw)} bytes where its counts describe {expected}; {_MEND}.")
@@ -164,7 +164,7 @@ def _read_megatron(path: Path, size: int) -> Documents:
     offsets = raw[place : place + 8 * count].view("<i8")
     indices = raw[place + 8 * count :].view("<i8").astype(np.int64)
     ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    if int(lengths.min()) < 0 or not np.array_equal(offsets, ends[:-1] * dtype.itemsize):
+    if int(lengths.min(initial=0)) < 0 or not np.array_equal(offsets, ends[:-1] * dtype.itemsize):
         raise UserError(f"{path}: its sequences do not lie one behind the other; {_MEND}.")
     if not bounds or indices[0] != 0 or indices[-1] != count or (np.diff(indices) < 0).any():
         raise UserError(f"{path}: its documents do not cover its {count} sequences in order; {_MEND}.")

@@ -127,6 +127,18 @@ def test_datatroves_writers(tmp_path, tokenizer, tokenizer_folder):
     assert adopt(tmp_path / "ds", tmp_path / "d", tokenizer) == expected
 
 
+def test_files_of_tasks_without_a_document_are_left_out(tmp_path, tokenizer, caplog):
+    caplog.set_level("INFO")
+    for name, documents in (("0", []), ("1", [[5, 6]]), ("2", [[]])):
+        build(tmp_path / "in" / name, documents)
+    for name in ("3.ds", "3.ds.index"):
+        (tmp_path / "in" / name).touch()
+    assert adopt(tmp_path / "in", tmp_path / "c", tokenizer) == [[5, 6]]
+    assert "3 of 4 files hold no token and are left out" in caplog.text
+    with pytest.raises(UserError, match="--adopt: no document has a token"):
+        adopt(tmp_path / "in" / "0", tmp_path / "d", tokenizer)
+
+
 def test_again_and_otherwise(tmp_path, tokenizer):
     build(tmp_path / "a", DOCUMENTS)
     adopt(tmp_path / "a", tmp_path / "c", tokenizer)

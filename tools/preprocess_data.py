@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Collection
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from megatron_ultralong.cli import run
 from megatron_ultralong.data.adopting.adopt import AdoptOptions, adopt_files
@@ -27,17 +26,14 @@ from megatron_ultralong.data.tokenizing.documents import Fields
 from megatron_ultralong.data.tokenizing.run import TokenizeOptions, parse_shard, tokenize_corpus
 from megatron_ultralong.errors import UserError
 
-_OF_ADOPTED = ("end_ids", "end_id")
+_NOTHING = AdoptOptions()
 
 
 def preprocess(
     *,
+    input: tuple[Path, ...] = (),
     output_prefix: Path,
     tokenizer_model: Path,
-    input: tuple[Path, ...] = (),
-    adopt: tuple[Path, ...] = (),
-    end_ids: Literal["auto", "drop", "keep"] = "auto",
-    end_id: str = "",
     json_keys: tuple[str, ...] = ("text",),
     source_key: str = "source",
     messages_key: str = "messages",
@@ -51,20 +47,16 @@ def preprocess(
     workers: int = len(os.sched_getaffinity(0)),
     shard: str = "",
     overwrite: bool = False,
+    adopted: AdoptOptions = _NOTHING,
 ) -> None:
     """Tokenize text into PREFIX.bin, PREFIX.idx, PREFIX.sources.npy and PREFIX.json.
 
     Args:
-        output_prefix: PREFIX of the files to write.
-        tokenizer_model: Folder in Hugging Face format, a sentencepiece or tiktoken file, or 'bytes'.
         input: Files, folders, globs, or - (standard input), in the order of the documents: JSON Lines (.jsonl, .ndjson,
             .json), .json of one array or object, text (.txt, .text, .md, .rst), each also with .gz, .bz2, .xz or .zst,
             and .parquet. What a folder holds besides is counted in the log; what cannot be read is refused.
-        adopt: Instead of --input, tokens that others wrote, checked and used where they are: PREFIX of a .bin and .idx,
-            a .ds, folders of such, or globs.
-        end_ids: Of adopted documents, whether the end-of-document id at their end is dropped when they are read; auto
-            drops it in a file of which 99 % of the documents end with it.
-        end_id: That id, or its token; by default the tokenizer's special token that ends most of them.
+        output_prefix: PREFIX of the files to write.
+        tokenizer_model: Folder in Hugging Face format, a sentencepiece or tiktoken file, or 'bytes'.
         json_keys: Field or column that holds the text: one. Run again for another, with its own --output-prefix.
         source_key: Field or column that names a document's source; else it is its file or folder.
         messages_key: Field or column that holds a chat.
@@ -79,26 +71,9 @@ def preprocess(
         shard: i/n: tokenize only the i-th of n shares, from 0, and do not join them.
         overwrite: Replace another corpus of this PREFIX.
     """
-    given = dict(locals())
-    if adopt:
-        _refuse(
-            given,
-            "--adopt",
-            "tokens",
-            ("output_prefix", "tokenizer_model", "adopt", "source", "overwrite", *_OF_ADOPTED),
-        )
-        with torch_hidden():
-            adopt_files(
-                adopt, output_prefix, Tokenizer(tokenizer_model), AdoptOptions(end_ids, end_id, source, overwrite)
-            )
-        return
-    _refuse(given, "--input", "texts", [name for name in given if name not in _OF_ADOPTED])
-    if not input:
-        raise UserError("--input: names no file; give files of text, or tokens that others wrote with --adopt.")
-    if len(json_keys) != 1:
-        keys = " ".join(json_keys)
-        raise UserError(f"--json-keys {keys}: is not one field; run once for each, with its own --output-prefix.")
-    fields = Fields(text=json_keys[0], source=source_key, messages=messages_key)
+    if adopted.adopt:
+        return _adopt(dict(locals()))
+    fields = _fields(input, adopted, json_keys, source_key, messages_key)
     options = TokenizeOptions(
         workers, input_format, source, malformed, append_eod, encoder, mask, chat_date, parse_shard(shard), overwrite
     )
@@ -106,15 +81,39 @@ def preprocess(
         tokenize_corpus(input, output_prefix, Tokenizer(tokenizer_model), fields, options)
 
 
-def _refuse(given: dict[str, object], what: str, of: str, meant: Collection[str]) -> None:
-    """Refuse an option that was given and has no meaning.
+def _fields(
+    inputs: tuple[Path, ...], adopted: AdoptOptions, json_keys: tuple[str, ...], source_key: str, messages_key: str
+) -> Fields:
+    """Names of the fields of documents.
 
     Raises:
-        UserError: the first.
+        UserError: there is no input, or several fields; or options of --adopt alone are given.
     """
+    if adopted != _NOTHING:
+        raise UserError("--end-ids and --end-id: are for --adopt; give that, or leave them out.")
+    if not inputs:
+        raise UserError("--input: names no file; give files of text, or tokens that others wrote with --adopt.")
+    if len(json_keys) != 1:
+        keys = " ".join(json_keys)
+        raise UserError(f"--json-keys {keys}: is not one field; run once for each, with its own --output-prefix.")
+    return Fields(text=json_keys[0], source=source_key, messages=messages_key)
+
+
+def _adopt(given: dict[str, Any]) -> None:
+    """Adopt the files, with the options of `preprocess` by name.
+
+    Raises:
+        UserError: an option that has no meaning for tokens is given.
+    """
+    meant = {"output_prefix", "tokenizer_model", "adopted", "source", "overwrite"}
     for name, parameter in inspect.signature(preprocess).parameters.items():
         if name not in meant and given[name] != parameter.default:
-            raise UserError(f"--{name.replace('_', '-')}: has no meaning for {what}, which takes {of}; leave it out.")
+            raise UserError(
+                f"--{name.replace('_', '-')}: has no meaning for --adopt, which takes tokens; leave it out."
+            )
+    with torch_hidden():
+        tokenizer = Tokenizer(given["tokenizer_model"])
+        adopt_files(given["output_prefix"], tokenizer, given["adopted"], given["source"], given["overwrite"])
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data.adopting.foreign_files import Ints
+from megatron_ultralong.data.corpus.adopted import AdoptedFile
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.progress import Progress
 
@@ -27,6 +28,21 @@ class Scan:
     """The last id of each document, of the file's dtype; 0 of one without a token."""
     first_counts: Ints
     """int64 [vocabulary]: how many documents begin with each id."""
+
+
+@dataclasses.dataclass
+class ScannedFile:
+    """What is known of one file after its pass."""
+
+    file: AdoptedFile
+    source: str
+    dtype: np.dtype[Any]
+    starts: npt.NDArray[np.int64]
+    """int64 [documents]: the token at which each begins."""
+    lengths: npt.NDArray[Any]
+    """Integers [documents]: their tokens."""
+    lasts: npt.NDArray[Any]
+    """Integers [documents]: see `Scan`."""
 
 
 def scan(

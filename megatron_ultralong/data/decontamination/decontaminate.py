@@ -19,10 +19,10 @@ import numpy.typing as npt
 import orjson
 
 from megatron_ultralong.data.corpus.corpus import Corpus
+from megatron_ultralong.data.decontamination.evaluation_texts import evaluation_files, read_texts
 from megatron_ultralong.data.decontamination.ngram_index import Ints, NgramIndex, build_index
 from megatron_ultralong.data.decontamination.overlap import Overlaps, corpus_overlaps
-from megatron_ultralong.data.decontamination.samples import evaluation_files, read_texts
-from megatron_ultralong.data.decontamination.words import words
+from megatron_ultralong.data.decontamination.plain_words import words
 from megatron_ultralong.data.resampling.listing import IDS, VERSION, write_ids
 from megatron_ultralong.data.tokenizer.token_bytes import token_bytes
 from megatron_ultralong.data.tokenizer.tokenizer import Tokenizer
@@ -40,7 +40,7 @@ class DecontaminationOptions:
     """What counts as overlap."""
 
     fields: tuple[str, ...] = ()
-    """Fields of evaluation samples that make their text; none: see `samples`."""
+    """Fields of evaluation samples that make their text; none: see `evaluation_texts`."""
     ngram: int = 13
     """Words of an n-gram."""
     min_coverage: float = 0.5
@@ -104,7 +104,7 @@ def write_clean_list(
     samples = _read_samples(against, folder, options)
     index = build_index(samples.numbers, options.ngram, options.ignore_in_samples)
     best, kept = np.zeros(len(samples.numbers)), np.ones(len(corpus.tokens), dtype=np.bool_)
-    holders = np.zeros((len(samples.paths), 2), dtype=np.int64)  # documents that share anything, that are dropped
+    holders = np.zeros((len(samples.paths), 2), dtype=np.int64)
     with disk_errors_named(folder), atomic_directory(folder) as temporary:
         with (temporary / _PAIRS).open("wb") as stream:
             for found in corpus_overlaps(corpus, index, samples.words, token_bytes(tokenizer), workers):
@@ -112,9 +112,7 @@ def write_clean_list(
                 np.maximum.at(best, found.samples, coverage)
                 dropped = coverage >= options.min_coverage
                 kept[found.documents[dropped]] = False
-                for column, chosen in enumerate((found.shared > 0, dropped)):
-                    pairs = np.unique(np.stack([samples.files[found.samples[chosen]], found.documents[chosen]]), axis=1)
-                    holders[:, column] += np.bincount(pairs[0], minlength=len(holders))
+                holders += _holders(found, dropped, samples)
                 stream.writelines(_lines(found, coverage, samples, index))
         report = _report(corpus, folder, options, samples, index, best, kept, holders)
         if not report["documents_after"]:
@@ -141,6 +139,15 @@ def _read_samples(against: Sequence[Path], folder: Path, options: Decontaminatio
             places.append(sample.place)
             numbers.append(np.array(own, dtype=np.int32))
     return _Samples([file.path for file in found], np.array(files, dtype=np.int64), places, numbers, list(vocabulary))
+
+
+def _holders(found: Overlaps, dropped: npt.NDArray[np.bool_], samples: _Samples) -> Ints:
+    """int64 [F, 2]: documents that share anything with a sample of each file, and that are dropped for one."""
+    counts = []
+    for chosen in (found.shared > 0, dropped):
+        pairs = np.unique(np.stack([samples.files[found.samples[chosen]], found.documents[chosen]]), axis=1)
+        counts.append(np.bincount(pairs[0], minlength=len(samples.paths)))
+    return np.stack(counts, axis=1).astype(np.int64)
 
 
 def _lines(found: Overlaps, coverage: npt.NDArray[np.float64], samples: _Samples, index: NgramIndex) -> list[bytes]:

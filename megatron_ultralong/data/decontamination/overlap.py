@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from megatron_ultralong.data.corpus.corpus import Corpus, open_corpus
 from megatron_ultralong.data.decontamination.ngram_index import Ints, NgramIndex, load_index
-from megatron_ultralong.data.decontamination.words import document_words
+from megatron_ultralong.data.decontamination.plain_words import document_words
 from megatron_ultralong.processes import killed_worker_named, start_pool
 from megatron_ultralong.progress import Progress
 

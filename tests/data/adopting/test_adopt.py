@@ -32,8 +32,9 @@ def build(prefix, documents, dtype=np.uint16, end=None):
     return prefix
 
 
-def adopt(words, prefix, tokenizer, **options):
-    adopt_files([words] if isinstance(words, Path) else words, prefix, tokenizer, AdoptOptions(**options))
+def adopt(words, prefix, tokenizer, source="", overwrite=False, **options):
+    words = (words,) if isinstance(words, Path) else tuple(words)
+    adopt_files(prefix, tokenizer, AdoptOptions(words, **options), source, overwrite)
     corpus = open_corpus(prefix)
     return [corpus.tokens[i].tolist() for i in range(len(corpus.tokens))]
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ultralong.data.decontamination import ngram_index, overlap
-from megatron_ultralong.data.decontamination import words as word_module
+from megatron_ultralong.data.decontamination import plain_words as word_module
 from megatron_ultralong.data.decontamination.ngram_index import build_index, load_index
 from megatron_ultralong.data.decontamination.overlap import Matcher, corpus_overlaps
 from megatron_ultralong.errors import UserError

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ultralong.data.decontamination import words as module
-from megatron_ultralong.data.decontamination.words import document_words, is_unspaced, words
+from megatron_ultralong.data.decontamination import plain_words as module
+from megatron_ultralong.data.decontamination.plain_words import document_words, is_unspaced, words
 from megatron_ultralong.data.tokenizer.token_bytes import token_bytes
 from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
 from tests.data.tokenizer import shapes

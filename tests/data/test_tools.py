@@ -148,20 +148,21 @@ def test_an_evaluation_that_could_not_be_written_is_refused_first(tool, tmp_path
     assert failed_with(result, "report, where nothing can be written; name another folder.")
 
 
-def test_adopted_decontaminated_and_packed(tool, tmp_path, tokenizer, tokenizer_folder):
+def test_adopted_decontaminated_and_packed(tool, tmp_path, tokenizer, tokenizer_folder, caplog):
     """Tokens that lie elsewhere, without the document that holds a sample, to packed samples."""
     question = "which of the five rivers does the captain name first in the letter to his sister"
     texts = ["nothing of note " * 40, f"so {question} he asked", "something else " * 50]
     ours, model = tmp_path / "ours", ("--tokenizer-model", tokenizer_folder)
     theirs = ("--input", write_lines(tmp_path / "in.jsonl", [{"text": text} for text in texts]), "--append-eod")
     assert tool("preprocess_data", *theirs, "--output-prefix", tmp_path / "out" / "theirs", *model)[0] == 0
-    status, log = tool("preprocess_data", "--adopt", tmp_path / "out" / "theirs", "--output-prefix", ours, *model)
-    assert status == 0 and "3 of 3 documents (100.0 %) end with '<|im_end|>' (id 2), which is dropped" in log
-    assert f"The first tokens of {tmp_path}/out/theirs.bin read 'nothing of note" in log
+    caplog.set_level("INFO")
+    assert tool("preprocess_data", "--adopt", tmp_path / "out" / "theirs", "--output-prefix", ours, *model)[0] == 0
+    assert "3 of 3 documents (100.0 %) end with '<|im_end|>' (id 2), which is dropped" in caplog.text
+    assert f"The first tokens of {tmp_path}/out/theirs.bin read 'nothing of note" in caplog.text
     samples = write_lines(tmp_path / "bench.jsonl", [{"question": question, "answer": "the Rhine"}])
     clean, packed = tmp_path / "clean", tmp_path / "packed"
-    status, log = tool("decontaminate", "--tokens", ours, "--against", samples, "--output", clean, *model)
-    assert status == 0 and "2 of 3 documents" in log
+    assert tool("decontaminate", "--tokens", ours, "--against", samples, "--output", clean, *model)[0] == 0
+    assert "2 of 3 documents" in caplog.text
     options = ("--documents", clean, "--sequence-length", 32, "--last-sample", "keep", "--shuffle-seed", "None")
     assert tool("pack_corpus", "--tokens", ours, "--output", packed, *options, *model)[0] == 0
     dataset = PackedDataset(packed)

@@ -115,6 +115,7 @@ def write_clean_list(
                 holders += _holders(found, dropped, samples)
                 stream.writelines(_lines(found, coverage, samples, index))
         report = _report(corpus, folder, options, samples, index, best, kept, holders)
+        _say(report, options)
         if not report["documents_after"]:
             raise UserError(
                 f"{corpus.prefix}: every document overlaps; raise --min-coverage above {options.min_coverage}."
@@ -122,7 +123,11 @@ def write_clean_list(
         write_ids(temporary / IDS, report["documents_after"], _blocks(kept))
         report["fingerprint"] = fingerprint(temporary / IDS)
         write_json(temporary / "manifest.json", report)
-    _say(report, folder, options)
+    logger.info(
+        "%s: %s of %s documents and %s of %s tokens are left; %s has each pair.",
+        *(folder, f"{report['documents_after']:,}", f"{report['documents_before']:,}"),
+        *(f"{report['tokens_after']:,}", f"{report['tokens_before']:,}", _PAIRS),
+    )
     return report
 
 
@@ -222,7 +227,7 @@ def _report(
     }
 
 
-def _say(report: dict[str, Any], folder: Path, options: DecontaminationOptions) -> None:
+def _say(report: dict[str, Any], options: DecontaminationOptions) -> None:
     """The table, the longest rows first, and what could not be looked for."""
     rows = sorted(report["against"], key=lambda row: (-row["dropped_documents"], -row["documents"]))
     columns = ("samples", "found", "covered", "documents", "dropped_documents")
@@ -247,8 +252,3 @@ def _say(report: dict[str, Any], folder: Path, options: DecontaminationOptions) 
     ):
         if count := sum(row[name] for row in rows):
             logger.warning("%s of %s samples %s.", f"{count:,}", f"{sum(row['samples'] for row in rows):,}", why)
-    logger.info(
-        "%s: %s of %s documents and %s of %s tokens are left; %s has each pair.",
-        *(folder, f"{report['documents_after']:,}", f"{report['documents_before']:,}"),
-        *(f"{report['tokens_after']:,}", f"{report['tokens_before']:,}", _PAIRS),
-    )

@@ -24,6 +24,7 @@ from megatron_ultralong.data.tokenizing.walk import find_files
 from megatron_ultralong.errors import UserError
 
 _NO_TEXT = ("role", "from")
+_LIST = "made.json"  # beside the samples of tools/evaluate.py make
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,9 @@ class EvaluationText:
 
 
 def evaluation_files(paths: Sequence[Path], output: Path) -> list[FileRange]:
-    """The files that paths, folders and globs name (see `walk.find_files`)."""
-    return find_files(paths, "auto", output)
+    """The files that paths, folders and globs name (see `walk.find_files`), but for the lists that tell of samples."""
+    files = find_files(paths, "auto", output, choice="")
+    return [file for file in files if Path(file.path).name != _LIST]
 
 
 def read_texts(file: FileRange, fields: Sequence[str]) -> Iterator[EvaluationText]:

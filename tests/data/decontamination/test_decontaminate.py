@@ -90,7 +90,9 @@ def test_the_list_is_taken_by_resampling(corpus, tokenizer, tmp_path):
         task="task", index=0, input=QUESTION, outputs=("ninety", "90"), length=64, max_new_tokens=8, prompt_tokens=9
     )
     write_samples(path, [sample])
-    run(corpus, tokenizer, [tmp_path / "samples"], tmp_path / "clean")
+    (tmp_path / "samples" / "made.json").write_text('{"format": 1}')
+    report = run(corpus, tokenizer, [tmp_path / "samples"], tmp_path / "clean")[0]
+    assert [row["file"] for row in report["against"]] == [str(path)]
     clean = read_documents(tmp_path / "clean", corpus)
     assert clean.ids.tolist() == [0, 2, 3] and clean.made_by["decontaminated"]["ngram"] == 13
     policy = LengthPolicy(short_below=(1,), keep_short=(1.0,), long_above=60)

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from megatron_ultralong.cli import run
+from megatron_ultralong.errors import UserError
 
 
 def decontaminate(
@@ -45,6 +46,8 @@ def decontaminate(
     from megatron_ultralong.data.tokenizer.identity import check_tokenizer
     from megatron_ultralong.data.tokenizer.tokenizer import Tokenizer, torch_hidden
 
+    if workers < 1:
+        raise UserError(f"--workers {workers}: is no number of processes; give 1 or more.")
     corpus = open_corpus(tokens)
     check_tokenizer(tokenizer_model, corpus.tokenizer_fingerprint, corpus.prefix)
     options = DecontaminationOptions(

@@ -98,8 +98,6 @@ def write_clean_list(
             be dropped, or the folder holds other things.
     """
     options.check()
-    if workers < 1:
-        raise UserError(f"--workers {workers}: is no number of processes; give 1 or more.")
     refuse_others(folder, [IDS, "manifest.json", _PAIRS])
     samples = _read_samples(against, folder, options)
     index = build_index(samples.numbers, options.ngram, options.ignore_in_samples)
@@ -123,11 +121,8 @@ def write_clean_list(
         write_ids(temporary / IDS, report["documents_after"], _blocks(kept))
         report["fingerprint"] = fingerprint(temporary / IDS)
         write_json(temporary / "manifest.json", report)
-    logger.info(
-        "%s: %s of %s documents and %s of %s tokens are left; %s has each pair.",
-        *(folder, f"{report['documents_after']:,}", f"{report['documents_before']:,}"),
-        *(f"{report['tokens_after']:,}", f"{report['tokens_before']:,}", _PAIRS),
-    )
+    left = [f"{report[name]:,}" for name in ("documents_after", "documents_before", "tokens_after", "tokens_before")]
+    logger.info("%s: %s of %s documents and %s of %s tokens are left; %s has each pair.", folder, *left, _PAIRS)
     return report
 
 

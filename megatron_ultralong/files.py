@@ -158,15 +158,15 @@ def read_json(path: Path, what: str, mend: str) -> Any:
         raise UserError(f"{path}: {what} is nested too deeply to be read; {mend}.") from None
 
 
-def fingerprint(path: Path) -> str:
-    """SHA-256 (hex) over the size and a spread sample of a file: whole for files up to 4 MiB."""
+def fingerprint(path: Path, blocks: int = _BLOCKS) -> str:
+    """SHA-256 (hex) over the size and a spread sample of a file: whole for files up to `blocks` (over 1) of 64 KiB."""
     size = Path(path).stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with Path(path).open("rb") as stream:
-        if size <= _BLOCK * _BLOCKS:
+        if size <= _BLOCK * blocks:
             digest.update(stream.read())
         else:
-            for block in range(_BLOCKS):
-                stream.seek((size - _BLOCK) * block // (_BLOCKS - 1))
+            for block in range(blocks):
+                stream.seek((size - _BLOCK) * block // (blocks - 1))
                 digest.update(stream.read(_BLOCK))
     return digest.hexdigest()

@@ -29,7 +29,7 @@ def pack(
         sequence_length: Tokens a sample.
         tokenizer_model: Folder of the tokenizer that made the tokens.
         separator: Text between two documents, encoded by the tokenizer; "" for none. best-fit has none.
-        documents: Folder written by tools/resample_corpus.py; by default every document once.
+        documents: Folder written by tools/resample_corpus.py or tools/decontaminate.py; by default every document once.
         packing: Join documents and cut (pretraining), or keep documents whole and pad (SFT).
         shuffle_seed: Seed of the order of documents; None keeps the order.
         last_sample: For concatenate: leave out the tokens that do not fill a last sample, or keep them as a padded one.

@@ -11,6 +11,7 @@ def resample(
     *,
     tokens: Path,
     output: Path,
+    documents: Path | None = None,
     short_below: tuple[int, ...] = (4096,),
     keep_short: tuple[float, ...] = (0.1,),
     long_above: int = 8192,
@@ -24,6 +25,7 @@ def resample(
     Args:
         tokens: PREFIX written by tools/preprocess_data.py.
         output: Folder to write; an existing list there is replaced, other files refused.
+        documents: Folder written by tools/decontaminate.py, to choose from its documents alone.
         short_below: Documents of fewer tokens are thinned out; several lengths, ascending, make several bands.
         keep_short: Share of a source's short documents that is kept, one for each of --short-below.
         long_above: Documents of more tokens are repeated until their source has its share of the total again.
@@ -34,7 +36,7 @@ def resample(
         seed: Of every choice.
     """
     from megatron_ultralong.data.corpus.corpus import open_corpus
-    from megatron_ultralong.data.resampling.listing import parse_weights, write_resampled
+    from megatron_ultralong.data.resampling.listing import parse_weights, read_documents, write_resampled
     from megatron_ultralong.data.resampling.policy import LengthPolicy
 
     policy = LengthPolicy(
@@ -44,7 +46,9 @@ def resample(
         max_repeats=max_repeats,
         weights=parse_weights(weights),
     )
-    write_resampled(open_corpus(tokens), output, policy, total_tokens, seed)
+    corpus = open_corpus(tokens)
+    listed = None if documents is None else read_documents(documents, corpus)
+    write_resampled(corpus, output, policy, total_tokens, seed, listed)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The run's configuration: frozen sections, one a concern, each field with its docstring.
 
-`reading` reads them from strict TOML and writes the resolved JSON. A field holds what was given; what
-follows from it is a property or a function, never another field. The model's architecture is not here:
-it comes from the Hugging Face config.json in `model.hf`.
+`reading` reads them from strict TOML and writes the resolved JSON; [data] has a file of its own, `data_section`. A
+field holds what was given; what follows from it is a property or a function, never another field. The model's
+architecture is not here: it comes from the Hugging Face config.json in `model.hf`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,21 @@ import dataclasses
 import math
 from pathlib import Path
 from typing import Literal
+
+from megatron_ultralong.config.data_section import DataConfig, DataSource
+
+__all__ = [
+    "CheckpointConfig",
+    "DataConfig",
+    "DataSource",
+    "LogConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "RopeConfig",
+    "RunConfig",
+    "TrainConfig",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,38 +59,6 @@ class RopeConfig:
     """Scale the logits by YaRN's (0.1 ln s + 1) squared. With the paper's form an export folds it into the weights."""
     angles: Literal["fp32", "fp64"] = "fp32"
     """Precision of position x frequency: fp32 as serving stacks compute it, or fp64."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataSource:
-    """One packed index in the blend."""
-
-    index: Path
-    """Folder written by tools/pack_corpus.py."""
-    weight: float = 1.0
-    """Share of the samples, relative to the other sources' weights."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What the model is trained on."""
-
-    sources: tuple[DataSource, ...]
-    """The packed indexes, all of the same sequence length."""
-    sequence_length: int
-    """Tokens a sample; every source must be packed for it."""
-    document_mask: bool = False
-    """True: tokens attend only within their document. False, the paper's way: to the whole packed sequence."""
-    loss_on_separators: bool = True
-    """Whether the model learns to write separators: the loss counts where the next token is part of one."""
-    loss_on_first_tokens: bool = True
-    """Whether the loss counts where the next token is a document's first; with document_mask it never does."""
-    repacked: Literal["refuse", "restart"] = "refuse"
-    """When a run resumes and a source's folder holds another index than the run has read there: refuse it, or read the
-    new one from its beginning, whatever was read of the old."""
-    pad_to_divisible: bool = False
-    """True: a sequence_length that the layout does not divide is padded where samples are read, without loss on the
-    padding; False: it is an error."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

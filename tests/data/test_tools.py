@@ -146,3 +146,43 @@ def test_an_evaluation_that_could_not_be_written_is_refused_first(tool, tmp_path
     flags = ("run", "--model", "none", "--task", "needles")
     result = tool("evaluate", *flags, "--output", tmp_path / "file" / "report")
     assert failed_with(result, "report, where nothing can be written; name another folder.")
+
+
+def test_adopted_decontaminated_and_packed(tool, tmp_path, tokenizer, tokenizer_folder, caplog):
+    """Tokens that lie elsewhere, without the document that holds a sample, to packed samples."""
+    question = "which of the five rivers does the captain name first in the letter to his sister"
+    texts = ["nothing of note " * 40, f"so {question} he asked", "something else " * 50]
+    ours, model = tmp_path / "ours", ("--tokenizer-model", tokenizer_folder)
+    theirs = ("--input", write_lines(tmp_path / "in.jsonl", [{"text": text} for text in texts]), "--append-eod")
+    assert tool("preprocess_data", *theirs, "--output-prefix", tmp_path / "out" / "theirs", *model)[0] == 0
+    caplog.set_level("INFO")
+    assert tool("preprocess_data", "--adopt", tmp_path / "out" / "theirs", "--output-prefix", ours, *model)[0] == 0
+    assert "3 of 3 documents (100.0 %) end with '<|im_end|>' (id 2), which is dropped" in caplog.text
+    assert f"The first tokens of {tmp_path}/out/theirs.bin read 'nothing of note" in caplog.text
+    samples = write_lines(tmp_path / "bench.jsonl", [{"question": question, "answer": "the Rhine"}])
+    clean, packed = tmp_path / "clean", tmp_path / "packed"
+    assert tool("decontaminate", "--tokens", ours, "--against", samples, "--output", clean, *model)[0] == 0
+    assert "2 of 3 documents" in caplog.text
+    options = ("--documents", clean, "--sequence-length", 32, "--last-sample", "keep", "--shuffle-seed", "None")
+    assert tool("pack_corpus", "--tokens", ours, "--output", packed, *options, *model)[0] == 0
+    dataset = PackedDataset(packed)
+    text = tokenizer.decode(np.concatenate([dataset.read(i).tokens for i in range(len(dataset))]).tolist())
+    assert text.startswith(f"{texts[0]}<s>{texts[2]}")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            ("--adopt", "x", "--append-eod"),
+            "--append-eod: has no meaning for --adopt, which takes tokens; leave it out.",
+        ),
+        (("--adopt", "x", "--input", "y"), "--input: has no meaning for --adopt, which takes tokens; leave it out."),
+        (("--adopt", "x"), "--adopt x: x.bin is missing; give the PREFIX of a .bin and .idx, or a .ds."),
+        (("--input", "x", "--end-id", "7"), "--end-ids and --end-id: are for --adopt; give that, or leave them out."),
+        ((), "--input: names no file; give files of text, or tokens that others wrote with --adopt."),
+    ],
+)
+def test_adopting_and_tokenizing_are_kept_apart(tool, tmp_path, options, sentence):
+    result = tool("preprocess_data", *options, "--output-prefix", tmp_path / "c", "--tokenizer-model", "bytes")
+    assert failed_with(result, sentence)

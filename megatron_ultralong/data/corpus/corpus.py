@@ -3,7 +3,8 @@
 The manifest PREFIX.json is written last and removed first, so a corpus with a manifest is complete. It holds a
 fingerprint of the token files that is checked whenever the corpus is opened; that reads at most 4 MiB a file and
 therefore notices other tokens, but not a few bytes changed by hand in a file larger than that. It is small whatever
-the corpus: PREFIX.inputs.tsv lists the files that the corpus was made from, and nothing but people reads that.
+the corpus: PREFIX.inputs.tsv lists the files that the corpus was made from, and nothing but people reads that, except
+of an adopted corpus (see `adopted`), which has no PREFIX.bin: there it names the files of others that hold the tokens.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megatron_ultralong.data.corpus.adopted import adopted_fingerprint, check_unchanged, open_adopted, read_adopted
 from megatron_ultralong.data.corpus.indexed_dataset import IndexedTokens, bin_path, idx_path, open_indexed
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import fingerprint, read_json
@@ -129,9 +131,17 @@ def open_corpus(prefix: Path, *, believed: bool = False) -> Corpus:
     if missing := [name for name in _NAMES if name not in manifest]:
         raise UserError(f"{path}: lacks '{missing[0]}', as no manifest does that a tool wrote; {again}.")
     kind = manifest["kind"]
-    tokens = open_indexed(prefix)
+    if "adopted" in manifest:
+        files = read_adopted(inputs_path(prefix))
+        tokens = open_adopted(idx_path(prefix), files)
+        if not believed:
+            check_unchanged(files)
+            if adopted_fingerprint(idx_path(prefix), files) != manifest["tokens_fingerprint"]:
+                raise UserError(f"{idx_path(prefix)}: is not the file that {path.name} was written for; adopt again.")
+    else:
+        tokens = open_indexed(prefix)
     loss_mask = open_indexed(mask_prefix(prefix)) if kind == "chat" else None
-    if not believed:
+    if not believed and "adopted" not in manifest:
         if combined_fingerprint(token_files(prefix, kind)) != manifest["tokens_fingerprint"]:
             raise UserError(f"{bin_path(prefix)}: is not the file that {path.name} was written for; {again}.")
         if loss_mask is not None and not np.array_equal(loss_mask.lengths, tokens.lengths):

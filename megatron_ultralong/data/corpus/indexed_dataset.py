@@ -14,7 +14,7 @@ from __future__ import annotations
 import array
 import dataclasses
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,9 +23,9 @@ import numpy.typing as npt
 
 from megatron_ultralong.errors import UserError
 
-_MAGIC = b"MMIDIDX\x00\x00"
-_HEADER = struct.Struct("<9sQBQQ")
-_CODES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4", 8: "<u2"}
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+CODES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4", 8: "<u2"}
 _LONGEST = np.iinfo(np.int32).max
 
 
@@ -82,7 +82,11 @@ class IndexedWriter:
 
 
 def write_index(
-    path: Path, dtype: np.dtype[Any], count: int, lengths: Callable[[], Iterable[npt.NDArray[np.int32]]]
+    path: Path,
+    dtype: np.dtype[Any],
+    count: int,
+    lengths: Callable[[], Iterable[npt.NDArray[np.int32]]],
+    offsets: Iterable[npt.NDArray[np.int64]] | None = None,
 ) -> None:
     """Write an .idx in memory of one array of lengths.
 
@@ -91,19 +95,26 @@ def write_index(
         dtype: of the tokens on disk.
         count: documents.
         lengths: gives all lengths anew, in arrays of any sizes, each time it is called.
+        offsets: the byte at which each document begins, in arrays of any sizes; None: each where the last one ends.
     """
-    code = next(code for code, name in _CODES.items() if np.dtype(name) == dtype)
+    code = next(code for code, name in CODES.items() if np.dtype(name) == dtype)
     with path.open("wb") as stream:
-        stream.write(_HEADER.pack(_MAGIC, 1, code, count, count + 1))
+        stream.write(HEADER.pack(MAGIC, 1, code, count, count + 1))
         for some in lengths():
             stream.write(np.ascontiguousarray(some, dtype="<i4").data)
-        start = 0
-        for some in lengths():
-            ends = np.cumsum(some, dtype="<i8") + start
-            stream.write(((ends - some) * dtype.itemsize).data)
-            start = int(ends[-1]) if len(ends) else start
+        for starts in _following(lengths(), dtype.itemsize) if offsets is None else offsets:
+            stream.write(np.ascontiguousarray(starts, dtype="<i8").data)
         for first in range(0, count + 1, 1 << 20):
             stream.write(np.arange(first, min(first + (1 << 20), count + 1), dtype="<i8").data)
+
+
+def _following(lengths: Iterable[npt.NDArray[Any]], itemsize: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Byte offsets of documents that lie one behind the other."""
+    start = 0
+    for some in lengths:
+        ends: npt.NDArray[np.int64] = np.cumsum(some, dtype=np.int64) + start
+        yield (ends - some) * itemsize
+        start = int(ends[-1]) if len(ends) else start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,12 +145,8 @@ def open_indexed(prefix: Path) -> IndexedTokens:
     for path in (bin_path(prefix), idx_path(prefix)):
         if not path.is_file():
             raise UserError(f"{path}: the tokens are missing; write them with tools/preprocess_data.py.")
-    dtype, count = _read_header(idx_path(prefix))
+    dtype, lengths, offsets = map_index(idx_path(prefix))
     size = bin_path(prefix).stat().st_size
-    raw = np.memmap(idx_path(prefix), dtype=np.uint8, mode="r")
-    start = _HEADER.size
-    lengths = raw[start : start + 4 * count].view("<i4")
-    offsets = raw[start + 4 * count : start + 12 * count].view("<i8")
     end = int(offsets[-1]) + int(lengths[-1]) * dtype.itemsize
     if end != size:
         raise UserError(
@@ -149,20 +156,32 @@ def open_indexed(prefix: Path) -> IndexedTokens:
     return IndexedTokens(np.memmap(bin_path(prefix), dtype=dtype, mode="r"), lengths, offsets)
 
 
+def map_index(path: Path) -> tuple[np.dtype[Any], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Token dtype, lengths and byte offsets of an .idx of one sequence a document, mapped.
+
+    Raises:
+        UserError: it is truncated, or something else.
+    """
+    dtype, count = _read_header(path)
+    raw = np.memmap(path, dtype=np.uint8, mode="r")
+    start = HEADER.size
+    return dtype, raw[start : start + 4 * count].view("<i4"), raw[start + 4 * count : start + 12 * count].view("<i8")
+
+
 def _read_header(path: Path) -> tuple[np.dtype[Any], int]:
     """Token dtype and number of documents."""
     with path.open("rb") as stream:
-        header = stream.read(_HEADER.size)
+        header = stream.read(HEADER.size)
     again = "write the tokens again with tools/preprocess_data.py"
-    if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+    if len(header) < HEADER.size or not header.startswith(MAGIC):
         raise UserError(f"{path}: is not the index of an IndexedDataset; {again}.")
-    _, version, code, count, bounds = _HEADER.unpack(header)
-    if version != 1 or code not in _CODES or bounds != count + 1:
+    _, version, code, count, bounds = HEADER.unpack(header)
+    if version != 1 or code not in CODES or bounds != count + 1:
         raise UserError(
             f"{path}: version {version}, dtype code {code}, {count} sequences in {bounds - 1} documents is not "
             f"version 1 with one sequence a document; {again}."
         )
-    expected = _HEADER.size + count * 12 + bounds * 8
+    expected = HEADER.size + count * 12 + bounds * 8
     if count == 0 or path.stat().st_size != expected:
         raise UserError(f"{path}: is empty or truncated ({path.stat().st_size} of {expected} bytes); {again}.")
-    return np.dtype(_CODES[code]), count
+    return np.dtype(CODES[code]), count

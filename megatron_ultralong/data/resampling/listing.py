@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from megatron_ultralong.files import (
 logger = logging.getLogger(__name__)
 
 VERSION = 2
-_IDS = "document_ids.npy"
+IDS = "document_ids.npy"
 Ints = npt.NDArray[np.int64]
 
 
@@ -68,23 +68,39 @@ def parse_weights(words: Sequence[str]) -> dict[str, float] | None:
     return weights or None
 
 
-def write_resampled(corpus: Corpus, folder: Path, policy: LengthPolicy, total: int | None, seed: int) -> dict[str, Any]:
+def write_resampled(
+    corpus: Corpus, folder: Path, policy: LengthPolicy, total: int | None, seed: int, documents: Documents | None = None
+) -> dict[str, Any]:
     """Resample a corpus (see `selection.select`), write the list with its report, and return the report.
+
+    Args:
+        corpus: the tokens.
+        folder: where the list goes; an existing one is replaced.
+        policy: what is short, what is long.
+        total: tokens of the list; None: as many as there are.
+        seed: of every choice.
+        documents: those to choose from, as decontamination lists them; None for all of the corpus.
 
     Raises:
         UserError: an option is out of its range, no document is left, or the folder holds other things.
     """
-    refuse_others(folder, [_IDS, "manifest.json", "histogram.png"])
-    selection = select(corpus.tokens.lengths, corpus.source_ids(), corpus.sources, policy, total, seed)
+    refuse_others(folder, [IDS, "manifest.json", "histogram.png"])
+    lengths, source_ids = corpus.tokens.lengths, corpus.source_ids()
+    if documents is not None:
+        lengths, source_ids = lengths[documents.ids], source_ids[documents.ids]
+    selection = select(lengths, source_ids, corpus.sources, policy, total, seed)
     if not selection.listed:
         raise UserError(
-            f"{corpus.prefix}: none of its {len(corpus.tokens)} documents is left by the length policy; "
+            f"{corpus.prefix}: none of its {len(lengths)} documents is left by the length policy; "
             "lower --short-below or raise --keep-short or --total-tokens."
         )
     report = _report(corpus, folder, policy, total, seed, selection)
+    if documents is not None:
+        report["documents"] = documents.made_by
     with disk_errors_named(folder), atomic_directory(folder) as temporary:
-        _write_ids(selection, temporary / _IDS)
-        report["fingerprint"] = fingerprint(temporary / _IDS)
+        ids = selection.ids() if documents is None else (documents.ids[some] for some in selection.ids())
+        write_ids(temporary / IDS, selection.listed, ids)
+        report["fingerprint"] = fingerprint(temporary / IDS)
         write_json(temporary / "manifest.json", report)
         _plot(report["sources"], temporary / "histogram.png")
     for sentence in report["unmet"]:
@@ -119,7 +135,7 @@ def _report(
         "weights": None if policy.weights is None else dict(policy.weights),
         "total_tokens": total,
         "seed": seed,
-        "documents_before": len(corpus.tokens),
+        "documents_before": len(selection.lengths),
         "documents_after": selection.listed,
         "tokens_before": sum(source["tokens_before"] for source in sources),
         "tokens_after": sum(source["tokens_after"] for source in sources),
@@ -128,17 +144,17 @@ def _report(
     }
 
 
-def _write_ids(selection: Selection, path: Path) -> None:
-    """What np.save writes of the whole list, which never exists."""
-    header = {"descr": "<i8", "fortran_order": False, "shape": (selection.listed,)}
+def write_ids(path: Path, count: int, pieces: Iterable[Ints]) -> None:
+    """What np.save writes of a whole list of so many ids, which comes in pieces and never exists."""
+    header = {"descr": "<i8", "fortran_order": False, "shape": (count,)}
     with path.open("wb") as stream:
         np.lib.format.write_array_header_1_0(stream, header)
-        for ids in selection.ids():
+        for ids in pieces:
             stream.write(np.ascontiguousarray(ids, dtype="<i8").data)
 
 
 def read_documents(folder: Path, corpus: Corpus) -> Documents:
-    """The resampled list of `folder`, for `write_packed_index`.
+    """The list of `folder`, resampled or decontaminated, for `write_packed_index`.
 
     Raises:
         UserError: it is missing or damaged, or was made for other tokens than `corpus`.
@@ -155,7 +171,7 @@ def read_documents(folder: Path, corpus: Corpus) -> Documents:
             f"{folder}: was resampled from tokens with the fingerprint {made_for[:12]}, but {corpus.prefix}.bin has "
             f"{corpus.tokens_fingerprint[:12]}; {again}."
         )
-    path = Path(folder) / _IDS
+    path = Path(folder) / IDS
     try:
         ids: Ints = np.load(path, allow_pickle=False)
         actual = fingerprint(path)
@@ -169,6 +185,10 @@ def read_documents(folder: Path, corpus: Corpus) -> Documents:
             f"{path}: has the fingerprint {actual[:12]}, but its manifest was written for {expected[:12]}; {again}."
         )
     made_by = {name: manifest.get(name) for name in ("policy", "weights", "total_tokens", "seed", "fingerprint")}
+    if "decontaminated" in manifest:
+        made_by = {name: manifest[name] for name in ("decontaminated", "fingerprint")}
+    if "documents" in manifest:
+        made_by["documents"] = manifest["documents"]
     return Documents(ids, made_by)
 
 

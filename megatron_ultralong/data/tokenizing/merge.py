@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from megatron_ultralong.data.corpus import corpus
 from megatron_ultralong.data.corpus.indexed_dataset import write_index
+from megatron_ultralong.data.corpus.source_ids import write_sources
 from megatron_ultralong.data.tokenizing.parts import Part, finished
 from megatron_ultralong.data.tokenizing.shards import Shard
 from megatron_ultralong.data.tokenizing.streams import LineNumbers
@@ -115,26 +116,12 @@ def _write_sources(folders: Sequence[Path], parts: Sequence[Part], path: Path) -
     """Write sources.npy, and give the manifest the names and the documents and tokens by source and length."""
     names = list(dict.fromkeys(name for part in parts for name in part.sources))
     numbers = {name: i for i, name in enumerate(names)}
-    documents = np.zeros((len(names), 32), dtype=np.int64)
-    tokens = np.zeros_like(documents)
-    header = {"descr": "<i4", "fortran_order": False, "shape": (sum(part.documents for part in parts),)}
-    with path.open("wb") as stream:
-        np.lib.format.write_array_header_1_0(stream, header)
-        for folder, part in zip(folders, parts, strict=True):
-            table = np.array([numbers[name] for name in part.sources], dtype="<i4")
-            for local, lengths in zip(_columns([folder], "sources"), _columns([folder], "lengths"), strict=True):
-                sources = table[local]
-                stream.write(sources.data)
-                bins = np.frexp(lengths)[1] - 1  # floor(log2)
-                np.add.at(documents, (sources, bins), 1)
-                np.add.at(tokens, (sources, bins), lengths)
-    last = int(np.flatnonzero(documents.any(axis=0)).max())
-    histogram = {
-        "tokens_from": [1 << i for i in range(last + 1)],
-        "documents": {name: documents[i, : last + 1].tolist() for i, name in enumerate(names)},
-        "tokens": {name: tokens[i, : last + 1].tolist() for i, name in enumerate(names)},
-    }
-    return {"sources": names, "length_histogram": histogram}
+    columns = (
+        (np.array([numbers[name] for name in part.sources], dtype="<i4")[local], lengths)
+        for folder, part in zip(folders, parts, strict=True)
+        for local, lengths in zip(_columns([folder], "sources"), _columns([folder], "lengths"), strict=True)
+    )
+    return write_sources(path, names, sum(part.documents for part in parts), columns)
 
 
 def _concatenate(sources: Sequence[Path], target: Path) -> None:

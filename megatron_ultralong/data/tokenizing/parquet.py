@@ -78,6 +78,17 @@ def read_rows(path: str, begin: int, end: int | None, fields: Fields) -> Iterato
                 yield [_without_nulls(row, top=True) for row in rows_] if chat else rows_
 
 
+def every_row(path: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows with all their columns.
+
+    Raises:
+        UserError: it is not Parquet.
+    """
+    with _opened(path) as file:
+        for batch in file.iter_batches(1 << 10, use_threads=False):
+            yield from batch.to_pylist()
+
+
 def _without_nulls(value: Any, top: bool = False) -> Any:
     """A value without the keys that are null, which Parquet gives every object whose column has them anywhere."""
     if isinstance(value, dict):

@@ -1,0 +1,1 @@
+"""Token files that others wrote, megatron-core's and datatrove's, become a corpus where they are."""

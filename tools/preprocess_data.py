@@ -24,7 +24,7 @@ from megatron_ultralong.errors import UserError
 
 def preprocess(
     *,
-    input: tuple[Path, ...],
+    input: tuple[str, ...],
     output_prefix: Path,
     tokenizer_model: Path,
     json_keys: tuple[str, ...] = ("text",),

@@ -217,8 +217,9 @@ def _remote(system: Any, info: Mapping[str, Any]) -> Remote:
     size = info.get("size")
     if size is None:
         raise UserError(f"{shown(url)}: its server does not tell its size; fetch the file and name it by its path.")
-    version = next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
-    return Remote(url, int(size), version.strip('"'))
+    version = next((info[key] for key in _VERSIONS if info.get(key)), "")
+    version = getattr(version, "timestamp", lambda: version)()  # a list may state the time in another form
+    return Remote(url, int(size), str(version).strip('"'))
 
 
 def _refuse_web(url: str) -> None:

@@ -44,10 +44,11 @@ def preprocess(
     """Tokenize text into PREFIX.bin, PREFIX.idx, PREFIX.sources.npy and PREFIX.json.
 
     Args:
-        input: Files, folders, globs, or - (standard input), in the order of the documents: JSON Lines (.jsonl, .ndjson,
-            .json), .json of one array or object, text (.txt, .text, .md, .rst), each also with .gz, .bz2, .xz or .zst,
-            and .parquet. What a folder holds besides is counted in the log; what cannot be read is refused.
-        output_prefix: PREFIX of the files to write.
+        input: Files, folders, globs, URLs of these (s3://, gs://, hf://, http://, https://), or - (standard input), in
+            the order of the documents: JSON Lines (.jsonl, .ndjson, .json), .json of one array or object, text (.txt,
+            .text, .md, .rst), each also with .gz, .bz2, .xz or .zst, and .parquet. What a folder holds besides is
+            counted in the log; what cannot be read is refused. Credentials come from the environment.
+        output_prefix: PREFIX of the files to write, on this machine.
         tokenizer_model: Folder in Hugging Face format, a sentencepiece or tiktoken file, or 'bytes'.
         json_keys: Field or column that holds the text: one. Run again for another, with its own --output-prefix.
         source_key: Field or column that names a document's source; else it is its file or folder.

@@ -1,0 +1,107 @@
+"""Tokenizing from an object store on this machine against the same files on disk: seconds, ratio, and peak memory.
+
+    python tests/benchmarks/bench_remote.py [--folder build/bench_tokenize] [--megabytes 300]
+
+Needs s3fs and moto (`tests/object_store.sh bench`). The store is moto's server in a process of its own, which has the
+same cores and is Python: the ratio is a lower bound of what a real store allows, and what bounds it is printed as the
+rate at which one client alone reads an object. Both runs are commands with two workers, timed from start to end, and
+the bytes of .bin and .idx are compared. The peak is that of all processes of the command, without the server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench_tokenize import ROOT, prepare, timed
+
+ACCESS = {"AWS_ACCESS_KEY_ID": "name", "AWS_SECRET_ACCESS_KEY": "password", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@contextmanager
+def store() -> Iterator[str]:
+    """An empty bucket's URL; its endpoint and credentials are in the environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stderr=subprocess.DEVNULL
+    )
+    os.environ |= {**ACCESS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+    try:
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                assert server.poll() is None
+                time.sleep(0.1)
+        import s3fs
+
+        s3fs.S3FileSystem().mkdir("bench")
+        yield "s3://bench"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def inputs(folder: Path, megabytes: int) -> list[Path]:
+    """The same documents as JSON Lines, compressed, and as Parquet."""
+    import pyarrow
+    import pyarrow.parquet
+
+    lines = folder / f"corpus{megabytes}.jsonl"
+    packed, table = lines.with_suffix(".jsonl.gz"), lines.with_suffix(".parquet")
+    if not packed.exists():
+        with gzip.open(packed, "wb", compresslevel=1) as stream, lines.open("rb") as source:
+            while block := source.read(1 << 24):
+                stream.write(block)
+    if not table.exists():
+        texts = [json.loads(line)["text"] for line in lines.open(encoding="utf-8")]
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), table, row_group_size=2000, compression="snappy")
+    return [lines, packed, table]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench_tokenize")
+    parser.add_argument("--megabytes", type=int, default=300)
+    arguments = parser.parse_args()
+    folder = arguments.folder.resolve()
+    prepare(folder, arguments.megabytes * 1_000_000)
+    tool = [sys.executable, str(ROOT / "tools" / "preprocess_data.py"), "--workers", "2", "--overwrite"]
+    tool += ["--tokenizer-model", str(folder / "tokenizer")]
+    with store() as url:
+        import s3fs
+
+        system = s3fs.S3FileSystem()
+        for path in inputs(folder, arguments.megabytes):
+            system.put_file(str(path), f"{url}/{path.name}")
+            with system.open(f"{url}/{path.name}", block_size=1 << 22) as stream:
+                start = time.perf_counter()
+                while stream.read(1 << 22):
+                    pass
+                alone = path.stat().st_size / 1e6 / (time.perf_counter() - start)
+            seconds = {}
+            for name, place in (("disk", str(path)), ("store", f"{url}/{path.name}")):
+                prefix = folder / f"from_{name}"
+                runs = [timed([*tool, "--input", place, "--output-prefix", str(prefix)]) for _ in range(2)]
+                seconds[name] = min(runs)[0]
+                rate, peak = path.stat().st_size / 1e6 / seconds[name], max(peak for _, peak, _ in runs)
+                print(f"{path.name} from {name}: {seconds[name]:.2f} s, {rate:.0f} MB/s, peak {peak / 1e6:.0f} MB")
+            print(f"  ratio {seconds['store'] / seconds['disk']:.2f}; one client alone reads {alone:.0f} MB/s")
+            for end in ("bin", "idx"):
+                assert Path(f"{folder}/from_disk.{end}").read_bytes() == Path(f"{folder}/from_store.{end}").read_bytes()
+
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,9 @@ with such a column; or one whole text file. --help says which files are read; do
 A run that was stopped or killed goes on from its finished shards when the same command is given again. On several
 machines give each --shard i/n (an array job of SLURM: --shard $SLURM_ARRAY_TASK_ID/8), and at the end the same command
 without it, which joins the shards.
+
+Of object stores and web servers nothing is downloaded whole; credentials come from the environment (docs/data.md,
+"Object stores").
 """
 
 from __future__ import annotations
@@ -44,10 +47,9 @@ def preprocess(
     """Tokenize text into PREFIX.bin, PREFIX.idx, PREFIX.sources.npy and PREFIX.json.
 
     Args:
-        input: Files, folders, globs, URLs of these (s3://, gs://, hf://, http://, https://), or - (standard input), in
-            the order of the documents: JSON Lines (.jsonl, .ndjson, .json), .json of one array or object, text (.txt,
-            .text, .md, .rst), each also with .gz, .bz2, .xz or .zst, and .parquet. What a folder holds besides is
-            counted in the log; what cannot be read is refused. Credentials come from the environment.
+        input: Files, folders, globs, URLs of them (s3://, gs://, hf://, https://), or - (standard input), in the order of
+            the documents: JSON Lines (.jsonl, .ndjson, .json), .json of one array or object, text (.txt, .text, .md,
+            .rst), each also with .gz, .bz2, .xz or .zst, and .parquet. A folder's other files are counted in the log.
         output_prefix: PREFIX of the files to write, on this machine.
         tokenizer_model: Folder in Hugging Face format, a sentencepiece or tiktoken file, or 'bytes'.
         json_keys: Field or column that holds the text: one. Run again for another, with its own --output-prefix.

@@ -80,6 +80,11 @@ def byte_blocks(
         raise unreadable(path, error) from None
 
 
+def look_size(path: str) -> int:
+    """Bytes of the first block, where a few bytes of a file are looked at: of a disk they cost the same."""
+    return remote.SMALL if urls.is_url(path) else _BLOCK
+
+
 def unreadable(path: str, error: OSError) -> UserError:
     """The sentence for an input that the system does not let us read."""
     return UserError(f"{shown(path)}: cannot be read ({error.strerror or error}); mend its permissions or its disk.")
@@ -145,7 +150,7 @@ def range_lines(
 def line_start(path: str, place: int) -> int:
     """Byte at which the first line begins that begins at `place` or later; the file's size if none does."""
     at = place - 1
-    for block in byte_blocks(path, place - 1, block=remote.SMALL if urls.is_url(path) else _BLOCK):
+    for block in byte_blocks(path, place - 1, block=look_size(path)):
         found = block.find(b"\n")
         if found >= 0:
             return at + found + 1

@@ -33,6 +33,7 @@ from tests.data.conftest import same_bytes, write_lines
 
 ROOT = Path(__file__).parents[3]
 S3 = {"AWS_ACCESS_KEY_ID": "name", "AWS_SECRET_ACCESS_KEY": "password", "AWS_DEFAULT_REGION": "us-east-1"}
+s3_alone = pytest.mark.parametrize("store", ["s3://"], indirect=True)  # a process has a memory:// of its own
 
 
 @pytest.fixture(scope="module", params=["memory:///", "s3://"])
@@ -131,11 +132,10 @@ def test_the_same_bytes_as_from_files(tmp_path, inputs, small_shards, caplog, na
     assert [path.removeprefix(url).lstrip("/") for *_, path in rows] == [os.path.relpath(p, local) for *_, p in own]
 
 
+@s3_alone
 def test_worker_processes_share_the_work(tmp_path, inputs, small_shards, tokenizer, monkeypatch):
-    """Two spawned ones, which open the store themselves; memory:// is this process's alone."""
+    """Two spawned ones, which open the store themselves."""
     local, url = inputs
-    if url.startswith("memory"):
-        pytest.skip("a process has a memory of its own")
     monkeypatch.setattr(run, "_ALONE_BYTES", 0)
     for root, name in ((str(local), "files"), (url, "urls")):
         tokenize_corpus([f"{root}/*.jsonl"], tmp_path / name, tokenizer, Fields(), TokenizeOptions(workers=2))
@@ -271,6 +271,7 @@ def test_evaluation_reads_urls(inputs):
     assert texts_fingerprint(f"{url}/a") == texts_fingerprint(f"{url}/a/*") != texts_fingerprint(f"{url}/z.jsonl")
 
 
+@s3_alone
 def test_only_what_is_asked_for_is_read(store, small_shards, monkeypatch):
     """A range takes its bytes and no more; of Parquet the columns and row groups that are asked for."""
     url, put = store
@@ -284,8 +285,6 @@ def test_only_what_is_asked_for_is_read(store, small_shards, monkeypatch):
         reader._file.cache.fetcher = lambda begin, end: asked.append((begin, end)) or fetch(begin, end)
         return reader
 
-    if store[0].startswith("memory"):
-        pytest.skip("memory has no requests")
     monkeypatch.setattr(remote, "opened", watched)
     assert b"".join(byte_blocks(f"{url}/some/x.jsonl", 2000, 5000, block=700)) == content[2000:5000]
     assert asked[0][0] == 2000 and asked[-1][1] == 5000 and sum(end - begin for begin, end in asked) == 3000
@@ -321,11 +320,10 @@ if __name__ == "__main__":
 """
 
 
+@s3_alone
 def test_a_killed_run_goes_on_from_its_finished_shards(tmp_path, store):
     """A process of its own; then credentials that are refused, by the command, in one sentence and status 2."""
     url, put = store
-    if url.startswith("memory"):
-        pytest.skip("a process has a memory of its own")
     path = write_lines(tmp_path / "x.jsonl", documents(600))
     put("kill/x.jsonl", path.read_bytes())
     (tmp_path / "driver.py").write_text(DRIVER)

@@ -49,7 +49,7 @@ def preprocess(
     Args:
         input: Files, folders, globs, URLs of them (s3://, gs://, hf://, https://), or - (standard input), in the order
             of the documents: JSON Lines (.jsonl, .ndjson, .json), .json of one array or object, text (.txt, .text,
-            .md, .rst), each also with .gz, .bz2, .xz or .zst, and .parquet. A folder's other files are counted in the log.
+            .md, .rst), each also with .gz, .bz2, .xz or .zst, and .parquet. The log counts a folder's other files.
         output_prefix: PREFIX of the files to write, on this machine.
         tokenizer_model: Folder in Hugging Face format, a sentencepiece or tiktoken file, or 'bytes'.
         json_keys: Field or column that holds the text: one. Run again for another, with its own --output-prefix.

@@ -3,9 +3,10 @@
     python tests/benchmarks/bench_remote.py [--folder build/bench_tokenize] [--megabytes 300]
 
 Needs s3fs and moto (`tests/object_store.sh bench`). The store is moto's server in a process of its own, which has the
-same cores and is Python, so a store on other machines costs less; the rate at which one client alone reads an object is
-printed beside the ratio. Both runs are commands with two workers, timed from start to end, and
-the bytes of .bin and .idx are compared. The peak is that of all processes of the command, without the server.
+same cores and is Python, so a store on other machines costs less; the rate at which one client alone fetches the
+objects is printed beside the ratio. They have 16 MB each, since moto goes through a whole one for each range of it. Both
+runs are commands with two workers, timed from start to end, and the bytes of .bin and .idx are compared. The peak is
+that of all processes of the command, without the server.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 
 from bench_tokenize import ROOT, prepare, timed
 
+PART = 16_000_000
 ACCESS = {"AWS_ACCESS_KEY_ID": "name", "AWS_SECRET_ACCESS_KEY": "password", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -55,20 +57,25 @@ def store() -> Iterator[str]:
 
 
 def inputs(folder: Path, megabytes: int) -> list[Path]:
-    """The same documents as JSON Lines, compressed, and as Parquet."""
+    """The same documents as folders of JSON Lines of 16 MB, of the same compressed, and of Parquet."""
     import pyarrow
     import pyarrow.parquet
 
-    lines = folder / f"corpus{megabytes}.jsonl"
-    packed, table = lines.with_suffix(".jsonl.gz"), lines.with_suffix(".parquet")
-    if not packed.exists():
-        with gzip.open(packed, "wb", compresslevel=1) as stream, lines.open("rb") as source:
-            while block := source.read(1 << 24):
-                stream.write(block)
-    if not table.exists():
-        texts = [json.loads(line)["text"] for line in lines.open(encoding="utf-8")]
-        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), table, row_group_size=2000, compression="snappy")
-    return [lines, packed, table]
+    ends = ("jsonl", "jsonl.gz", "parquet")
+    folders = [folder / f"{end}{megabytes}" for end in ends]
+    for each in folders:
+        each.mkdir(exist_ok=True)
+    with (folder / f"corpus{megabytes}.jsonl").open("rb") as source:
+        for i in range(10**6):
+            lines = source.readlines(PART)
+            if not lines:
+                return folders
+            plain, packed, table = (each / f"{i:04}.{end}" for each, end in zip(folders, ends, strict=True))
+            plain.write_bytes(b"".join(lines))
+            packed.write_bytes(gzip.compress(b"".join(lines), 1))
+            texts = pyarrow.table({"text": [json.loads(line)["text"] for line in lines]})
+            pyarrow.parquet.write_table(texts, table, row_group_size=1000)
+    raise AssertionError
 
 
 def main() -> None:
@@ -86,22 +93,23 @@ def main() -> None:
 
         system = s3fs.S3FileSystem()
         for path in inputs(folder, arguments.megabytes):
-            system.put_file(str(path), f"{url}/{path.name}")
-            with system.open(f"{url}/{path.name}", block_size=1 << 22) as stream:
-                start = time.perf_counter()
-                while stream.read(1 << 22):
-                    pass
-                alone = path.stat().st_size / 1e6 / (time.perf_counter() - start)
+            files = sorted(path.iterdir())
+            for each in files:
+                system.put_file(str(each), f"{url}/{path.name}/{each.name}")
+            size, start = sum(each.stat().st_size for each in files) / 1e6, time.perf_counter()
+            for each in files:
+                system.cat_file(f"{url}/{path.name}/{each.name}")
+            alone = size / (time.perf_counter() - start)
             seconds = {}
             for name, place in (("disk", str(path)), ("store", f"{url}/{path.name}")):
                 prefix = folder / f"from_{name}"
                 runs = [timed([*tool, "--input", place, "--output-prefix", str(prefix)]) for _ in range(arguments.runs)]
                 seconds[name] = min(runs)[0]
-                rate, peak = path.stat().st_size / 1e6 / seconds[name], max(peak for _, peak, _ in runs)
+                rate, peak = size / seconds[name], max(peak for _, peak, _ in runs)
                 said = f"{path.name} from {name}: {seconds[name]:.2f} s, {rate:.0f} MB/s, peak {peak / 1e6:.0f} MB"
                 print(said, flush=True)
             ratio = seconds["store"] / seconds["disk"]
-            print(f"  ratio {ratio:.2f}; one client alone reads {alone:.0f} MB/s", flush=True)
+            print(f"  ratio {ratio:.2f}; one client alone fetches {alone:.0f} MB/s", flush=True)
             for end in ("bin", "idx"):
                 assert Path(f"{folder}/from_disk.{end}").read_bytes() == Path(f"{folder}/from_store.{end}").read_bytes()
 

@@ -2,7 +2,11 @@
 
 import gzip
 import http.server
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +58,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 own.cuts -= 1
                 content = content[: len(content) // 2]
             self.wfile.write(content)
+
+
+class _Large:
+    """300 MB of lines that nobody holds."""
+
+    LINE = b'{"text": "' + b"word " * 200 + b'"}\n'
+    LINES = 300_000_000 // len(LINE)
+
+    def __len__(self):
+        return len(self.LINE) * self.LINES
+
+    def __getitem__(self, part):
+        before = part.start // len(self.LINE)
+        lines = self.LINE * (part.stop // len(self.LINE) - before + 1)
+        return lines[part.start - before * len(self.LINE) :][: min(part.stop, len(self)) - part.start]
 
 
 @pytest.fixture
@@ -144,3 +163,33 @@ def test_what_a_web_server_does_not_give_is_one_sentence(tmp_path, web):
     handler.etag = '"two"'
     with pytest.raises(UserError, match=r"c\.json: exists already \(of other files"):
         made([f"{url}/x.txt"], tmp_path / "c")
+
+
+READ_ALL = """
+import resource, sys
+from megatron_ultralong.data.tokenizing.documents import Fields
+from megatron_ultralong.data.tokenizing.readers import Reading, read_range
+from megatron_ultralong.data.tokenizing.walk import find_files
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+(piece,) = find_files([sys.argv[1]])
+before, found = peak(), 0
+for batch in read_range(piece, Reading(Fields(), "text"), print, lambda size: None):
+    found += len(batch.texts)
+print(found, peak() - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_large_object_is_never_held(web):
+    """300 MB in one piece: fetched blocks, a batch and its texts."""
+    handler, url = web
+    handler.files["/large.jsonl"] = _Large()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [sys.executable, "-c", READ_ALL, f"{url}/large.jsonl"]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    found, growth = map(int, done.stdout.split())
+    assert found == _Large.LINES and growth < 64 << 10, growth  # KiB
+    assert max(end - begin for begin, end in handler.asked) <= 2 * (4 << 20)

@@ -4,9 +4,9 @@
 
 Needs s3fs and moto (`tests/object_store.sh bench`). The store is moto's server in a process of its own, which has the
 same cores and is Python, so a store on other machines costs less; the rate at which one client alone fetches the
-objects is printed beside the ratio. They have 16 MB each, since moto goes through a whole one for each range of it. Both
-runs are commands with two workers, timed from start to end, and the bytes of .bin and .idx are compared. The peak is
-that of all processes of the command, without the server.
+objects is printed beside the ratio. They have 16 MB each, since moto goes through a whole one for each range of it.
+Both runs are commands with two workers, timed from start to end, and the bytes of .bin and .idx are compared. The peak
+is that of all processes of the command, without the server.
 """
 
 from __future__ import annotations

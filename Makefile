@@ -58,7 +58,7 @@ format: $(READY)  ## mend what ruff can
 	ruff format .
 
 clean:  ## remove what was built and cached, but neither $(VENV) nor the quickstart's results
-	rm -rf build/temp* build/megatron-core-* build/lib* build/bdist* dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build/temp* build/megatron-core-* build/object-store build/lib* build/bdist* dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml $(wildcard setup.py csrc/*)

@@ -328,7 +328,7 @@ def test_a_killed_run_goes_on_from_its_finished_shards(tmp_path, store):
     put("kill/x.jsonl", path.read_bytes())
     (tmp_path / "driver.py").write_text(DRIVER)
     command = [sys.executable, tmp_path / "driver.py", f"{url}/kill/*.jsonl", tmp_path / "c"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     while len(list(tmp_path.glob("c.parts/*[!p]/part.json"))) < 3:
         assert process.poll() is None

@@ -189,7 +189,7 @@ class HostAdam:
         self.link.end()
 
     def _fetch(self, slot: Slot, one: Hosted, at: int) -> None:
-        """Start to fetch a piece into a slot, whose last one has been stepped."""
+        """Start to fetch a piece into a slot, whose last one has been stepped, once the weights of that have gone."""
         pairs = [(one.gradient[at : at + PIECE], slot.gradient)]
         if one.stretch.main is None:
             pairs.append((one.weights[at : at + PIECE], slot.weights))
@@ -207,7 +207,6 @@ class HostAdam:
         fp32 = back if main is None else main[at : at + PIECE]
         _adam(fp32, gradient, moments, one.stretch.group, self.steps)
         if main is not None:
-            self.link.wait(slot.sent)
             back.copy_(fp32)
 
 

@@ -31,7 +31,7 @@ from megatron_ultralong.engine.host_link import Link, Slot
 from megatron_ultralong.engine.optimizer_parts import Stretch
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-PIECE = 2**23
+PIECE = 2**21
 """Elements that step at once; of whole vectors of any CPU, so that pieces get the bits of the whole."""
 
 

@@ -36,10 +36,10 @@ class LateStream:
             self.done += 1
             self.waiting.pop(0)()
 
-    def wait_stream(self, other: LateStream) -> None:
+    def wait_stream(self, stream: LateStream) -> None:
         """As CUDA's."""
-        until = other.issued
-        self.issue(lambda: other.run(until))
+        until = stream.issued
+        self.issue(lambda: stream.run(until))
 
     def wait_event(self, event: LateEvent) -> None:
         """As CUDA's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any
 
 import _gpu_run
@@ -18,7 +19,7 @@ from megatron_ultralong.planning.memory_parts import standing_memory
 from megatron_ultralong.training import measured_memory, step
 from megatron_ultralong.training.setup import Run
 from megatron_ultralong.training.step import train_step
-from tests.on_device.asynchronous import late
+from tests.on_device.asynchronous import LateEvent, LateStream, late
 from tests.on_device.device_process import DeviceProcess
 from tests.on_device.test_modules import SIZES
 from tests.on_device.test_steps import filled
@@ -143,6 +144,17 @@ def _step_late(host: host_adam.HostAdam) -> None:
 def test_nothing_is_read_or_overwritten_too_early(cpu_process: DeviceProcess, precision: str, wide: bool) -> None:
     plain, streamed = cpu_process.run(stepped_late, precision, wide)
     assert_equal(streamed, plain)
+
+
+@pytest.mark.parametrize(
+    ("late_one", "real"), [(LateStream, torch.cuda.Stream), (LateEvent, torch.cuda.Event)], ids=["stream", "event"]
+)
+def test_late_streams_are_called_as_pytorchs(late_one: type, real: type) -> None:
+    """Those of CUDA take the same arguments; in a build without it they are there, and cannot be made."""
+    for name in ("wait_stream", "wait_event", "record", "synchronize"):
+        if ours := getattr(late_one, name, None):
+            taken = list(inspect.signature(ours).parameters)
+            assert list(inspect.signature(getattr(real, name)).parameters) == taken
 
 
 def skipped() -> tuple[State, State, list[int]]:

@@ -31,7 +31,7 @@ def parameters(shape: ModelShape, kind: Family, tensor: int, layers: int, first:
     return layers * layer + ends
 
 
-PIECE = 2**23
+PIECE = 2**21
 """Elements that Adam on the host takes at once: `engine.host_adam`'s."""
 
 

@@ -69,11 +69,12 @@ def hierarchy(parallel: ParallelConfig) -> list[int] | None:
 def share_cores() -> None:
     """Divide the machine's cores among this machine's processes; torchrun leaves each one a single thread.
 
-    What the environment gives a process beyond that stays: its cores may be its own already, as under SLURM.
+    What OMP_NUM_THREADS gives a process beyond that stays: its cores may be its own already, as under SLURM.
     """
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if local > 1:
-        torch.set_num_threads(max(torch.get_num_threads(), len(os.sched_getaffinity(0)) // local))
+        given = os.environ.get("OMP_NUM_THREADS", "")
+        torch.set_num_threads(max(1, int(given) if given.isdigit() else 1, len(os.sched_getaffinity(0)) // local))
 
 
 def finalize() -> None:

@@ -197,9 +197,19 @@ def _end_of_step(work: RankWork, parameters: float, microbatch: Seconds) -> Seco
     state = 6 * 4 + 4 + (work.element if work.element == 2 else 0)
     found["optimizer"] = work.moved((1 - share) * own, state) + work.moved(parameters, 2 * wide + wide)
     if share:
-        profile = work.profile
-        found["optimizer on the host"] = share * own * state / (profile.host_copy or 1.0)
-        copied = share * own * (wide + work.element)
-        found.plus("optimizer on the host", copied / (profile.host_link or 1.0))
+        found["optimizer on the host"] = _on_host(work, share * own, wide)
     found.add(work.launching(STEP))
     return found
+
+
+def _on_host(work: RankWork, elements: float, wide: int) -> float:
+    """Adam there (engine/host_adam.py), piece by piece beside the copies each way: the slowest of the three.
+
+    Host memory's bytes an element: three times fp32 read and written; the gradient as it arrives, widened from bf16,
+    scaled, read; the weights narrowed to bf16 and read again to leave. fp32 weights arrive, are stepped and leave.
+    """
+    profile, e = work.profile, work.element
+    down = wide + (e if e == 4 else 0)
+    gradient = (wide + 4 if wide == 2 else 0) + 2 * 4 + 4
+    moved = 3 * 2 * 4 + down + gradient + (4 + 2 * e if e == 2 else e)
+    return elements * max(moved / (profile.host_copy or 1.0), max(down, e) / (profile.host_link or 1.0))

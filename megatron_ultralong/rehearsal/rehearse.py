@@ -54,7 +54,7 @@ class Rehearsal:
         gpu: it took a GPU's path, else a CPU's.
         memory: bytes by the parts of a dry run, as that measures them.
         peak: the highest point of the device's memory, by part, and where it is.
-        host: bytes of activations in host memory at most.
+        host: bytes in host memory at most: activations, and the optimizer's share there.
         standing: bytes that are there between steps, by part.
         timeline: the device's memory over the step.
         microbatches: of the step, and how many of them were rehearsed.

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_ultralong.context_parallel.core_attention import SequenceLayout
-from megatron_ultralong.engine import mcore
+from megatron_ultralong.engine import host_adam, mcore, optimizer_parts
 from megatron_ultralong.engine.device import to_device
 from megatron_ultralong.training.batches import Microbatch, microbatches
 from megatron_ultralong.training.setup import Run
@@ -97,11 +97,12 @@ def train_step(run: Run, step: int) -> StepResult:
 
 def _update(run: Run, grad_norm: float) -> None:
     """Clip and step, as megatron-core's optimizer.step does after it has found the norm."""
-    for optimizer in getattr(run.optimizer, "chained_optimizers", [run.optimizer]):
-        parameters = [] if optimizer.is_stub_optimizer else optimizer.get_parameters()
-        if parameters and optimizer.config.clip_grad > 0.0:
-            elsewhere = optimizer.config.use_precision_aware_optimizer  # where offload keeps the gradient
-            mcore.clip_grad_by_total_norm_fp32(parameters, optimizer.config.clip_grad, grad_norm, elsewhere)
+    clip = run.config.optimizer.clip_grad
+    for part in optimizer_parts.parts(run.optimizer):
+        if clip > 0.0 and (parameters := part.get_parameters()):
+            mcore.clip_grad_by_total_norm_fp32(parameters, clip, grad_norm)
+    for host in host_adam.of(run.optimizer):  # before its weights are gathered
+        host.step(min(1.0, clip / (grad_norm + 1.0e-6)) if clip > 0.0 else 1.0)
     run.optimizer.step_with_ready_grads()
     run.scheduler.step(increment=1)
 

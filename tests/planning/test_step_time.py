@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from megatron_ultralong.config.sections import DataConfig, ModelConfig, ParallelConfig, RunConfig, TrainConfig
+from megatron_ultralong.config.sections import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+    TrainConfig,
+)
 from megatron_ultralong.planning.flops import ModelShape, flops_by_part, step_flops
 from megatron_ultralong.planning.hardware_profile import (
     AttentionRate,
@@ -18,6 +25,7 @@ from megatron_ultralong.planning.hardware_profile import (
     MatmulRate,
 )
 from megatron_ultralong.planning.layer_time import Seconds
+from megatron_ultralong.planning.memory import predict
 from megatron_ultralong.planning.step_time import forward_seconds, step_time
 
 HF: dict[str, Any] = {
@@ -170,6 +178,24 @@ def test_offload_counts_what_outlasts_a_layer() -> None:
     layers = parts(run(recompute="full"))
     work = layers["linear"] + layers["attention"] + layers["recomputation"]
     assert found["offload"] == pytest.approx(2 * SHAPE.layers - work)
+
+
+@pytest.mark.parametrize(
+    ("precision", "wide", "moved", "copied"), [("bf16", True, 48, 4), ("bf16", False, 52, 2), ("fp32", True, 48, 8)]
+)
+def test_adam_on_the_host_takes_its_memory_or_the_link(precision: str, wide: bool, moved: int, copied: int) -> None:
+    """The larger of the two, for the share that is there; bytes as docs/training.md has them."""
+    weights = predict(run(), HF, 1, 0, True).weights / 2
+    plain = run()
+    train = dataclasses.replace(plain.train, precision=precision, grad_reduce_in_fp32=wide)  # type: ignore[arg-type]
+    half = dataclasses.replace(plain, train=train, optimizer=OptimizerConfig(offload_fraction=0.5))
+    for slow, wanted in (
+        (dataclasses.replace(PROFILE, host_copy=1e9), moved),
+        (dataclasses.replace(PROFILE, host_link=1e9), copied),
+        (dataclasses.replace(PROFILE, host_link=1e9, host_copy=1e9), moved),
+    ):
+        assert parts(half, 1, slow)["optimizer on the host"] == pytest.approx(0.5 * weights * wanted / 1e9)
+    assert "optimizer on the host" not in parts(plain, 1, dataclasses.replace(PROFILE, host_copy=1e9))
 
 
 def test_gradients_hide_behind_backward() -> None:

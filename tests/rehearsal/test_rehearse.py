@@ -15,6 +15,7 @@ from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.context_parallel import ring_exchange
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.model import loss
+from megatron_ultralong.planning.memory import predict
 from megatron_ultralong.rehearsal.differing import differing_ranks, rehearse_job
 from megatron_ultralong.rehearsal.limits import check_fits, device_memory
 from megatron_ultralong.rehearsal.rehearse import Rehearsal, rehearse
@@ -98,6 +99,17 @@ def test_offload_is_the_hosts() -> None:
     layer_input = 2 * 4_194_304 // 16 // 8 * 4096
     assert (kept.host, away.host) == (0, 5 * layer_input)  # of four layers and the last norm
     assert kept.peak.bytes - away.peak.bytes >= 2 * layer_input
+
+
+def test_the_optimizer_may_be_the_hosts() -> None:
+    """Here with bf16 gradients, which then are widened nowhere on the device."""
+    words = "--train.grad_reduce_in_fp32 false --optimizer.offload_fraction 1"
+    there, away = rehearsed(), rehearsed(words)
+    planned = predict(config_of(words), LLAMA, WORLD, 0, True)
+    assert there.standing["optimizer"] > 0 and "optimizer" not in away.standing
+    assert away.host == pytest.approx(planned.host, rel=0.01) and planned.host > there.standing["optimizer"]
+    assert away.memory.total == pytest.approx(planned.total, rel=0.05) and planned.optimizer == 0
+    assert away.operators["Adam on the host"]["_fused_adamw_"] > 0 == away.operators["optimizer"]["_fused_adamw_"]
 
 
 def test_ranks_that_differ() -> None:

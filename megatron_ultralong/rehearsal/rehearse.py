@@ -103,7 +103,8 @@ def rehearse(
         hf_config: the model's config.json.
         world_size, rank: processes of the job, and which of them.
         capability: compute capability of the GPU whose path is taken; None: a CPU's.
-        document: tokens of each document, where data.document_mask is true; 0: a sample is one document.
+        document: tokens of each document, where data.document_mask is true; 0: a sample is one document. Of sources
+            that differ in it, the step is of one that isolates documents if this is given, else of one that does not.
         every_microbatch: rehearse all, however many.
 
     Raises:
@@ -111,6 +112,7 @@ def rehearse(
         Exception: whatever else the step itself raises, with the place where it was as its `place`.
     """
     started = time.monotonic()
+    config = of_one_source(config, document)
     together = config.train.micro_batch_size * world_size // model_ranks(config)
     count = config.train.global_batch_size // together
     taken = count if every_microbatch else min(count, config.parallel.pipeline + 2)
@@ -136,6 +138,15 @@ def rehearse(
         synchronisations=collections.Counter(step.operators.synchronisations),
         seconds=time.monotonic() - started,
     )
+
+
+def of_one_source(config: RunConfig, document: int) -> RunConfig:
+    """The run with one source alone whose documents are isolated as they are to be rehearsed, where there are both."""
+    data = config.data
+    if len(set(data.masks)) == 1:
+        return config
+    source = data.sources[data.masks.index(document > 0)]
+    return dataclasses.replace(config, data=dataclasses.replace(data, sources=(source,)))
 
 
 def _of_batch(config: RunConfig, samples: int) -> RunConfig:

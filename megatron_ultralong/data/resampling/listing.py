@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from megatron_ultralong.data.corpus.corpus import Corpus
 from megatron_ultralong.data.resampling.policy import LengthPolicy
-from megatron_ultralong.data.resampling.selection import Selection, select
+from megatron_ultralong.data.resampling.selection import AnyInts, Selection, select
 from megatron_ultralong.data.resampling.summary import summarize
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import (
@@ -85,20 +85,26 @@ def write_resampled(
         UserError: an option is out of its range, no document is left, or the folder holds other things.
     """
     refuse_others(folder, [IDS, "manifest.json", "histogram.png"])
+    policy.check()
+    kept = None if documents is None else documents.ids
+    there = len(corpus.tokens) if kept is None else len(kept)
+    if policy.longest is not None:
+        kept = _at_most(policy.longest, corpus.tokens.lengths, kept)
     lengths, source_ids = corpus.tokens.lengths, corpus.source_ids()
-    if documents is not None:
-        lengths, source_ids = lengths[documents.ids], source_ids[documents.ids]
+    if kept is not None:
+        lengths, source_ids = lengths[kept], source_ids[kept]
     selection = select(lengths, source_ids, corpus.sources, policy, total, seed)
     if not selection.listed:
         raise UserError(
-            f"{corpus.prefix}: none of its {len(lengths)} documents is left by the length policy; "
-            "lower --short-below or raise --keep-short or --total-tokens."
+            f"{corpus.prefix}: none of its {there} documents is left by the length policy; "
+            "lower --short-below or raise --keep-short, --longest or --total-tokens."
         )
     report = _report(corpus, folder, policy, total, seed, selection)
+    report["longer_documents"] = there - len(lengths)
     if documents is not None:
         report["documents"] = documents.made_by
     with disk_errors_named(folder), atomic_directory(folder) as temporary:
-        ids = selection.ids() if documents is None else (documents.ids[some] for some in selection.ids())
+        ids = selection.ids() if kept is None else (kept[some] for some in selection.ids())
         write_ids(temporary / IDS, selection.listed, ids)
         report["fingerprint"] = fingerprint(temporary / IDS)
         write_json(temporary / "manifest.json", report)
@@ -113,6 +119,11 @@ def write_resampled(
         len(report["unmet"]),
     )
     return report
+
+
+def _at_most(longest: int, lengths: AnyInts, ids: Ints | None) -> Ints:
+    """Of these documents, or all, the ids of those that are no longer."""
+    return np.flatnonzero(lengths <= longest) if ids is None else ids[lengths[ids] <= longest]
 
 
 def _report(

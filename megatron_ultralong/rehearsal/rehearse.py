@@ -103,8 +103,7 @@ def rehearse(
         hf_config: the model's config.json.
         world_size, rank: processes of the job, and which of them.
         capability: compute capability of the GPU whose path is taken; None: a CPU's.
-        document: tokens of each document, where data.document_mask is true; 0: a sample is one document. Of sources
-            that differ in it, the step is of one that isolates documents if this is given, else of one that does not.
+        document: tokens of each document, where document_mask is true (see `of_one_source`); 0: a sample is one.
         every_microbatch: rehearse all, however many.
 
     Raises:
@@ -112,12 +111,11 @@ def rehearse(
         Exception: whatever else the step itself raises, with the place where it was as its `place`.
     """
     started = time.monotonic()
-    config = of_one_source(config, document)
     together = config.train.micro_batch_size * world_size // model_ranks(config)
     count = config.train.global_batch_size // together
     taken = count if every_microbatch else min(count, config.parallel.pipeline + 2)
     step = _Step(world_size, rank, capability)
-    step.take(_of_batch(config, taken * together), hf_config, document)
+    step.take(_of_batch(of_one_source(config, document), taken * together), hf_config, document)
     ledger, times = step.ledger, {taken - 2: 1 + count - taken}  # what stands for the microbatches left out
     return Rehearsal(
         rank=rank,
@@ -141,7 +139,10 @@ def rehearse(
 
 
 def of_one_source(config: RunConfig, document: int) -> RunConfig:
-    """The run with one source alone whose documents are isolated as they are to be rehearsed, where there are both."""
+    """The run as it is rehearsed, where some sources isolate documents and others do not: with one of them alone.
+
+    It is one that isolates documents if their length is given, else one that does not.
+    """
     data = config.data
     if len(set(data.masks)) == 1:
         return config

@@ -99,7 +99,7 @@ def one_process() -> dict[str, list[dict[str, Any]]]:
     [
         (2, ["--parallel.context", "2"], []),
         (2, ["--parallel.tensor", "2", "--parallel.sequence_parallel", "true"], []),
-        (2, ["--parallel.distributed_optimizer", "true"], BY_STEPS),
+        (2, ["--parallel.distributed_optimizer", "true"], []),
         pytest.param(2, ["--parallel.pipeline", "2"], BY_STEPS, marks=pytest.mark.slow),
         pytest.param(4, ["--parallel.context", "4", "--parallel.ulysses", "2"], BY_STEPS, marks=pytest.mark.slow),
     ],

@@ -11,14 +11,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from megatron_ultralong.config.reading import load_config
+from megatron_ultralong.context_parallel import document_zigzag, zigzag
 from megatron_ultralong.data.corpus.corpus import open_corpus
 from megatron_ultralong.data.packing.index import PackOptions, write_packed_index
 from megatron_ultralong.data.reading.blend import BlendedDataset
-from megatron_ultralong.data.reading.dataset import PackedDataset
-from megatron_ultralong.training import dry_run, sources
+from megatron_ultralong.data.reading.dataset import PackedDataset, Sample
+from megatron_ultralong.training import batches, dry_run, sources
 from tests.training.conftest import SEQUENCE_LENGTH, Train
 from tests.training.jobs import Job, rows_of
 
@@ -196,3 +198,17 @@ def test_a_dry_run_takes_a_step_of_each_source(dry: Callable[[int, int], dict[in
     assert dry(0, 9) == pytest.approx({0: 2 / 3, 1: 1 / 3})
     assert dry(2, 9) == pytest.approx({2: 2 / 3, 4: 1 / 3})
     assert dry(2, 4) == {2: 1.0}
+
+
+def test_transformer_engine_cuts_the_documents_of_masked_sources_alone(workspace: Path, short: Path) -> None:
+    """And a sample of another source whole, which leaves its ranks other positions."""
+    words = ["--parallel.attention", "te", "--parallel.context", "2", "--data.sources.1.index", str(short), *SHORT]
+    config = load_config(workspace / "run.toml", words)
+    bounds = np.array([0, 16, 24, 64], dtype=np.int32)
+    nothing = np.zeros(0, dtype=np.int64)
+    read = [Sample(nothing, nothing, nothing.astype(np.float32), nothing, bounds, source) for source in (0, 1)]
+    data: Any = types.SimpleNamespace(read=lambda k, spans: read[k])
+    assert batches.held_spans(config, data, 0, 1, 2) == zigzag.spans(SEQUENCE_LENGTH, 1, 2)
+    assert batches.held_spans(config, data, 1, 1, 2) == document_zigzag.spans(bounds.tolist(), 1, 2, 1)
+    torch = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, attention="torch"))
+    assert batches.held_spans(torch, data, 1, 1, 2) == zigzag.spans(SEQUENCE_LENGTH, 1, 2)

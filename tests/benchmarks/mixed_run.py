@@ -114,8 +114,9 @@ def main() -> None:
         folder = output / name.replace(" ", "_")
         curve = runs.train(folder.name, output / "megatron", steps, *words, "--checkpoint.save", str(folder))
         for source in ("long", "short"):
-            seen = [row["loss_by_source"][source] for row in curve if source in row.get("loss_by_source", {})]
-            print(name, source, "trained on:", " ".join(f"{loss:.3f}" for loss in seen))
+            own = [row.get("loss_by_source", {"long": row["loss"]}) for row in curve]  # one source is not told apart
+            seen = [f"{losses[source]:.3f}" for losses in own if source in losses]
+            print(f"{name}, losses of {source}:", " ".join(seen) or "none")
         rows[name] = runs.held(folder / f"step_{steps:06d}")
     print("| | held-out whole samples | held-out short documents |\n|---|---|---|")
     for name, losses in rows.items():

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from megatron_ultralong.data.corpus.corpus import Corpus
 from megatron_ultralong.data.resampling.policy import LengthPolicy
-from megatron_ultralong.data.resampling.selection import AnyInts, Selection, select
+from megatron_ultralong.data.resampling.selection import Selection, select
 from megatron_ultralong.data.resampling.summary import summarize
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import (
@@ -86,10 +86,8 @@ def write_resampled(
     """
     refuse_others(folder, [IDS, "manifest.json", "histogram.png"])
     policy.check()
-    kept = None if documents is None else documents.ids
-    there = len(corpus.tokens) if kept is None else len(kept)
-    if policy.longest is not None:
-        kept = _at_most(policy.longest, corpus.tokens.lengths, kept)
+    there = len(corpus.tokens) if documents is None else len(documents.ids)
+    kept = _kept(corpus, policy.longest, documents)
     lengths, source_ids = corpus.tokens.lengths, corpus.source_ids()
     if kept is not None:
         lengths, source_ids = lengths[kept], source_ids[kept]
@@ -121,8 +119,11 @@ def write_resampled(
     return report
 
 
-def _at_most(longest: int, lengths: AnyInts, ids: Ints | None) -> Ints:
-    """Of these documents, or all, the ids of those that are no longer."""
+def _kept(corpus: Corpus, longest: int | None, documents: Documents | None) -> Ints | None:
+    """Ids of the documents to choose from, those that are longer left out; None for all of the corpus."""
+    ids, lengths = None if documents is None else documents.ids, corpus.tokens.lengths
+    if longest is None:
+        return ids
     return np.flatnonzero(lengths <= longest) if ids is None else ids[lengths[ids] <= longest]
 
 

@@ -81,8 +81,32 @@ def step_time(
         world_size: ranks of the job.
         profile: the machine.
         memories: of `stages_of`, where the caller has them.
-        document: mean length of documents that attention is confined to; None: it is not, or they are samples.
+        document: mean length of documents that attention is confined to; None: it is not, or they are samples. Of
+            several sources it is that of those which isolate documents: the time is the mean over them by weight.
     """
+    masks, weights = config.data.masks, [source.weight for source in config.data.sources]
+    if len(set(masks)) == 1:
+        return _step_time(config, hf_config, world_size, profile, memories, document)
+    share = sum(weight for weight, masked in zip(weights, masks, strict=True) if masked) / sum(weights)
+    whole = _step_time(config, hf_config, world_size, profile, memories, None)
+    apart = _step_time(config, hf_config, world_size, profile, memories, document)
+    parts = {
+        part: (1 - share) * whole.parts.get(part, 0.0) + share * apart.parts.get(part, 0.0)
+        for part in whole.parts | apart.parts
+    }
+    flops = round((1 - share) * whole.flops + share * apart.flops)
+    return dataclasses.replace(whole, parts=parts, flops=flops)
+
+
+def _step_time(
+    config: RunConfig,
+    hf_config: dict[str, Any],
+    world_size: int,
+    profile: HardwareProfile,
+    memories: Sequence[StepMemory] | None,
+    document: float | None,
+) -> StepTime:
+    """Of a step whose samples are all alike."""
     parallel, train = config.parallel, config.train
     shape = ModelShape.from_hf(hf_config)
     groups = Groups.of(world_size, parallel.tensor, parallel.context, parallel.ulysses, parallel.pipeline)

@@ -10,6 +10,7 @@ import pytest
 
 from megatron_ultralong.config.sections import (
     DataConfig,
+    DataSource,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -221,6 +222,18 @@ def test_the_models_operations_and_their_share_of_the_peak() -> None:
 def test_documents_cost_their_own_pairs() -> None:
     short = step_time(run(), HF, 1, PROFILE, document=LENGTH / 8).parts["attention"]
     assert short == pytest.approx(ATTENTION / 8)
+
+
+def test_a_mixed_run_takes_the_mean_of_both_kinds_by_weight() -> None:
+    kinds = [DataSource(index=Path("long"), weight=3.0), DataSource(index=Path("short"), document_mask=True)]
+    mixed = dataclasses.replace(run(), data=DataConfig(sources=tuple(kinds), sequence_length=LENGTH))
+    found = step_time(mixed, HF, 1, PROFILE, document=LENGTH / 8)
+    whole, apart = step_time(run(), HF, 1, PROFILE), step_time(run(), HF, 1, PROFILE, document=LENGTH / 8)
+    assert found.total == pytest.approx(0.75 * whole.total + 0.25 * apart.total)
+    assert found.flops == pytest.approx(0.75 * whole.flops + 0.25 * apart.flops)
+    assert found.parts["attention"] == pytest.approx((0.75 + 0.25 / 8) * ATTENTION)
+    assert found.tokens == whole.tokens
+    assert step_time(mixed, HF, 1, PROFILE).total == pytest.approx(whole.total)
 
 
 def test_a_forward_pass_alone() -> None:

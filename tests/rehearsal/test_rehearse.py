@@ -46,6 +46,18 @@ def test_parts_add_up_to_the_peak() -> None:
     assert found.peak.place is not None and found.peak.place.module.startswith("decoder.layers.1.mlp")
 
 
+def test_of_a_mixed_run_the_step_is_of_the_kind_that_document_asks_for() -> None:
+    """On a GPU both need the same memory; the pairs of attention tell them apart."""
+    length, layout = 65_536, "--parallel.context 2 --train.global_batch_size 16 --parallel.recompute none"
+    short = "--data.sources.1.index short --data.sources.1.document_mask true"
+    options = f"{short} {layout} --data.sequence_length {length} --rope.target_length {length}"
+    whole, isolated = rehearsed(options), rehearsed(options, document=4096)
+    a_pair = 4 * 2 * 32 * 128 / 8
+    assert whole.attention["forward"] / a_pair == pytest.approx(length * (length + 1) // 2 / 2, rel=1e-3)
+    assert isolated.attention["forward"] / a_pair == pytest.approx(length * (4096 + 1) // 2 / 2, rel=1e-3)
+    assert whole.memory.total == pytest.approx(isolated.memory.total, rel=0.001)
+
+
 def test_flops_are_those_of_the_layers_and_the_pairs() -> None:
     """Without recomputation three products a weight, and causal attention's pairs over all ranks of the ring."""
     length, ranks = 1_048_576, (0, 60)

@@ -15,7 +15,7 @@ READY := $(VENV)/.megatron_ultralong
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-newest rehearse test-slurm test-gpu test-gpus sanitize checks format clean
+.PHONY: help quickstart test test-newest rehearse test-s3 test-slurm test-gpu test-gpus sanitize checks format clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: $(READY)  ## the whole test suite, but for what is slow or needs SLURM
 
 test-newest: $(READY)  ## engine, layouts, checkpoints and conversion under the newest megatron-core (tests/newest.sh)
 	tests/newest.sh
+
+test-s3: $(READY)  ## inputs from S3 as moto's server speaks it (tests/object_store.sh)
+	tests/object_store.sh
 
 rehearse: $(READY)  ## a step of every example for the cluster that it declares, on this machine
 	@python -m pytest -k "small and llama" tests/examples/test_rehearsals.py & first=$$!; \
@@ -55,7 +58,7 @@ format: $(READY)  ## mend what ruff can
 	ruff format .
 
 clean:  ## remove what was built and cached, but neither $(VENV) nor the quickstart's results
-	rm -rf build/temp* build/megatron-core-* build/lib* build/bdist* dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build/temp* build/megatron-core-* build/object-store build/lib* build/bdist* dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml $(wildcard setup.py csrc/*)

@@ -104,8 +104,8 @@ def test_files_stay_small():
 
 LAYERS = (
     ("errors", "leftovers"),
-    ("files", "progress", "processes"),
-    ("config.sections", "config.data_section", "families"),
+    ("files", "progress", "processes", "config.data_section"),
+    ("config.sections", "families"),
     ("config.stages", "rope", "provenance", "engine"),
     ("checkpoint", "data.packing._packing", "data.corpus", "data.tokenizer", "context_parallel"),
     ("data.shuffle", "model"),

@@ -16,7 +16,7 @@ from megatron_ultralong.errors import UserError
 def decontaminate(
     *,
     tokens: Path,
-    against: tuple[Path, ...],
+    against: tuple[str, ...],
     tokenizer_model: Path,
     output: Path,
     fields: tuple[str, ...] = (),
@@ -29,8 +29,8 @@ def decontaminate(
 
     Args:
         tokens: PREFIX written by tools/preprocess_data.py, of texts or chats.
-        against: Evaluation files, folders or globs: samples of tools/evaluate.py make, any other JSON Lines, JSON or
-            Parquet of one sample a row, or texts.
+        against: Evaluation files, folders, globs or URLs: samples of tools/evaluate.py make, any other JSON Lines, JSON
+            or Parquet of one sample a row, or texts.
         tokenizer_model: Folder of the tokenizer that made the tokens.
         output: Folder to write; an existing list there is replaced, other files refused.
         fields: Fields of a sample that are its text, such as question answer; by default prompt and first reference of

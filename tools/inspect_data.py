@@ -27,9 +27,9 @@ def inspect(
         samples: Which samples, counted from 0 in the order of the index (training shuffles them).
         begin: Position of each sample from which its text is shown.
         tokens: How many tokens of each sample are shown; statistics are always of the whole sample.
-        document_mask: As data.document_mask of the run, for the labels that count.
-        loss_on_separators: As data.loss_on_separators of the run.
-        loss_on_first_tokens: As data.loss_on_first_tokens of the run.
+        document_mask: As the run reads this source (data.document_mask or its own), for the labels that count.
+        loss_on_separators: As the run reads this source.
+        loss_on_first_tokens: As the run reads this source.
         output: HTML file to write; by default the samples are printed.
     """
     import logging

@@ -10,6 +10,9 @@ without it, which joins the shards.
 
 --adopt takes token files that others wrote (.bin and .idx of Megatron-LM, NeMo or datatrove, datatrove's .ds) in place
 of texts, and leaves them where they are.
+
+Of object stores and web servers nothing is downloaded whole; credentials come from the environment (docs/data.md,
+"Object stores").
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ _NOTHING = AdoptOptions()
 
 def preprocess(
     *,
-    input: tuple[Path, ...] = (),
+    input: tuple[str, ...] = (),
     output_prefix: Path,
     tokenizer_model: Path,
     json_keys: tuple[str, ...] = ("text",),
@@ -52,10 +55,10 @@ def preprocess(
     """Tokenize text into PREFIX.bin, PREFIX.idx, PREFIX.sources.npy and PREFIX.json.
 
     Args:
-        input: Files, folders, globs, or - (standard input), in the order of the documents: JSON Lines (.jsonl, .ndjson,
-            .json), .json of one array or object, text (.txt, .text, .md, .rst), each also with .gz, .bz2, .xz or .zst,
-            and .parquet. What a folder holds besides is counted in the log; what cannot be read is refused.
-        output_prefix: PREFIX of the files to write.
+        input: Files, folders, globs, URLs of them (s3://, gs://, hf://, https://), or - (standard input), in the order
+            of the documents: JSON Lines (.jsonl, .ndjson, .json), .json of one array or object, text (.txt, .text,
+            .md, .rst), each also with .gz, .bz2, .xz or .zst, and .parquet. The log counts a folder's other files.
+        output_prefix: PREFIX of the files to write, on this machine.
         tokenizer_model: Folder in Hugging Face format, a sentencepiece or tiktoken file, or 'bytes'.
         json_keys: Field or column that holds the text: one. Run again for another, with its own --output-prefix.
         source_key: Field or column that names a document's source; else it is its file or folder.
@@ -82,7 +85,7 @@ def preprocess(
 
 
 def _fields(
-    inputs: tuple[Path, ...], adopted: AdoptOptions, json_keys: tuple[str, ...], source_key: str, messages_key: str
+    inputs: tuple[str, ...], adopted: AdoptOptions, json_keys: tuple[str, ...], source_key: str, messages_key: str
 ) -> Fields:
     """Names of the fields of documents.
 

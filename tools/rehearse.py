@@ -50,7 +50,10 @@ _OF_A_RUN = ("--dry-run", "--dry_run")
 _RANK = "which rank, may be repeated; without it: all that differ"
 _MODEL = "give --model the model's config.json (examples/models has those of the examples)"
 _MEMORY = "of one GPU, in GB, or a hardware profile's name or path: exit status 2 where the worst rank does not fit"
-_DOCUMENT = "length of each document under data.document_mask; 0: a sample is one"
+_DOCUMENT = (
+    "length of each document of a source with document_mask; 0: a sample is one. Of a run with sources of both kinds, "
+    "the step is of one with document_mask if this is given, else of one without"
+)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ def resample(
     keep_short: tuple[float, ...] = (0.1,),
     long_above: int = 8192,
     max_repeats: int | None = None,
+    longest: int | None = None,
     weights: tuple[str, ...] = (),
     total_tokens: int | None = None,
     seed: int = 1234,
@@ -30,6 +31,8 @@ def resample(
         keep_short: Share of a source's short documents that is kept, one for each of --short-below.
         long_above: Documents of more tokens are repeated until their source has its share of the total again.
         max_repeats: Most times a document may be listed; None for no limit.
+        longest: Leave out documents of more tokens, as if the corpus had none: for a source of short documents, with
+            --keep-short 1. None for all.
         weights: Share of the total of each source as NAME=NUMBER, relative to the others'; by default each source
             keeps its share of the tokens.
         total_tokens: Tokens of the list, to which the mix of lengths is scaled; None for as many as the corpus has.
@@ -44,6 +47,7 @@ def resample(
         keep_short=keep_short,
         long_above=long_above,
         max_repeats=max_repeats,
+        longest=longest,
         weights=parse_weights(weights),
     )
     corpus = open_corpus(tokens)

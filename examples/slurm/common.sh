@@ -41,6 +41,7 @@ source "$EXAMPLE/settings.sh"
 : "${SRUN_OPTIONS:=}"          # for every srun, such as --container-image=...: then all Python runs by srun
 : "${SETUP:=}"                 # a line of shell that each job runs first, such as: module load cuda/12.8
 : "${NODE_OPTIONS=--exclusive --mem=0}" # of training jobs: whole nodes with all their memory
+: "${SHORT_TOTAL_TOKENS:=}"      # of a second source of extend, of short documents; empty: there is none
 : "${GPU_MEMORY:=}"              # GB of one GPU, or a profile's name: a step that does not fit is not submitted
 : "${REHEARSE:=1}"               # 0: submit training without rehearsing a step
 : "${EVALUATE_FORM:=chat}"     # of prompts: chat, in the model's template; base, a text to be continued
@@ -51,6 +52,7 @@ ruler/niah_multikey_2 ruler/niah_multikey_3 ruler/niah_multivalue ruler/niah_mul
 : "${CRASHES_ALLOWED:=3}"      # times that a training job which broke, or lost a node, is queued again
 need MODEL RUN LENGTH
 need_number LENGTH NODES GPUS_PER_NODE CPUS_PER_TASK SHARDS TOTAL_TOKENS SFT_LENGTH
+[[ -z $SHORT_TOTAL_TOKENS ]] || need_number SHORT_TOTAL_TOKENS SHORT_LENGTH
 export VENV SETUP OMP_NUM_THREADS=$CPUS_PER_TASK PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
 # The command of the preprocessing array (with --shard) and of joining what its tasks made (without).
@@ -61,14 +63,16 @@ PREPROCESS=(python tools/preprocess_data.py --input "${CORPUS:-}" --output-prefi
 REQUEUE_CODE=85 # with which a rank exits that has saved and left before its last step
 
 train_options() { # STAGE: set TRAIN_OPTIONS to the words that put these settings in place of EXAMPLE/STAGE.toml's
-  local words=() index=$RUN/packed checkpoint=$RUN/megatron length=$LENGTH extra=${EXTEND_OPTIONS:-}
+  local words=() second=() index=$RUN/packed checkpoint=$RUN/megatron length=$LENGTH extra=${EXTEND_OPTIONS:-}
   if [[ $1 == sft ]]; then
     index=$RUN/packed_chats checkpoint=$RUN/extend length=$SFT_LENGTH extra=${SFT_OPTIONS:-}
+  elif [[ -n $SHORT_TOTAL_TOKENS ]]; then
+    second=(--data.sources.1.index "$RUN/packed_short")
   fi
   read -ra words <<<"$extra"
   # shellcheck disable=SC2034 # the scripts that source this use it
   TRAIN_OPTIONS=(--config "$EXAMPLE/$1.toml" --model.hf "$MODEL" --data.sequence_length "$length"
-    --data.sources.0.index "$index" --checkpoint.load "$checkpoint" --checkpoint.save "$RUN/$1"
+    --data.sources.0.index "$index" "${second[@]}" --checkpoint.load "$checkpoint" --checkpoint.save "$RUN/$1"
     --parallel.device "$DEVICE" --train.requeue_code "$REQUEUE_CODE" "${words[@]}")
 }
 

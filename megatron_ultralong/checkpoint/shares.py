@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_ultralong.engine import device as engine_device
 from megatron_ultralong.engine import mcore
 
 
@@ -160,12 +161,16 @@ def own_boxes(copies: Sequence[Copy], rank: int, ranks: int) -> list[Any]:
 
 
 def exchange(copies: Sequence[Copy], group: dist.ProcessGroup) -> None:
-    """Give every rank of the group the shares that the others have read, in place."""
+    """Give every rank of the group the shares that the others have read, in place; what lies on the host by device."""
     members = dist.get_process_group_ranks(group)
     for place, member in enumerate(members if len(members) > 1 else ()):
         for copy, (first, last) in zip(copies, _ranges(copies, place, len(members)), strict=True):
             if first < last:
-                dist.broadcast(copy.values[first * copy.row : last * copy.row], src=member, group=group)
+                share = copy.values[first * copy.row : last * copy.row]
+                there = share.to(engine_device.current())  # itself, where it lies there
+                dist.broadcast(there, src=member, group=group)
+                if there is not share:
+                    share.copy_(there)
 
 
 def _ranges(copies: Sequence[Copy], rank: int, ranks: int) -> list[tuple[int, int]]:

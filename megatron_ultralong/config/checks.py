@@ -100,10 +100,10 @@ def _layout(config: RunConfig, world_size: int) -> Iterator[str]:
             "the chunks of the zig-zag cut; pack the data for another length, change parallel.context, or set "
             "data.pad_to_divisible to true."
         )
-    if config.data.document_mask and train.micro_batch_size > 1:
+    if any(config.data.masks) and train.micro_batch_size > 1:
         yield (
-            f"train.micro_batch_size is {train.micro_batch_size} with data.document_mask true, but each sample has "
-            "documents of its own; set train.micro_batch_size to 1."
+            f"train.micro_batch_size is {train.micro_batch_size} with {config.data.mask_field} true, but each sample "
+            "has documents of its own; set train.micro_batch_size to 1."
         )
 
 
@@ -151,14 +151,20 @@ def _sharding(parallel: ParallelConfig, length: int, hf_config: dict[str, Any]) 
 def _data(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
     """Indexes packed for another length, or of another vocabulary than the model's."""
     length = config.data.sequence_length
-    manifests = []
-    for source in config.data.sources:
+    silent = []  # manifests of the sources whose separators the section says do not count
+    for place, source in enumerate(config.data.sources):
         try:
             manifest = read_manifest(source.index)
         except UserError as error:
             yield str(error)
             continue
-        manifests.append(manifest)
+        if source.loss_on_separators is None and not config.data.loss_on_separators:
+            silent.append(manifest)
+        elif source.loss_on_separators is False and not manifest.get("separator"):
+            yield (
+                f"data.sources.{place}.loss_on_separators is false, but {source.index} has no separators; remove "
+                f"data.sources.{place}.loss_on_separators."
+            )
         where = source.index / "manifest.json"
         if manifest["sequence_length"] != length:
             yield (
@@ -170,7 +176,7 @@ def _data(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
                 f"{where}: tokens of a vocabulary of {manifest['vocab_size']}, but the model has "
                 f"{hf_config['vocab_size']}; tokenize with the model's own tokenizer."
             )
-    if not config.data.loss_on_separators and manifests and not any(m.get("separator") for m in manifests):
+    if silent and not any(manifest.get("separator") for manifest in silent):
         yield "data.loss_on_separators is false, but no source has separators; remove data.loss_on_separators."
 
 

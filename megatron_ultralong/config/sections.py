@@ -188,8 +188,8 @@ class OptimizerConfig:
     """Adam in one kernel: Transformer Engine's or apex's where installed, else PyTorch's; False: its operators one
     by one (those two have no other)."""
     offload_fraction: float = 0.0
-    """Share of the main weights and Adam's moments that lies in host memory and is stepped there (megatron-core's
-    HybridDeviceOptimizer); needs GPUs, bf16, parallel.distributed_optimizer and Transformer Engine. 0: none."""
+    """Share of the main weights and Adam's moments that lies in host memory and is stepped there, by PyTorch's fused
+    Adam for CPUs: 1 leaves none of it on the GPU; whole parameters go, as many as fit into the share. 0: none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

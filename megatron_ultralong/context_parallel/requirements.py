@@ -156,14 +156,15 @@ def _transformer_engine(config: RunConfig) -> Iterator[str]:
             f'parallel.ulysses is {parallel.ulysses}, which parallel.attention "te" reads only with '
             f'parallel.cp_comm_type "a2a+p2p", not "{kind}"; change one of them.'
         )
-    if config.data.document_mask and config.padded_length > config.data.sequence_length:
+    masked = config.data.mask_field
+    if masked and config.padded_length > config.data.sequence_length:
         yield (
-            'data.pad_to_divisible is true with data.document_mask under parallel.attention "te", which must divide '
+            f'data.pad_to_divisible is true with {masked} under parallel.attention "te", which must divide '
             'each document, not the sample; set parallel.attention to "torch", which takes any document lengths.'
         )
-    if config.data.document_mask and parallel.context > 1 and not transformer_engine.takes_documents(kind):
+    if masked and parallel.context > 1 and not transformer_engine.takes_documents(kind):
         first = transformer_engine.named(transformer_engine.DOCUMENTS[kind])
         yield (
-            f'data.document_mask is true with parallel.cp_comm_type "{kind}", which takes documents from Transformer '
+            f'{masked} is true with parallel.cp_comm_type "{kind}", which takes documents from Transformer '
             f'Engine {first} on; set it to "p2p", or parallel.attention to "torch", which takes any document lengths.'
         )

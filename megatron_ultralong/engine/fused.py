@@ -20,18 +20,22 @@ from megatron_ultralong.engine.mcore import clip_grads, mcore_utils, tensor_para
 logger = logging.getLogger(__name__)
 
 
-def gradient_norms() -> None:
-    """Let the norm and the clipping of gradients take all of them at once."""
-    if clip_grads.l2_norm_impl is mcore_utils.local_multi_tensor_l2_norm:
+def gradient_norms(always: bool = False) -> None:
+    """Let the norm and the clipping of gradients take all of them at once.
+
+    Args:
+        always: the norm is PyTorch's even where another is installed: gradients may be of several dtypes.
+    """
+    if always or clip_grads.l2_norm_impl is mcore_utils.local_multi_tensor_l2_norm:
         clip_grads.l2_norm_impl = _l2_norm
     if clip_grads.multi_tensor_scale_impl is mcore_utils.local_multi_tensor_scale:
         clip_grads.multi_tensor_scale_impl = _scale
 
 
 def _l2_norm(chunk: int, overflow: Tensor, lists: list[list[Tensor]], per_tensor: bool) -> tuple[Tensor, None]:
-    """As amp_C.multi_tensor_l2norm: the norm of everything, [1], where the tensors are."""
+    """As amp_C.multi_tensor_l2norm: the norm of everything, [1], in fp32, where the tensors are."""
     (tensors,) = lists
-    return torch.stack(torch._foreach_norm(tensors)).norm().view(1), None
+    return torch.stack(torch._foreach_norm(tensors, 2, torch.float32)).norm().view(1), None
 
 
 def _scale(chunk: int, overflow: Tensor, lists: list[list[Tensor]], factor: float) -> None:

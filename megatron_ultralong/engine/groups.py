@@ -35,7 +35,7 @@ def initialize(parallel: ParallelConfig, seed: int = 1234) -> torch.device:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     lay_grid(parallel, seed)
     if device.type == "cpu":
-        _share_cores()
+        share_cores()
     return device
 
 
@@ -66,11 +66,15 @@ def hierarchy(parallel: ParallelConfig) -> list[int] | None:
     return [parallel.ulysses, parallel.context // parallel.ulysses] if parallel.ulysses > 1 else None
 
 
-def _share_cores() -> None:
-    """Divide the machine's cores among this machine's processes; torchrun leaves each one a single thread."""
+def share_cores() -> None:
+    """Divide the machine's cores among this machine's processes; torchrun leaves each one a single thread.
+
+    What OMP_NUM_THREADS gives a process beyond that stays: its cores may be its own already, as under SLURM.
+    """
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if local > 1:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+        given = os.environ.get("OMP_NUM_THREADS", "")
+        torch.set_num_threads(max(1, int(given) if given.isdigit() else 1, len(os.sched_getaffinity(0)) // local))
 
 
 def finalize() -> None:

@@ -67,13 +67,17 @@ with warnings.catch_warnings(), _uncompiled():  # on import it warns of each opt
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
     from megatron.core.packed_seq_params import PackedSeqParams
     from megatron.core.pipeline_parallel import get_forward_backward_func
-    from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+    from megatron.core.tensor_parallel.layers import (
+        ColumnParallelLinear,
+        RowParallelLinear,
+        param_is_not_tensor_parallel_duplicate,
+    )
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
     from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
     from megatron.core.transformer.enums import AttnMaskType
     from megatron.core.transformer.identity_op import IdentityOp
     from megatron.core.transformer.mlp import MLP, MLPSubmodules
-    from megatron.core.transformer.module import Float16Module
+    from megatron.core.transformer.module import Float16Module, param_is_not_shared
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -120,5 +124,7 @@ __all__ = [
     "megatron_random",
     "model_parallel_cuda_manual_seed",
     "parallel_state",
+    "param_is_not_shared",
+    "param_is_not_tensor_parallel_duplicate",
     "tensor_parallel_layers",
 ]

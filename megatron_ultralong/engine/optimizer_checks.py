@@ -46,9 +46,3 @@ def _placement(config: RunConfig) -> Iterator[str]:
         )
     if share > 1:
         yield f"optimizer.offload_fraction is {share}; give a share from 0 to 1."
-    elif share and not (half and config.parallel.distributed_optimizer and config.parallel.device != "cpu"):
-        yield (
-            f"optimizer.offload_fraction is {share}, which megatron-core does on GPUs alone and with its distributed "
-            'optimizer; set train.precision to "bf16" and parallel.distributed_optimizer to true, leave '
-            'parallel.device at "auto", or remove optimizer.offload_fraction.'
-        )

@@ -17,14 +17,13 @@ from megatron_ultralong.data.tokenizing.streams import STDIN
 from megatron_ultralong.data.tokenizing.walk import find_files
 from megatron_ultralong.data.tokenizing.worker import place
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import fingerprint
 
 
-def iterate_texts(path: Path) -> Iterator[str]:
+def iterate_texts(path: Path | str) -> Iterator[str]:
     """Texts in order, blank ones left out.
 
     Args:
-        path: a file, folder or glob.
+        path: a file, folder or glob, also by URL.
 
     Raises:
         UserError: the input is missing or holds no text, or a document cannot be read or is a chat.
@@ -44,15 +43,15 @@ def iterate_texts(path: Path) -> Iterator[str]:
         raise UserError(f"{path}: there is no text in it; give documents with a 'text' field, or text files.")
 
 
-def texts_fingerprint(path: Path) -> str:
-    """SHA-256 (hex) of what an input holds: of each file its name, and its size and content as `files.fingerprint`."""
+def texts_fingerprint(path: Path | str) -> str:
+    """SHA-256 (hex) of what an input holds: of each file its name and `FileRange.fingerprint`."""
     digest = hashlib.sha256()
     for piece in text_files(path):
-        digest.update(f"{Path(piece.path).name} {fingerprint(Path(piece.path))}\n".encode())
+        digest.update(f"{Path(piece.path).name} {piece.fingerprint()}\n".encode())
     return digest.hexdigest()
 
 
-def text_files(path: Path) -> list[FileRange]:
+def text_files(path: Path | str) -> list[FileRange]:
     """Those that a path names.
 
     Raises:

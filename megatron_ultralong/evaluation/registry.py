@@ -43,7 +43,7 @@ class MakeOptions:
         count: samples a length, where there are no depths.
         seed: of everything drawn.
         form: base or chat.
-        haystack: texts to hide needles in: a file, folder or glob of what tokenizing reads; None where not needed.
+        haystack: texts to hide needles in: a file, folder, glob or URL of what tokenizing reads; None where not needed.
         data: a benchmark's local files, in their published format.
         official: the user's clone of the benchmark's repository: templates and word lists; None: our own.
         depths: of grids, evenly from 0 to 1.
@@ -58,7 +58,7 @@ class MakeOptions:
     count: int
     seed: int = 42
     form: Form = "base"
-    haystack: Path | None = None
+    haystack: str | None = None
     data: Path | None = None
     official: Path | None = None
     depths: int = 10

@@ -28,7 +28,7 @@ class StepMemory:
     Attributes:
         weights: the model's parameters.
         gradients: megatron-core's gradient buffers.
-        optimizer: Adam's moments and, for bf16, the fp32 main weights; sized by the first step.
+        optimizer: Adam's moments and, for bf16, the fp32 main weights; of that what is on the device.
         buffers: made by the first step and kept: the gather buffer of sequence parallelism, the table of positions.
         activations: what forward passes leave for their backward, at most.
         attention: at most while one layer attends in forward, beyond what was held before.
@@ -66,7 +66,7 @@ class PlannedMemory(StepMemory):
         scratch: how much further attention's kernels may go for their own use, as read in their sources.
         communication: of the groups' communicators and the driver, an estimate, outside PyTorch's allocator.
         margin: for what the allocator loses to fragments.
-        host: of activations in the host's memory.
+        host: in the host's memory: activations, and the optimizer's share there.
     """
 
     moment: str = ""
@@ -94,7 +94,7 @@ def predict(config: RunConfig, hf_config: dict[str, Any], world_size: int, stage
     owned = -(-held // copies) if parallel.distributed_optimizer else held
     gradient = 4 if train.grad_reduce_in_fp32 else share.element
     found = _stage(config, shape, share, layers, stage, microbatches, tied)
-    update = 0 if gradient == 4 else 4 * owned  # the gradients widened
+    update = standing_memory.widened_gradients(config, owned)
     memory = PlannedMemory(
         weights=held * share.element,
         gradients=held * gradient,
@@ -107,7 +107,7 @@ def predict(config: RunConfig, hf_config: dict[str, Any], world_size: int, stage
         moment=found.moment if found.peak >= update else "update",
         kept=found.kept if found.peak >= update else 0,
         scratch=max(0, found.with_scratch - max(found.peak, update)) if gpu else 0,
-        host=found.host,
+        host=found.host + standing_memory.host_bytes(config, shape, owned),
     )
     if gpu:
         memory.communication = outside_memory.communication(parallel, copies // parallel.context)

@@ -81,8 +81,32 @@ def step_time(
         world_size: ranks of the job.
         profile: the machine.
         memories: of `stages_of`, where the caller has them.
-        document: mean length of documents that attention is confined to; None: it is not, or they are samples.
+        document: mean length of documents that attention is confined to; None: it is not, or they are samples. Of
+            several sources it is that of those which isolate documents: the time is the mean over them by weight.
     """
+    masks, weights = config.data.masks, [source.weight for source in config.data.sources]
+    if len(set(masks)) == 1:
+        return _step_time(config, hf_config, world_size, profile, memories, document)
+    share = sum(weight for weight, masked in zip(weights, masks, strict=True) if masked) / sum(weights)
+    whole = _step_time(config, hf_config, world_size, profile, memories, None)
+    apart = _step_time(config, hf_config, world_size, profile, memories, document)
+    parts = {
+        part: (1 - share) * whole.parts.get(part, 0.0) + share * apart.parts.get(part, 0.0)
+        for part in whole.parts | apart.parts
+    }
+    flops = round((1 - share) * whole.flops + share * apart.flops)
+    return dataclasses.replace(whole, parts=parts, flops=flops)
+
+
+def _step_time(
+    config: RunConfig,
+    hf_config: dict[str, Any],
+    world_size: int,
+    profile: HardwareProfile,
+    memories: Sequence[StepMemory] | None,
+    document: float | None,
+) -> StepTime:
+    """Of a step whose samples are all alike."""
     parallel, train = config.parallel, config.train
     shape = ModelShape.from_hf(hf_config)
     groups = Groups.of(world_size, parallel.tensor, parallel.context, parallel.ulysses, parallel.pipeline)
@@ -197,9 +221,19 @@ def _end_of_step(work: RankWork, parameters: float, microbatch: Seconds) -> Seco
     state = 6 * 4 + 4 + (work.element if work.element == 2 else 0)
     found["optimizer"] = work.moved((1 - share) * own, state) + work.moved(parameters, 2 * wide + wide)
     if share:
-        profile = work.profile
-        found["optimizer on the host"] = share * own * state / (profile.host_copy or 1.0)
-        copied = share * own * (wide + work.element)
-        found.plus("optimizer on the host", copied / (profile.host_link or 1.0))
+        found["optimizer on the host"] = _on_host(work, share * own, wide)
     found.add(work.launching(STEP))
     return found
+
+
+def _on_host(work: RankWork, elements: float, wide: int) -> float:
+    """Adam there (engine/host_adam.py), piece by piece beside the copies each way: the slowest of the three.
+
+    Host memory's bytes an element: three times fp32 read and written; the gradient as it arrives, widened from bf16,
+    scaled, read; the weights narrowed to bf16 and read again to leave. fp32 weights arrive, are stepped and leave.
+    """
+    profile, e = work.profile, work.element
+    down = wide + (e if e == 4 else 0)
+    gradient = (wide + 4 if wide == 2 else 0) + 2 * 4 + 4
+    moved = 3 * 2 * 4 + down + gradient + (4 + 2 * e if e == 2 else e)
+    return elements * max(moved / (profile.host_copy or 1.0), max(down, e) / (profile.host_link or 1.0))

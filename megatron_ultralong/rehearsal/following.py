@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from megatron_ultralong.context_parallel import kernels, ring_travel
-from megatron_ultralong.engine import mcore
+from megatron_ultralong.engine import host_adam, host_link, mcore
 from megatron_ultralong.engine.replacing import replaced
 from megatron_ultralong.model import offload
 from megatron_ultralong.planning.flops import causal_pairs
@@ -33,13 +33,18 @@ def followed(places: Places, attention: collections.Counter[Place], gpu: bool) -
         return call
 
     buffers = mcore.mcore_utils.GlobalMemoryBuffer
+    hosts = [
+        (offload._Store, "put", places.around(ledger.HOST, offload._Store.put)),
+        (host_link, "on_host", places.around(ledger.HOST, host_link.on_host)),
+    ]
     with contextlib.ExitStack() as stack:
         for owner, name, value in (
             (kernels, "forward", counted(kernels.forward, 4)),
             (kernels, "backward", counted(kernels.backward, 10)),
             (ring_travel.Travelling, "__init__", places.around(ledger.RING, ring_travel.Travelling.__init__)),
             (buffers, "get_tensor", places.around(ledger.GATHERED, buffers.get_tensor)),
-            *([(offload._Store, "put", places.around(ledger.HOST, offload._Store.put))] if gpu else []),
+            (host_adam.HostAdam, "step", places.around(ledger.HOST_ADAM, host_adam.HostAdam.step)),
+            *(hosts if gpu else []),
         ):
             stack.enter_context(replaced(owner, name, value))
         yield

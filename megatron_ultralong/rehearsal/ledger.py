@@ -18,7 +18,7 @@ from megatron_ultralong.rehearsal.places import REST, Place, Places
 from megatron_ultralong.training.measured_memory import Storages
 
 STANDING, KEPT, WORKING = "standing", "kept", "working"
-HOST = "host memory"
+HOST, HOST_ADAM = "host memory", "Adam on the host"
 GATHERED, RING, SCHEDULE = "gather buffer of sequence parallelism", "ring buffers", "messages between stages"
 PERSISTENT = (GATHERED,)
 """Parts that are made in a step and never freed."""

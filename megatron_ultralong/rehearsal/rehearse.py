@@ -54,7 +54,7 @@ class Rehearsal:
         gpu: it took a GPU's path, else a CPU's.
         memory: bytes by the parts of a dry run, as that measures them.
         peak: the highest point of the device's memory, by part, and where it is.
-        host: bytes of activations in host memory at most.
+        host: bytes in host memory at most: activations, and the optimizer's share there.
         standing: bytes that are there between steps, by part.
         timeline: the device's memory over the step.
         microbatches: of the step, and how many of them were rehearsed.
@@ -103,7 +103,7 @@ def rehearse(
         hf_config: the model's config.json.
         world_size, rank: processes of the job, and which of them.
         capability: compute capability of the GPU whose path is taken; None: a CPU's.
-        document: tokens of each document, where data.document_mask is true; 0: a sample is one document.
+        document: tokens of each document, where document_mask is true (see `of_one_source`); 0: a sample is one.
         every_microbatch: rehearse all, however many.
 
     Raises:
@@ -115,7 +115,7 @@ def rehearse(
     count = config.train.global_batch_size // together
     taken = count if every_microbatch else min(count, config.parallel.pipeline + 2)
     step = _Step(world_size, rank, capability)
-    step.take(_of_batch(config, taken * together), hf_config, document)
+    step.take(_of_batch(of_one_source(config, document), taken * together), hf_config, document)
     ledger, times = step.ledger, {taken - 2: 1 + count - taken}  # what stands for the microbatches left out
     return Rehearsal(
         rank=rank,
@@ -136,6 +136,18 @@ def rehearse(
         synchronisations=collections.Counter(step.operators.synchronisations),
         seconds=time.monotonic() - started,
     )
+
+
+def of_one_source(config: RunConfig, document: int) -> RunConfig:
+    """The run as it is rehearsed, where some sources isolate documents and others do not: with one of them alone.
+
+    It is one that isolates documents if their length is given, else one that does not.
+    """
+    data = config.data
+    if len(set(data.masks)) == 1:
+        return config
+    source = data.sources[data.masks.index(document > 0)]
+    return dataclasses.replace(config, data=dataclasses.replace(data, sources=(source,)))
 
 
 def _of_batch(config: RunConfig, samples: int) -> RunConfig:

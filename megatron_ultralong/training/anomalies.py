@@ -34,10 +34,10 @@ class Anomalies:
     def __init__(self, run: Run, saver: Saver) -> None:
         self.run, self.saver = run, saver
         self.skipped = 0
-        self.losses: collections.deque[float] = collections.deque(maxlen=_WINDOW)
+        self.losses: dict[tuple[int, ...], collections.deque[float]] = {}
 
     def judge(self, step: int, result: StepResult) -> bool:
-        """Note how optimizer step `step` (0 for the first) went.
+        """Note how optimizer step `step` (0 for the first) went; its loss is compared with steps' of the same sources.
 
         Returns:
             Whether its loss is a spike.
@@ -47,8 +47,10 @@ class Anomalies:
             logger.warning("%s; the step is skipped", self._what(step, result))
             return False
         self.skipped = 0
-        height = spike(self.losses, result.loss)
-        self.losses.append(result.loss)
+        alike = tuple(place for place, (_, labels) in enumerate(result.by_source) if labels)
+        losses = self.losses.setdefault(alike, collections.deque(maxlen=_WINDOW))
+        height = spike(losses, result.loss)
+        losses.append(result.loss)
         if not 0 < self.run.config.log.spike <= height:
             return False
         logger.warning(
@@ -56,8 +58,8 @@ class Anomalies:
             step + 1,
             result.loss,
             height,
-            statistics.median(list(self.losses)[:-1]),
-            len(self.losses) - 1,
+            statistics.median(list(losses)[:-1]),
+            len(losses) - 1,
             self._samples(self._all_samples(step)),
         )
         return True

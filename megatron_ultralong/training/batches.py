@@ -33,6 +33,7 @@ class Microbatch:
         position_ids: int64 [B, L], on the host, which so knows whether they are those of before.
         documents: bounds over the whole sequence for document masks, or None.
         pairs: query-key pairs of all these samples that attention computes, counted on one context-parallel rank.
+        source: which source they are from; of several, the first sample's (see `step.told_apart`).
     """
 
     tokens: Tensor
@@ -41,6 +42,7 @@ class Microbatch:
     position_ids: Tensor
     documents: tuple[int, ...] | None
     pairs: int
+    source: int
 
 
 def microbatches(run: Run, step: int) -> Iterator[Microbatch]:
@@ -71,12 +73,15 @@ def held_spans(
 ) -> tuple[tuple[int, int], ...]:
     """Positions of `sample` that a rank holds: Transformer Engine cuts each masked document, our ring the whole.
 
+    Whether documents are masked is the sample's source's to say.
+
     Raises:
         UserError: a document that Transformer Engine cannot cut.
     """
-    if config.data.document_mask and config.parallel.attention == "te":
-        bounds = data.read(sample, ((0, 1),)).cu_seqlens
-        return document_zigzag.spans(bounds.tolist(), cp_rank, cp_size, sample)
+    if config.parallel.attention == "te" and any(config.data.masks):
+        start = data.read(sample, ((0, 1),))
+        if config.data.masks[start.source]:
+            return document_zigzag.spans(start.cu_seqlens.tolist(), cp_rank, cp_size, sample)
     return zigzag.spans(config.padded_length, cp_rank, cp_size)
 
 
@@ -86,7 +91,8 @@ def _read(run: Run, first: int) -> Microbatch:
     cp_rank, cp_size = state.get_context_parallel_rank(), state.get_context_parallel_world_size()
     spans = held_spans(run.config, run.data, first, cp_rank, cp_size)
     rows = [run.data.read(first + i, spans) for i in range(run.config.train.micro_batch_size)]
-    masked = run.config.data.document_mask
+    source = rows[0].source
+    masked = run.config.data.masks[source]  # and then there is one row
     lengths = np.diff(rows[0].cu_seqlens).tolist() if masked else [run.config.data.sequence_length] * len(rows)
 
     def stack(name: str) -> Tensor:
@@ -99,4 +105,5 @@ def _read(run: Run, first: int) -> Microbatch:
         position_ids=stack("position_ids"),
         documents=tuple(rows[0].cu_seqlens.tolist()) if masked else None,
         pairs=causal_pairs(lengths) if cp_rank == 0 else 0,
+        source=source,
     )

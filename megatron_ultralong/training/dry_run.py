@@ -23,7 +23,8 @@ def dry_run(config: RunConfig) -> StepMemory:
     """Log the memory by part of the rank that needs most, and the time a step; write nothing.
 
     Two steps are taken: the first makes the optimizer's state and warms up, the second is measured. On a CPU
-    measuring slows it down, so the time is the first one's.
+    measuring slows it down, so the time is the first one's. Where each step is of one source, two are taken of each,
+    memory is the highest of them and time their mean by weight.
 
     Returns:
         The highest of each part over all ranks.
@@ -36,10 +37,12 @@ def dry_run(config: RunConfig) -> StepMemory:
 
 
 def _measure(run: Run) -> StepMemory:
-    first = _timed(run)
+    steps = _steps(run)
+    first = [_timed(run, step) for step in steps]
     with measured(run) as own:
-        second = _timed(run)
-    seconds = first if run.device.type == "cpu" else second
+        second = [_timed(run, step) for step in steps]
+    taken = first if run.device.type == "cpu" else second
+    seconds = sum(share * each for share, each in zip(steps.values(), taken, strict=True))
     config = run.config
     tokens = config.train.global_batch_size * config.data.sequence_length
     logger.info(
@@ -52,11 +55,24 @@ def _measure(run: Run) -> StepMemory:
     return report(run, own)
 
 
-def _timed(run: Run) -> float:
-    """Seconds of the run's next step, which is taken with this run's first samples and then forgotten."""
+def _steps(run: Run) -> dict[int, float]:
+    """The steps to take, and the share of the run's that each stands for: its next, or the next of each source."""
+    if run.config.data.blend != "iterations":
+        return {run.step: 1.0}
+    found = {run.data.locate(run.samples_before(run.step))[0]: run.step}
+    for step in range(run.step + 1, run.config.train.steps):
+        if len(found) == len(run.data.datasets):
+            break
+        found.setdefault(run.data.locate(run.samples_before(step))[0], step)
+    whole = sum(run.data.weights[source] for source in found)
+    return {step: run.data.weights[source] / whole for source, step in found.items()}
+
+
+def _timed(run: Run, step: int) -> float:
+    """Seconds of a step, which is then forgotten."""
     dist.barrier()
     started = time.monotonic()
-    train_step(run, run.step)
+    train_step(run, step)
     if run.device.type == "cuda":
         torch.cuda.synchronize(run.device)
     return time.monotonic() - started

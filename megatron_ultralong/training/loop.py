@@ -112,6 +112,7 @@ def _metrics(run: Run, step: int, result: StepResult, seconds: float, spike: boo
     tokens = train.global_batch_size * run.config.data.sequence_length
     flops = step_flops(ModelShape.from_hf(run.description.hf_config), tokens, result.labels, result.pairs)
     peak = peak_flops(device.name(run.device))
+    losses, labels, samples = _by_source(run, step, result)
     return StepMetrics(
         step=step + 1,
         loss=result.loss,
@@ -127,4 +128,20 @@ def _metrics(run: Run, step: int, result: StepResult, seconds: float, spike: boo
         tflops_per_rank=flops / seconds / ranks / 1e12,
         mfu=None if peak is None else flops / seconds / ranks / peak,
         memory_gib=device.peak_memory(run.device) / 2**30,
+        loss_by_source=losses,
+        tokens_by_source=labels,
+        samples_by_source=samples,
     )
+
+
+def _by_source(run: Run, step: int, result: StepResult) -> tuple[dict[str, float], dict[str, int], dict[str, int]]:
+    """Loss and labels of this step, and samples read in all, by name; of one source alone nothing."""
+    names = run.config.data.names
+    if len(names) == 1:
+        return {}, {}, {}
+    there = {name: own for name, own in zip(names, result.by_source, strict=False) if own[1]}  # or not told apart
+    run.ahead.wait()
+    samples = run.data.drawn(run.samples_before(step + 1))
+    losses = {name: loss for name, (loss, _) in there.items()}
+    labels = {name: count for name, (_, count) in there.items()}
+    return losses, labels, dict(zip(names, samples, strict=True))

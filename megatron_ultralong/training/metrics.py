@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,10 @@ class StepMetrics:
         tflops_per_rank: the model's own operations (planning/flops.py) a second and process, in 10^12.
         mfu: their share of the GPU's dense bf16 peak; None where that is not known (a CPU).
         memory_gib: most memory that rank 0 held so far: of the GPU, or of the process on a CPU.
+        loss_by_source: of several sources, by name, the mean loss over the labels that this step had of each; one of
+            which it had none is missing, and all are where a microbatch mixes them (see `step.told_apart`).
+        tokens_by_source: those labels, over all ranks.
+        samples_by_source: read of each since the run's beginning.
     """
 
     step: int
@@ -40,3 +45,16 @@ class StepMetrics:
     tflops_per_rank: float
     mfu: float | None
     memory_gib: float
+    loss_by_source: dict[str, float] = dataclasses.field(default_factory=dict)
+    tokens_by_source: dict[str, int] = dataclasses.field(default_factory=dict)
+    samples_by_source: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def flat(self) -> dict[str, Any]:
+        """Every number by a name of its own: of a source as loss_by_source/NAME."""
+        found: dict[str, Any] = {}
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, dict):
+                found |= {f"{name}/{source}": number for source, number in value.items()}
+            else:
+                found[name] = value
+        return found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 
 from megatron_ultralong.config.sections import ParallelConfig, RunConfig
 from megatron_ultralong.engine import device as engine_device
-from megatron_ultralong.engine import fused, label_count, mcore
+from megatron_ultralong.engine import fused, host_adam, label_count, mcore
 from megatron_ultralong.model import build
 
 
@@ -29,7 +30,7 @@ def fusions(config: RunConfig, device: torch.device) -> build.Fusions:
 
 
 def optimize(weights: torch.nn.Module, config: RunConfig) -> tuple[torch.nn.Module, Any]:
-    """megatron-core's DDP around the model, and its Adam."""
+    """megatron-core's DDP around the model, and its Adam; of that a share on the host, if one is asked for."""
     transformer_config: Any = weights.config
     parallel = config.parallel
     fused.gradient_norms()
@@ -44,7 +45,9 @@ def optimize(weights: torch.nn.Module, config: RunConfig) -> tuple[torch.nn.Modu
         ),
         module=mcore.Float16Module(transformer_config, weights) if config.train.precision == "bf16" else weights,
     )
-    optimizer = mcore.get_megatron_optimizer(optimizer_config(config), [model])
+    make = functools.partial(mcore.get_megatron_optimizer, optimizer_config(config), [model])
+    share = config.optimizer.offload_fraction
+    optimizer = host_adam.split(make, share) if share else make()
     if config.optimizer.fused:
         fused.adam(optimizer)
     transformer_config.finalize_model_grads_func = label_count.finalize_model_grads
@@ -59,8 +62,8 @@ def gathers_late(parallel: ParallelConfig) -> bool:
 
 
 def optimizer_config(config: RunConfig) -> mcore.OptimizerConfig:
-    """megatron-core's; its offload needs the "precision-aware" path, here with everything in fp32. Not run so far."""
-    section, half, offload = config.optimizer, config.train.precision == "bf16", config.optimizer.offload_fraction > 0
+    """megatron-core's."""
+    section, half = config.optimizer, config.train.precision == "bf16"
     return mcore.OptimizerConfig(
         optimizer="adam",
         lr=section.learning_rate,
@@ -74,10 +77,6 @@ def optimizer_config(config: RunConfig) -> mcore.OptimizerConfig:
         params_dtype=torch.bfloat16 if half else torch.float32,
         use_distributed_optimizer=config.parallel.distributed_optimizer,
         overlap_param_gather=gathers_late(config.parallel),
-        optimizer_cpu_offload=offload,
-        optimizer_offload_fraction=section.offload_fraction,
-        overlap_cpu_optimizer_d2h_h2d=offload,
-        use_precision_aware_optimizer=offload,
     )
 
 

@@ -83,11 +83,14 @@ class _JsonLines:
 
 
 def _plain(metrics: StepMetrics) -> dict[str, Any]:
-    """The step as JSON has it: null for a number that is not finite."""
-    row = dataclasses.asdict(metrics)
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
-    }
+    """The step as JSON has it: null for a number that is not finite; what is told by source only where it is."""
+    return {name: _finite(value) for name, value in dataclasses.asdict(metrics).items() if value != {}}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(number) for name, number in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _keep_before(path: Path, step: int) -> None:
@@ -113,7 +116,7 @@ class _TensorBoard:
         self.writer = SummaryWriter(str(folder), purge_step=first_step)
 
     def record(self, metrics: StepMetrics) -> None:
-        for name, value in dataclasses.asdict(metrics).items():
+        for name, value in metrics.flat().items():
             if value is not None and name != "step":
                 self.writer.add_scalar(name, value, metrics.step)
 
@@ -130,7 +133,7 @@ class _WeightsAndBiases:
         self.run: Any = wandb.init(project=project, name=name, id=name, resume="allow", config=resolved(config))
 
     def record(self, metrics: StepMetrics) -> None:
-        self.run.log(dataclasses.asdict(metrics), step=metrics.step)
+        self.run.log(metrics.flat(), step=metrics.step)
 
     def close(self) -> None:
         self.run.finish()

@@ -6,7 +6,6 @@ What can be wrong in the configuration is found before a model is built: see `re
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
 import logging
 from collections.abc import Callable, Iterator
@@ -23,7 +22,6 @@ from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.context_parallel import kernel_choice
 from megatron_ultralong.data.reading.blend import BlendedDataset
 from megatron_ultralong.engine import determinism, groups
-from megatron_ultralong.engine import device as engine_device
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.families.defaults import completed
 from megatron_ultralong.files import read_json
@@ -90,7 +88,6 @@ def prepare(config: RunConfig, joined: Callable[[], None] = lambda: None) -> Run
     """
     hf_config = read_hf_config(config)
     reading.check_config(config, hf_config=hf_config, world_size=groups.world_size_from_environment())
-    _check_offload(config.optimizer.offload_fraction)
     candidates = checkpoints.sound(config.checkpoint.save)
     resume_from = next(candidates, None)
     if config.train.deterministic:
@@ -147,20 +144,6 @@ def _heads(config: RunConfig, hf_config: dict[str, Any], device: torch.device) -
     return kernel_choice.Heads(
         device, dtype, heads // ranks, max(kv_heads // ranks, 1), config_json.head_dim(hf_config)
     )
-
-
-def _check_offload(fraction: float) -> None:
-    """Refuse what megatron-core would end with a traceback: it asks for Transformer Engine's version."""
-    if fraction and not engine_device.has_gpu():
-        raise UserError(
-            f"optimizer.offload_fraction is {fraction}, but PyTorch sees no GPU here, and a CPU has it all in host "
-            "memory; remove it."
-        )
-    if fraction and importlib.util.find_spec("transformer_engine") is None:
-        raise UserError(
-            f"optimizer.offload_fraction is {fraction}, which megatron-core does with Transformer Engine's optimizer "
-            "alone; install the extra te (see docs/training.md), or remove it."
-        )
 
 
 def _resume(run: Run, first: list[Path], others: Iterator[Path]) -> None:

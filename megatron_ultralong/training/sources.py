@@ -7,6 +7,7 @@ cannot open its sources stops every rank, with one sentence.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -45,28 +46,40 @@ def blend(config: RunConfig, datasets: Sequence[PackedDataset], resume_from: Pat
     Raises:
         UserError: the checkpoint does not say, or a source was packed anew since.
     """
-    weights = [source.weight for source in config.data.sources]
+    data = config.data
+    weights = [source.weight for source in data.sources]
+    if data.blend == "tokens":  # of a source's samples, the less the more of them is no padding
+        weights = [w / (1 - _padding(dataset)) for w, dataset in zip(weights, datasets, strict=True)]
+    together = config.train.global_batch_size if data.blend == "iterations" else 1
     start = None if resume_from is None else checkpoints.data_position(resume_from)
-    return BlendedDataset(datasets, weights, config.train.seed, start, config.data.repacked)
+    return BlendedDataset(datasets, weights, config.train.seed, start, data.repacked, together)
 
 
 def say_what_is_read(data: BlendedDataset) -> None:
-    """A line a source: what packing made of it, and where a resumed run reads on."""
-    for dataset in data.datasets:
+    """A line a source: what packing made of it, its share, and where a resumed run reads on."""
+    what = "samples" if data.together == 1 else "iterations"
+    for dataset, weight in zip(data.datasets, data.weights, strict=True):
         manifest = dataset.index.manifest
-        padding = manifest["padding_tokens"] / (len(dataset) * (dataset.sequence_length + 1))
         overlong = manifest.get("overlong_documents", 0)
         verb = {"cut": "cut", "drop": "dropped"}[manifest["overlong"]]
         logger.info(
-            "%s: %s samples of %s tokens, %.1f %% of them padding%s",
+            "%s: %s samples of %s tokens, %.1f %% of them padding%s%s%s",
             dataset.index.folder,
             f"{len(dataset):,}",
             f"{dataset.sequence_length:,}",
-            100 * padding,
+            100 * _padding(dataset),
             f"; {overlong:,} documents were longer and {verb}" if overlong else "",
+            "; documents isolated" if dataset.document_mask else "",
+            f"; {100 * weight:.1f} % of the {what}" if len(data.datasets) > 1 else "",
         )
     for sentence in data.changes:
         logger.warning("%s", sentence)
+
+
+def _padding(dataset: PackedDataset) -> float:
+    """Share of a source's tokens that are padding."""
+    padding: int = dataset.index.manifest["padding_tokens"]
+    return padding / (len(dataset) * (dataset.sequence_length + 1))
 
 
 def tokenizer_problems(config: RunConfig) -> Iterator[str]:
@@ -95,9 +108,7 @@ def _open(config: RunConfig, believed: Sequence[str | None]) -> list[PackedDatas
     return [
         PackedDataset(
             source.index,
-            document_mask=section.document_mask,
-            loss_on_separators=section.loss_on_separators,
-            loss_on_first_tokens=section.loss_on_first_tokens,
+            **dataclasses.asdict(section.options(source)),
             padded_length=config.padded_length,
             believed=fingerprint,
         )

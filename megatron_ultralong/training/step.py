@@ -18,8 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.context_parallel.core_attention import SequenceLayout
-from megatron_ultralong.engine import mcore
+from megatron_ultralong.engine import host_adam, mcore, optimizer_parts
 from megatron_ultralong.engine.device import to_device
 from megatron_ultralong.training.batches import Microbatch, microbatches
 from megatron_ultralong.training.setup import Run
@@ -39,11 +40,15 @@ def _forward(batches: Iterator[Microbatch], model: Any) -> tuple[Tensor, Any]:
     return total, functools.partial(_count, batch)
 
 
-def _count(batch: Microbatch, total: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """The sum of the losses, the number of labels, and for the report both again and the pairs attention saw."""
+Report = tuple[Tensor, Tensor, Tensor, int]
+"""Of one microbatch: the sum of its losses, its labels, the pairs that attention saw (fp64 scalars), its source."""
+
+
+def _count(batch: Microbatch, total: Tensor) -> tuple[Tensor, Tensor, Report]:
+    """The sum of the losses, the number of labels, and the report."""
     count = float(batch.loss_mask.numpy().sum(dtype=np.float64))
     labels, pairs = to_device(torch.tensor((count, batch.pairs), dtype=torch.float64), total.device)
-    return total, torch.tensor(int(count), dtype=torch.int), (total.detach().double(), labels, pairs)
+    return total, torch.tensor(int(count), dtype=torch.int), (total.detach().double(), labels, pairs, batch.source)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +63,7 @@ class StepResult:
         learning_rate: at this step.
         updated: False if loss or gradient was not finite: weights, optimizer and schedule are as before.
         suspects: then the samples of the blend whose own loss was not finite; none if only the gradient was not.
+        by_source: loss and labels of each source, where they can be told apart (see `told_apart`).
     """
 
     loss: float
@@ -67,6 +73,18 @@ class StepResult:
     learning_rate: float
     updated: bool = True
     suspects: tuple[int, ...] = ()
+    by_source: tuple[tuple[float, int], ...] = ()
+
+
+def told_apart(config: RunConfig) -> int:
+    """Sources whose losses are told apart: all of several, or none where a microbatch may mix them.
+
+    A microbatch's losses are one sum. With train.micro_batch_size over 1 its samples may be of several sources, unless
+    a whole step is of one (data.blend "iterations").
+    """
+    data = config.data
+    apart = len(data.sources) > 1 and (config.train.micro_batch_size == 1 or data.blend == "iterations")
+    return len(data.sources) if apart else 0
 
 
 def train_step(run: Run, step: int) -> StepResult:
@@ -86,45 +104,57 @@ def train_step(run: Run, step: int) -> StepResult:
     learning_rate = max(group["lr"] for group in run.optimizer.param_groups)
     run.optimizer.prepare_grads()
     grad_norm = float(run.optimizer.get_grad_norm() or 0.0)
-    loss, labels, pairs, finite = _reduce(reports, grad_norm, run.device)
+    loss, labels, pairs, finite, by_source = _reduce(reports, grad_norm, run.device, told_apart(config))
     suspects: tuple[int, ...] = ()
     if finite:
         _update(run, grad_norm)
     else:
         suspects = _suspects(run, step, reports)
-    return StepResult(loss, labels, pairs, grad_norm, learning_rate, finite, suspects)
+    return StepResult(loss, labels, pairs, grad_norm, learning_rate, finite, suspects, by_source)
 
 
 def _update(run: Run, grad_norm: float) -> None:
     """Clip and step, as megatron-core's optimizer.step does after it has found the norm."""
-    for optimizer in getattr(run.optimizer, "chained_optimizers", [run.optimizer]):
-        parameters = [] if optimizer.is_stub_optimizer else optimizer.get_parameters()
-        if parameters and optimizer.config.clip_grad > 0.0:
-            elsewhere = optimizer.config.use_precision_aware_optimizer  # where offload keeps the gradient
-            mcore.clip_grad_by_total_norm_fp32(parameters, optimizer.config.clip_grad, grad_norm, elsewhere)
+    clip = run.config.optimizer.clip_grad
+    for part in optimizer_parts.parts(run.optimizer):
+        if clip > 0.0 and (parameters := part.get_parameters()):
+            mcore.clip_grad_by_total_norm_fp32(parameters, clip, grad_norm)
+    for host in host_adam.of(run.optimizer):  # before its weights are gathered
+        host.step(min(1.0, clip / (grad_norm + 1.0e-6)) if clip > 0.0 else 1.0)
     run.optimizer.step_with_ready_grads()
     run.scheduler.step(increment=1)
 
 
-def _reduce(reports: list[tuple[Tensor, ...]], grad_norm: float, device: torch.device) -> tuple[float, int, int, bool]:
-    """Loss, labels, pairs over the whole job, and whether the loss and every rank's gradient norm are finite.
+def _reduce(
+    reports: list[Report], grad_norm: float, device: torch.device, sources: int
+) -> tuple[float, int, int, bool, tuple[tuple[float, int], ...]]:
+    """Over the whole job: loss, labels, pairs, whether loss and gradient norms are finite, loss and labels by source.
 
     Only the last pipeline stage has reports, and its TP ranks have the same.
     """
-    totals = torch.zeros(4, dtype=torch.float64, device=device)
+    totals = torch.zeros(4 + 2 * sources, dtype=torch.float64, device=device)
     if _reports_count(reports):
-        totals[:3] = torch.stack([torch.stack(report) for report in reports]).sum(0)
+        totals[:3] = _sum(reports)
+        for source in range(sources):
+            if own := [report for report in reports if report[3] == source]:
+                totals[4 + 2 * source : 6 + 2 * source] = _sum(own)[:2]
     totals[3] = 0.0 if math.isfinite(grad_norm) else 1.0
     dist.all_reduce(totals)
-    loss, labels, pairs, infinite = totals.tolist()
-    return loss / max(labels, 1.0), int(labels), int(pairs), math.isfinite(loss) and not infinite
+    loss, labels, pairs, infinite, *each = totals.tolist()
+    by_source = tuple((part / max(n, 1.0), int(n)) for part, n in zip(each[::2], each[1::2], strict=True))
+    return loss / max(labels, 1.0), int(labels), int(pairs), math.isfinite(loss) and not infinite, by_source
 
 
-def _reports_count(reports: list[tuple[Tensor, ...]]) -> bool:
+def _sum(reports: list[Report]) -> Tensor:
+    """float64 [3]: losses, labels, pairs."""
+    return torch.stack([torch.stack(report[:3]) for report in reports]).sum(0)
+
+
+def _reports_count(reports: list[Report]) -> bool:
     return bool(reports) and mcore.parallel_state.get_tensor_model_parallel_rank() == 0
 
 
-def _suspects(run: Run, step: int, reports: list[tuple[Tensor, ...]]) -> tuple[int, ...]:
+def _suspects(run: Run, step: int, reports: list[Report]) -> tuple[int, ...]:
     """Samples of the blend in the microbatches whose loss is not finite on some rank; the same on every rank."""
     state, train = mcore.parallel_state, run.config.train
     flags = torch.zeros(train.global_batch_size // train.micro_batch_size, dtype=torch.int32, device=run.device)

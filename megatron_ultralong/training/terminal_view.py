@@ -33,22 +33,36 @@ class _Clock:
         return duration((time.monotonic() - self.started) / done * (self.last_step - step))
 
 
+class _Sources:
+    """The newest loss of each source: a step may have had labels of some alone."""
+
+    def __init__(self) -> None:
+        self.losses: dict[str, float] = {}
+
+    def newest(self, metrics: StepMetrics) -> list[str]:
+        """Each source's, in words, this step's included."""
+        self.losses |= metrics.loss_by_source
+        return [f"{name} {loss:.4f}" for name, loss in self.losses.items()]
+
+
 class PlainView:
     """One line every `interval` steps, and for the first and the last."""
 
     def __init__(self, first_step: int, last_step: int, interval: int) -> None:
-        self.clock, self.interval = _Clock(first_step, last_step), interval
+        self.clock, self.interval, self.sources = _Clock(first_step, last_step), interval, _Sources()
 
     def record(self, metrics: StepMetrics) -> None:
         """Log the step if its turn has come."""
+        by_source = self.sources.newest(metrics)
         if metrics.step % self.interval and metrics.step not in (self.clock.first_step, self.clock.last_step):
             return
         logger.info(
-            "step %d of %d: loss %.4f, gradient norm %.3f, learning rate %.2e, %s tokens/s (%s a rank), "
+            "step %d of %d: loss %.4f%s, gradient norm %.3f, learning rate %.2e, %s tokens/s (%s a rank), "
             "%.3g TFLOPS a rank%s, %.1f GiB, %s samples read, %s left",
             metrics.step,
             self.clock.last_step,
             metrics.loss,
+            f" (newest of each source: {', '.join(by_source)})" if by_source else "",
             metrics.grad_norm,
             metrics.learning_rate,
             f"{metrics.tokens_per_second:,.0f}",
@@ -72,7 +86,7 @@ class LiveView:
         from rich.live import Live
 
         del interval  # redrawn at every step
-        self.clock = _Clock(first_step, last_step)
+        self.clock, self.sources = _Clock(first_step, last_step), _Sources()
         self.live = Live(console=Console(stderr=True), refresh_per_second=4, transient=False)
         self.handlers = [
             handler
@@ -108,6 +122,8 @@ class LiveView:
             ("step time", f"{metrics.seconds:.2f} s", "memory", f"{metrics.memory_gib:.1f} GiB"),
         ):
             table.add_row(*row)
+        for part in self.sources.newest(metrics):
+            table.add_row("of", part)
         bar = Table.grid()  # a bar alone does not end its line
         bar.add_row(ProgressBar(total=self.clock.last_step, completed=metrics.step, width=60))
         return Group(bar, table)

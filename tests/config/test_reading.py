@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -142,6 +143,31 @@ def test_flags_win_over_the_file_and_take_their_fields_types(tmp_path):
     assert config.data.sources == (DataSource(index=Path("packed/a"), weight=3.0),)
 
 
+def test_a_source_says_for_itself_how_it_is_read(tmp_path):
+    """Or leaves it to the section, in the file as by a flag."""
+    more = '[[data.sources]]\nindex = "packed/b"\ndocument_mask = true\nloss_on_first_tokens = false\n'
+    path = write(tmp_path, MINIMAL + more)
+    data = load_config(path).data
+    assert data.masks == (False, True) and data.mask_field == "data.sources.1.document_mask"
+    assert [dataclasses.astuple(data.options(source)) for source in data.sources] == [
+        (False, True, True),
+        (True, True, False),
+    ]
+    flags = "--data.document_mask true --data.loss_on_separators false --data.sources.0.loss_on_separators true"
+    data = load_config(path, [*flags.split(), "--data.sources.1.document_mask", "none"]).data
+    assert data.masks == (True, True) and data.mask_field == "data.document_mask"
+    assert [data.options(source).loss_on_separators for source in data.sources] == [True, False]
+    where = f"{path}, line 15: data.sources.1.document_mask"
+    path.write_text(path.read_text().replace("document_mask = true", "document_mask = 1"))
+    assert message(path) == f"{where} is 1; give true or false."
+
+
+def test_sources_are_named_by_their_folders_or_where_those_are_alike_by_path(tmp_path):
+    path = write(tmp_path, MINIMAL)
+    assert load_config(path, ["--data.sources.1.index", "other/b"]).data.names == ("a", "b")
+    assert load_config(path, ["--data.sources.1.index", "other/a"]).data.names == ("packed/a", "other/a")
+
+
 def test_flags_supply_what_the_file_leaves_out(tmp_path):
     path = write(tmp_path, '[model]\nhf = "m"\n[train]\nglobal_batch_size = 4\n')
     flags = "--train.steps 3 --data.sequence_length 64 --data.sources.0.index a --data.sources.1.index b".split()
@@ -179,7 +205,8 @@ def test_resolved_is_json_and_says_what_the_run_was_made_with(tmp_path):
     config = load_config(write(tmp_path, MINIMAL))
     record = json.loads(json.dumps(resolved(config, world_size=2)))
     assert record["world_size"] == 2
-    assert record["data"]["sources"] == [{"index": "packed/a", "weight": 1.0}]
+    open_fields = ("document_mask", "loss_on_separators", "loss_on_first_tokens")
+    assert record["data"]["sources"] == [{"index": "packed/a", "weight": 1.0, **dict.fromkeys(open_fields)}]
     assert record["optimizer"]["beta2"] == 0.95 and record["checkpoint"]["load"] is None
     assert set(record) == {*RunConfig.__dataclass_fields__, "versions", "git_commit", "world_size"}
     assert set(record["versions"]) == {"python", "megatron-ultralong", "torch", "megatron-core", "transformers"}

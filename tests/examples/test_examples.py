@@ -67,6 +67,7 @@ MODELS: dict[str, dict[str, Any]] = {
 # length, steps, samples a step, SFT steps, TP, CP, factor, processes
 WANTED = {
     "llama3.1_8b_1m": (1_048_576, 120, 8, 480, 8, 4, 128, 256),
+    "llama3.1_8b_1m_mixed": (1_048_576, 125, 8, 480, 8, 4, 128, 256),
     "llama3.1_8b_2m": (2_097_152, 120, 4, 140, 8, 16, 256, 256),
     "llama3.1_8b_4m": (4_194_304, 150, 2, 150, 8, 16, 512, 256),
     "small_cluster/llama3.1_8b_512k": (524_288, 120, 16, 150, 4, 2, 64, 8),
@@ -136,7 +137,8 @@ def test_a_configuration_fits_its_processes(provided: Path, example: Path, stage
     assert config.parallel.tensor == (tensor if stage == "extend" else 4)
     if stage == "extend":
         assert (config.data.sequence_length, train.steps, train.global_batch_size) == (length, steps, batch)
-        assert (optimizer.learning_rate, config.parallel.context, config.data.document_mask) == (3e-5, context, False)
+        assert (optimizer.learning_rate, config.parallel.context) == (3e-5, context)
+        assert config.data.masks == ((False, True) if name(example).endswith("_mixed") else (False,))
         rope = scaled(own, config.rope, length)
         assert (rope.kind, rope.form, rope.alpha, rope.beta, rope.factor) == ("yarn", "paper", 1.0, 4.0, factor)
         assert 1.0e9 <= train.steps * train.global_batch_size * length < 1.3e9
@@ -152,7 +154,8 @@ def test_settings_and_configurations_say_the_same(example: Path) -> None:
     run = given["RUN"]
     assert {str(extend.model.hf), str(sft.model.hf)} == {given["MODEL"]}
     assert (str(extend.data.sequence_length), str(sft.data.sequence_length)) == (given["LENGTH"], given["SFT_LENGTH"])
-    assert str(extend.data.sources[0].index) == f"{run}/packed"
+    packed = [f"{run}/packed", f"{run}/packed_short"][: len(extend.data.sources)]
+    assert [str(source.index) for source in extend.data.sources] == packed
     assert str(sft.data.sources[0].index) == f"{run}/packed_chats"
     assert (str(extend.checkpoint.load), str(extend.checkpoint.save)) == (f"{run}/megatron", f"{run}/extend")
     assert (str(sft.checkpoint.load), str(sft.checkpoint.save)) == (
@@ -160,7 +163,10 @@ def test_settings_and_configurations_say_the_same(example: Path) -> None:
         f"{run}/sft",
     )
     epoch = extend.train.steps * extend.train.global_batch_size * extend.data.sequence_length
-    assert given["TOTAL_TOKENS"] == str(epoch)
+    epochs = [int(given[total]) for total in ("TOTAL_TOKENS", "SHORT_TOTAL_TOKENS") if total in given]
+    weights = [source.weight for source in extend.data.sources]
+    assert epochs == [pytest.approx(epoch * weight / sum(weights), rel=1e-12) for weight in weights]
+    assert (extend.data.blend == "iterations") == (len(weights) > 1)
 
 
 def parameters(model: dict[str, Any]) -> int:

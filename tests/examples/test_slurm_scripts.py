@@ -62,6 +62,19 @@ def test_all_steps_wait_for_what_they_need(files):
     assert "256 processes = TP 8 x CP 4 x PP 1 x DP 8; 8 samples of 1,048,576 tokens a step, 120 steps" in done.stdout
 
 
+def test_a_second_source_of_short_documents(files):
+    """Its place is put in by the settings, and its size belongs to them; one source has no such words."""
+    mixed = f"{EXAMPLE}_mixed"
+    done = bash("examples/slurm/submit.sh", mixed, "extend", **files)
+    assert done.returncode == 0, done.stderr
+    assert "8 samples of 1,048,576 tokens a step, 125 steps, 1.05B tokens" in done.stdout
+    echo = 'source examples/slurm/common.sh && train_options extend && echo "${TRAIN_OPTIONS[@]}"'
+    words = [bash("-c", echo, EXAMPLE=example, **files).stdout for example in (mixed, EXAMPLE)]
+    assert f" --data.sources.1.index {files['RUN']}/packed_short " in words[0] and "sources.1" not in words[1]
+    done = bash("examples/slurm/submit.sh", mixed, "extend", **files, SHORT_LENGTH="4K")
+    assert done.returncode == 2 and "error: SHORT_LENGTH is '4K'; give a whole number above 0" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "changes", "wanted"),
     [

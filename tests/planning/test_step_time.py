@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from megatron_ultralong.config.sections import DataConfig, ModelConfig, ParallelConfig, RunConfig, TrainConfig
+from megatron_ultralong.config.sections import (
+    DataConfig,
+    DataSource,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+    TrainConfig,
+)
 from megatron_ultralong.planning.flops import ModelShape, flops_by_part, step_flops
 from megatron_ultralong.planning.hardware_profile import (
     AttentionRate,
@@ -18,6 +26,7 @@ from megatron_ultralong.planning.hardware_profile import (
     MatmulRate,
 )
 from megatron_ultralong.planning.layer_time import Seconds
+from megatron_ultralong.planning.memory import predict
 from megatron_ultralong.planning.step_time import forward_seconds, step_time
 
 HF: dict[str, Any] = {
@@ -172,6 +181,24 @@ def test_offload_counts_what_outlasts_a_layer() -> None:
     assert found["offload"] == pytest.approx(2 * SHAPE.layers - work)
 
 
+@pytest.mark.parametrize(
+    ("precision", "wide", "moved", "copied"), [("bf16", True, 48, 4), ("bf16", False, 52, 2), ("fp32", True, 48, 8)]
+)
+def test_adam_on_the_host_takes_its_memory_or_the_link(precision: str, wide: bool, moved: int, copied: int) -> None:
+    """The larger of the two, for the share that is there; bytes as docs/training.md has them."""
+    weights = predict(run(), HF, 1, 0, True).weights / 2
+    plain = run()
+    train = dataclasses.replace(plain.train, precision=precision, grad_reduce_in_fp32=wide)  # type: ignore[arg-type]
+    half = dataclasses.replace(plain, train=train, optimizer=OptimizerConfig(offload_fraction=0.5))
+    for slow, wanted in (
+        (dataclasses.replace(PROFILE, host_copy=1e9), moved),
+        (dataclasses.replace(PROFILE, host_link=1e9), copied),
+        (dataclasses.replace(PROFILE, host_link=1e9, host_copy=1e9), moved),
+    ):
+        assert parts(half, 1, slow)["optimizer on the host"] == pytest.approx(0.5 * weights * wanted / 1e9)
+    assert "optimizer on the host" not in parts(plain, 1, dataclasses.replace(PROFILE, host_copy=1e9))
+
+
 def test_gradients_hide_behind_backward() -> None:
     config, late = run(2), run(2, overlap_grad_reduce=False, overlap_param_gather=False)
     slow = dataclasses.replace(PROFILE, links=(LinkRate("domain", "any", 1e9, 0.0),))
@@ -195,6 +222,18 @@ def test_the_models_operations_and_their_share_of_the_peak() -> None:
 def test_documents_cost_their_own_pairs() -> None:
     short = step_time(run(), HF, 1, PROFILE, document=LENGTH / 8).parts["attention"]
     assert short == pytest.approx(ATTENTION / 8)
+
+
+def test_a_mixed_run_takes_the_mean_of_both_kinds_by_weight() -> None:
+    kinds = [DataSource(index=Path("long"), weight=3.0), DataSource(index=Path("short"), document_mask=True)]
+    mixed = dataclasses.replace(run(), data=DataConfig(sources=tuple(kinds), sequence_length=LENGTH))
+    found = step_time(mixed, HF, 1, PROFILE, document=LENGTH / 8)
+    whole, apart = step_time(run(), HF, 1, PROFILE), step_time(run(), HF, 1, PROFILE, document=LENGTH / 8)
+    assert found.total == pytest.approx(0.75 * whole.total + 0.25 * apart.total)
+    assert found.flops == pytest.approx(0.75 * whole.flops + 0.25 * apart.flops)
+    assert found.parts["attention"] == pytest.approx((0.75 + 0.25 / 8) * ATTENTION)
+    assert found.tokens == whole.tokens
+    assert step_time(mixed, HF, 1, PROFILE).total == pytest.approx(whole.total)
 
 
 def test_a_forward_pass_alone() -> None:

@@ -15,6 +15,7 @@ from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.context_parallel import ring_exchange
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.model import loss
+from megatron_ultralong.planning.memory import predict
 from megatron_ultralong.rehearsal.differing import differing_ranks, rehearse_job
 from megatron_ultralong.rehearsal.limits import check_fits, device_memory
 from megatron_ultralong.rehearsal.rehearse import Rehearsal, rehearse
@@ -43,6 +44,18 @@ def test_parts_add_up_to_the_peak() -> None:
     assert found.standing["optimizer"] == pytest.approx(12 * (weights + norms) / 32, rel=0.001)
     assert found.peak.parts["standing", "gather buffer of sequence parallelism"] == 2 * 4_194_304 // 16 * 4096
     assert found.peak.place is not None and found.peak.place.module.startswith("decoder.layers.1.mlp")
+
+
+def test_of_a_mixed_run_the_step_is_of_the_kind_that_document_asks_for() -> None:
+    """On a GPU both need the same memory; the pairs of attention tell them apart."""
+    length, layout = 65_536, "--parallel.context 2 --train.global_batch_size 16 --parallel.recompute none"
+    short = "--data.sources.1.index short --data.sources.1.document_mask true"
+    options = f"{short} {layout} --data.sequence_length {length} --rope.target_length {length}"
+    whole, isolated = rehearsed(options), rehearsed(options, document=4096)
+    a_pair = 4 * 2 * 32 * 128 / 8
+    assert whole.attention["forward"] / a_pair == pytest.approx(length * (length + 1) // 2 / 2, rel=1e-3)
+    assert isolated.attention["forward"] / a_pair == pytest.approx(length * (4096 + 1) // 2 / 2, rel=1e-3)
+    assert whole.memory.total == pytest.approx(isolated.memory.total, rel=0.001)
 
 
 def test_flops_are_those_of_the_layers_and_the_pairs() -> None:
@@ -98,6 +111,17 @@ def test_offload_is_the_hosts() -> None:
     layer_input = 2 * 4_194_304 // 16 // 8 * 4096
     assert (kept.host, away.host) == (0, 5 * layer_input)  # of four layers and the last norm
     assert kept.peak.bytes - away.peak.bytes >= 2 * layer_input
+
+
+def test_the_optimizer_may_be_the_hosts() -> None:
+    """Here with bf16 gradients, which then are widened nowhere on the device."""
+    words = "--train.grad_reduce_in_fp32 false --optimizer.offload_fraction 1"
+    there, away = rehearsed(), rehearsed(words)
+    planned = predict(config_of(words), LLAMA, WORLD, 0, True)
+    assert there.standing["optimizer"] > 0 and "optimizer" not in away.standing
+    assert away.host == pytest.approx(planned.host, rel=0.01) and planned.host > there.standing["optimizer"]
+    assert away.memory.total == pytest.approx(planned.total, rel=0.05) and planned.optimizer == 0
+    assert away.operators["Adam on the host"]["_fused_adamw_"] > 0 == away.operators["optimizer"]["_fused_adamw_"]
 
 
 def test_ranks_that_differ() -> None:

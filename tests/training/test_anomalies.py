@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import shutil
+import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,9 @@ import transformers
 from megatron_ultralong.convert.hf_to_megatron import convert_hf_to_megatron
 from megatron_ultralong.data.reading.blend import BlendedDataset
 from megatron_ultralong.data.reading.dataset import PackedDataset
-from megatron_ultralong.training.anomalies import spike
+from megatron_ultralong.training.ahead import Ahead
+from megatron_ultralong.training.anomalies import Anomalies, spike
+from megatron_ultralong.training.step import StepResult
 from tests.training.jobs import Job, rows_of
 
 Begin = Callable[..., Job]
@@ -99,6 +103,25 @@ def test_a_spike_stands_out_of_what_losses_do_anyway() -> None:
     assert spike(once_wild, 2.1) == spike(flat, 2.1)
     assert spike(noisy, 1.0) < 0
     assert spike(collections.deque([2.0] * 15), 100.0) == 0.0
+
+
+def test_a_step_of_another_source_is_no_spike() -> None:
+    """Short documents' losses lie higher; each step is judged beside those of the same sources."""
+    train = types.SimpleNamespace(max_skipped=3, global_batch_size=1)
+    log, data = types.SimpleNamespace(spike=8.0), types.SimpleNamespace(locate=lambda k: (0, k))
+    sources = [types.SimpleNamespace(index="a")]
+    config = types.SimpleNamespace(log=log, train=train, data=types.SimpleNamespace(sources=sources))
+    run: Any = types.SimpleNamespace(config=config, data=data, ahead=Ahead(), samples_before=lambda step: step)
+    anomalies = Anomalies(run, None)  # type: ignore[arg-type]
+
+    def judged(step: int, loss: float, *by_source: tuple[float, int]) -> bool:
+        return anomalies.judge(step, StepResult(loss, 1, 1, 1.0, 1e-5, by_source=by_source))
+
+    for step in range(100):
+        short = step % 4 == 3
+        loss = (3.0 if short else 2.0) + 0.01 * (step % 3)
+        assert not judged(step, loss, *(((0.0, 0), (loss, 9)) if short else ((loss, 9), (0.0, 0))))
+    assert judged(100, 3.0, (3.0, 9), (0.0, 0)) and not judged(101, 3.0, (0.0, 0), (3.0, 9))
 
 
 @pytest.mark.gloo

@@ -57,7 +57,8 @@ def test_five_kills(begin: Begin, tmp_path: Path, precision: str, background: st
 
 @pytest.mark.gloo
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_twenty_kills(begin: Begin, tmp_path: Path, precision: str) -> None:
+@pytest.mark.parametrize(("precision", "on_host"), [("fp32", "0"), ("bf16", "0"), ("bf16", "1")])
+def test_twenty_kills(begin: Begin, tmp_path: Path, precision: str, on_host: str) -> None:
     words = ["--parallel.distributed_optimizer", "true", "--train.precision", precision]
+    words += ["--optimizer.offload_fraction", on_host]
     killed_and_resumed(begin, tmp_path, 20, 200, [*words, "--checkpoint.async_save", "true"])

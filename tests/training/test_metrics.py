@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import importlib.util
+import io
 import json
+import math
 import os
 import pty
 import re
@@ -16,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from megatron_ultralong.data.reading.dataset import PackedDataset
 from megatron_ultralong.planning.flops import ModelShape, causal_pairs, step_flops
-from megatron_ultralong.training import metrics, recorder
+from megatron_ultralong.training import metrics, recorder, terminal_view
 from tests.training.conftest import SEQUENCE_LENGTH, Train
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
@@ -122,3 +125,30 @@ def test_a_full_disk_does_not_end_a_run(tmp_path: Path, caplog: pytest.LogCaptur
         sink.record(metrics.StepMetrics(**fields))  # type: ignore[arg-type]
     (said,) = caplog.messages
     assert said.endswith("metrics.jsonl: cannot be written (No space left on device); training goes on without.")
+
+
+def test_each_sources_newest_loss_is_shown_and_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a step that had labels of one source alone the other's loss before it; null in JSON where it is not finite."""
+    fields = dict.fromkeys((field.name for field in dataclasses.fields(metrics.StepMetrics)), 1) | {"mfu": None}
+    alone = {"loss_by_source": {}, "tokens_by_source": {}, "samples_by_source": {}}
+    losses: list[dict[str, float]] = [{"long": 2.0}, {"short": math.inf}, {"short": 3.5}]
+    steps = [metrics.StepMetrics(**fields | alone | {"loss_by_source": loss}) for loss in losses]  # type: ignore[arg-type]
+    shown, lines = terminal_view.PlainView(1, 1, 1), recorder._JsonLines(tmp_path / "metrics.jsonl", 1)
+    with caplog.at_level("INFO"):
+        for step in steps:
+            shown.record(step)
+            lines.record(step)
+    assert "loss 1.0000 (newest of each source: long 2.0000, short 3.5000), gradient" in caplog.messages[-1]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss_by_source"] for row in rows] == [{"long": 2.0}, {"short": None}, {"short": 3.5}]
+    assert "tokens_by_source" not in rows[0]
+    assert steps[2].flat()["loss_by_source/short"] == 3.5 and "loss_by_source" not in steps[2].flat()
+    table = terminal_view.LiveView(1, 1, 1)
+    try:
+        drawn = io.StringIO()
+        for step in steps:
+            Console(file=drawn, width=100).print(table._table(step))
+    finally:
+        table.close()
+    rows = [line.split() for line in drawn.getvalue().splitlines()]
+    assert rows[-2:] == [["of", "long", "2.0000"], ["of", "short", "3.5000"]]

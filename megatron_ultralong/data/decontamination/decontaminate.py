@@ -64,9 +64,10 @@ class DecontaminationOptions:
 
 @dataclasses.dataclass(frozen=True)
 class _Samples:
-    """All samples. S of them in F files."""
+    """All samples. S of them in F files, which `paths` and `fingerprints` name."""
 
     paths: list[str]
+    fingerprints: list[str]
     files: npt.NDArray[np.int64]
     """int64 [S]: the file of each."""
     places: list[str]
@@ -77,7 +78,7 @@ class _Samples:
 
 def write_clean_list(
     corpus: Corpus,
-    against: Sequence[Path],
+    against: Sequence[str],
     folder: Path,
     tokenizer: Tokenizer,
     options: DecontaminationOptions,
@@ -87,7 +88,7 @@ def write_clean_list(
 
     Args:
         corpus: texts or chats.
-        against: evaluation files, folders or globs.
+        against: evaluation files, folders or globs, or URLs of them.
         folder: to write.
         tokenizer: of the corpus.
         options: see there.
@@ -126,7 +127,7 @@ def write_clean_list(
     return report
 
 
-def _read_samples(against: Sequence[Path], folder: Path, options: DecontaminationOptions) -> _Samples:
+def _read_samples(against: Sequence[str], folder: Path, options: DecontaminationOptions) -> _Samples:
     vocabulary: dict[bytes, int] = {}
     files, places, numbers = [], [], []
     found = evaluation_files(against, folder)
@@ -138,7 +139,14 @@ def _read_samples(against: Sequence[Path], folder: Path, options: Decontaminatio
             files.append(number)
             places.append(sample.place)
             numbers.append(np.array(own, dtype=np.int32))
-    return _Samples([file.path for file in found], np.array(files, dtype=np.int64), places, numbers, list(vocabulary))
+    return _Samples(
+        paths=[file.path for file in found],
+        fingerprints=[file.fingerprint() for file in found],
+        files=np.array(files, dtype=np.int64),
+        places=places,
+        numbers=numbers,
+        words=list(vocabulary),
+    )
 
 
 def _holders(found: Overlaps, dropped: npt.NDArray[np.bool_], samples: _Samples) -> Ints:
@@ -193,7 +201,7 @@ def _report(
         against.append(
             {
                 "file": path,
-                "fingerprint": fingerprint(Path(path)),
+                "fingerprint": samples.fingerprints[number],
                 "samples": int(own.sum()),
                 "too_short": int((own & short).sum()),
                 "all_ngrams_common": int((own & ~short & (index.totals == 0)).sum()),

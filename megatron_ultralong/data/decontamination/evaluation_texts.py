@@ -37,7 +37,7 @@ class EvaluationText:
     """All of it that could be learnt by heart."""
 
 
-def evaluation_files(paths: Sequence[Path], output: Path) -> list[FileRange]:
+def evaluation_files(paths: Sequence[str], output: Path) -> list[FileRange]:
     """The files that paths, folders and globs name (see `walk.find_files`), but for the lists that tell of samples."""
     files = find_files(paths, "auto", output, choice="")
     return [file for file in files if Path(file.path).name != _LIST]

@@ -3,6 +3,8 @@
 Sample k depends on the weights, the sizes, the seed and where the blend began alone, so every rank computes it by
 itself, whatever their number. After any number of samples each source's share is as near its weight as can be (the
 rule of megatron-core's blend: the source furthest below its share is next). A source is shuffled anew every epoch.
+Samples may also be drawn several at a time from one source, as many as an optimizer step takes: shares are of the steps
+then.
 
 A `Position` says how many samples of each source were drawn. It is part of a checkpoint, so that a run that goes on
 with other weights, or more or fewer sources, neither repeats nor loses samples of any: new weights count from there.
@@ -55,6 +57,8 @@ class Position:
     """Samples drawn in all: the next is sample number `samples`."""
     sources: tuple[SourcePosition, ...]
     """Every source that ever was in the blend; a source's place in this list is part of its shuffles' seeds."""
+    together: int = 1
+    """Samples that are drawn from a source at a time."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -67,7 +71,8 @@ class Position:
         Raises:
             KeyError, TypeError: an entry is missing or unknown.
         """
-        return cls(int(value["samples"]), tuple(SourcePosition(**source) for source in value["sources"]))
+        sources = tuple(SourcePosition(**source) for source in value["sources"])
+        return cls(int(value["samples"]), sources, int(value.get("together", 1)))
 
 
 class BlendedDataset:
@@ -79,6 +84,7 @@ class BlendedDataset:
         seed: of the shuffles.
         start: where to begin, from a checkpoint; None: at the beginning.
         repacked: what to do with an index that was packed anew since, see `data.repacked`.
+        together: samples that are drawn from a source at a time, from the first on; weights are shares of these draws.
 
     Raises:
         UserError: no sources, one of them twice, a weight that is not positive, sources of different lengths or
@@ -92,6 +98,7 @@ class BlendedDataset:
         seed: int,
         start: Position | None = None,
         repacked: Literal["refuse", "restart"] = "refuse",
+        together: int = 1,
     ) -> None:
         _check(datasets, weights)
         self.changes: list[str] = []
@@ -99,13 +106,14 @@ class BlendedDataset:
         self.datasets = list(datasets)
         self.weights = [weight / sum(weights) for weight in weights]
         self.sequence_length = datasets[0].sequence_length
+        self.together = together
         self._seed = seed
         self._shuffles: dict[int, tuple[int, npt.NDArray[np.int64]]] = {}
         self._start = self._begin(Position(0, ()) if start is None else start, repacked)
         self.first = self._start.samples
         """The first sample that can be located."""
-        self._block = 0  # the number of the first choice at hand
-        self._before = self._after = [0] * len(datasets)  # samples drawn from each source before and after them
+        self._block = 0  # the number of the first choice at hand, counted from `first`
+        self._before = self._after = [0] * len(datasets)  # draws from each source before and after them
         self._choices = np.zeros(0, dtype=np.int32)
         self._seek(self.first)
 
@@ -113,6 +121,7 @@ class BlendedDataset:
         """The position with the sources of this blend in it; their shares count anew unless all is as it was."""
         weights = {dataset.fingerprint: w for dataset, w in zip(self.datasets, self.weights, strict=True)}
         same = {source.fingerprint: source.weight for source in start.sources if source.weight} == weights
+        same = same and start.together == self.together
         known = {source.fingerprint for source in start.sources}
         sources = [
             dataclasses.replace(
@@ -134,7 +143,7 @@ class BlendedDataset:
                 self.changes.append(f"{source.folder}: is read no more, after {source.drawn:,} of its samples.")
         numbers = {source.fingerprint: number for number, source in enumerate(sources)}
         self._numbers = [numbers[dataset.fingerprint] for dataset in self.datasets]
-        return Position(start.samples, tuple(sources))
+        return Position(start.samples, tuple(sources), self.together)
 
     def _say_new(self, dataset: PackedDataset, start: Position, repacked: str) -> None:
         """Note a source that was not read before; refuse one that only its folder makes known."""
@@ -159,7 +168,7 @@ class BlendedDataset:
         if k < self.first:
             raise IndexError(f"sample {k} of a blend that begins at {self.first}")
         self._seek(k)
-        source = int(self._choices[k - self._block])
+        source = int(self._choices[self._draw(k) - self._block])
         drawn = self._drawn_at(k)[source]
         epoch, within = divmod(drawn, len(self.datasets[source]))
         return source, int(self._shuffle(source, epoch)[within])
@@ -167,35 +176,47 @@ class BlendedDataset:
     def read(self, k: int, spans: Spans | None = None) -> Sample:
         """Sample k, or the parts of it in `spans` (see `PackedDataset.read`)."""
         source, i = self.locate(k)
-        return self.datasets[source].read(i, spans)
+        return dataclasses.replace(self.datasets[source].read(i, spans), source=source)
+
+    def drawn(self, k: int) -> list[int]:
+        """Samples of each source before sample k, k >= `first`, those before the blend began included."""
+        self._seek(k)
+        return self._drawn_at(k)
 
     def position(self, k: int) -> Position:
         """The position before sample k, k >= `first`: for a checkpoint of a run that has read all before it."""
-        self._seek(k)
         sources = list(self._start.sources)
-        for number, drawn in zip(self._numbers, self._drawn_at(k), strict=True):
+        for number, drawn in zip(self._numbers, self.drawn(k), strict=True):
             sources[number] = dataclasses.replace(sources[number], drawn=drawn)
-        return Position(k, tuple(sources))
+        return Position(k, tuple(sources), self.together)
+
+    def _draw(self, k: int) -> int:
+        """Which draw sample k is part of, counted from `first`."""
+        return (k - self.first) // self.together
 
     def _drawn_at(self, k: int) -> list[int]:
         """Samples drawn from each source in all, before sample k of the block at hand."""
-        here = np.bincount(self._choices[: k - self._block], minlength=len(self.datasets)).tolist()
+        draw, within = divmod(k - self.first, self.together)
+        here = np.bincount(self._choices[: draw - self._block], minlength=len(self.datasets)).tolist()
         before = [self._start.sources[number].drawn_before for number in self._numbers]
-        return [sum(counts) for counts in zip(before, self._before, here, strict=True)]
+        found = [old + self.together * sum(draws) for old, *draws in zip(before, self._before, here, strict=True)]
+        found[self._choices[draw - self._block]] += within
+        return found
 
     def _seek(self, k: int) -> None:
         """Make the choices around sample k the ones at hand."""
-        if not len(self._choices) or k < self._block:
-            self._block = self.first
+        draw = self._draw(k)
+        if not len(self._choices) or draw < self._block:
+            self._block = 0
             self._after = [self._since(number) for number in self._numbers]
             self._next_block()
-        while k >= self._block + len(self._choices):
+        while draw >= self._block + len(self._choices):
             self._block += len(self._choices)
             self._next_block()
 
     def _since(self, number: int) -> int:
-        """Samples drawn from a source with the present weights, before this blend began."""
-        return self._start.sources[number].drawn - self._start.sources[number].drawn_before
+        """Draws from a source with the present weights, before this blend began."""
+        return (self._start.sources[number].drawn - self._start.sources[number].drawn_before) // self.together
 
     def _next_block(self) -> None:
         self._before = self._after

@@ -47,6 +47,8 @@ class Sample:
     """int64 [n]."""
     cu_seqlens: npt.NDArray[np.int32]
     """int32 [M + 1]: bounds of the documents of the whole sequence, padding included, whatever the spans are."""
+    source: int = 0
+    """Which of a blend's sources it is from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +109,7 @@ class PackedDataset:
         self.vocab_size: int = manifest["vocab_size"]
         self.tokenizer_fingerprint: str = manifest["tokenizer_fingerprint"]
         self.fingerprint = self.index.fingerprint
-        self._document_mask = document_mask
+        self.document_mask = document_mask
         self._skip_separators = not loss_on_separators and bool(manifest["separator"])
         self._skip_first_tokens = document_mask or not loss_on_first_tokens
         self._concatenated = manifest["packing"] == "concatenate"
@@ -138,12 +140,12 @@ class PackedDataset:
             raise ValueError(f"spans: {spans} do not lie in 0..{self.padded_length}")
         spans = _merged(spans)
         tokens, labels, layout = self._tokens(i, spans)
-        bounds = self._bounds(layout) if self._document_mask else np.array([0, self.padded_length])
+        bounds = self._bounds(layout) if self.document_mask else np.array([0, self.padded_length])
         return Sample(
             tokens=tokens,
             labels=labels,
             loss_mask=self._loss_mask(i, spans, layout),
-            position_ids=_packing.positions(bounds, spans) if self._document_mask else self._unmasked(spans)[1],
+            position_ids=_packing.positions(bounds, spans) if self.document_mask else self._unmasked(spans)[1],
             cu_seqlens=bounds.astype(np.int32),
         )
 
@@ -190,7 +192,7 @@ class PackedDataset:
         self, i: int, source: IndexedTokens, separator: Ints, spans: Spans, count: int | None = None
     ) -> tuple[Ints, Layout]:
         if count is None:  # what the mask needs of the documents behind the last span
-            whole = self._document_mask or self._skip_first_tokens or self._skip_separators or self._may_end(i)
+            whole = self.document_mask or self._skip_first_tokens or self._skip_separators or self._may_end(i)
             count = self.sequence_length + 1 if whole else 0
         flat, starts, ends = _packing.gather(
             source.tokens,

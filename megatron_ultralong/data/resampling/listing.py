@@ -85,20 +85,24 @@ def write_resampled(
         UserError: an option is out of its range, no document is left, or the folder holds other things.
     """
     refuse_others(folder, [IDS, "manifest.json", "histogram.png"])
+    policy.check()
+    there = len(corpus.tokens) if documents is None else len(documents.ids)
+    kept = _kept(corpus, policy.longest, documents)
     lengths, source_ids = corpus.tokens.lengths, corpus.source_ids()
-    if documents is not None:
-        lengths, source_ids = lengths[documents.ids], source_ids[documents.ids]
+    if kept is not None:
+        lengths, source_ids = lengths[kept], source_ids[kept]
     selection = select(lengths, source_ids, corpus.sources, policy, total, seed)
     if not selection.listed:
         raise UserError(
-            f"{corpus.prefix}: none of its {len(lengths)} documents is left by the length policy; "
-            "lower --short-below or raise --keep-short or --total-tokens."
+            f"{corpus.prefix}: none of its {there} documents is left by the length policy; "
+            "lower --short-below or raise --keep-short, --longest or --total-tokens."
         )
     report = _report(corpus, folder, policy, total, seed, selection)
+    report["longer_documents"] = there - len(lengths)
     if documents is not None:
         report["documents"] = documents.made_by
     with disk_errors_named(folder), atomic_directory(folder) as temporary:
-        ids = selection.ids() if documents is None else (documents.ids[some] for some in selection.ids())
+        ids = selection.ids() if kept is None else (kept[some] for some in selection.ids())
         write_ids(temporary / IDS, selection.listed, ids)
         report["fingerprint"] = fingerprint(temporary / IDS)
         write_json(temporary / "manifest.json", report)
@@ -113,6 +117,14 @@ def write_resampled(
         len(report["unmet"]),
     )
     return report
+
+
+def _kept(corpus: Corpus, longest: int | None, documents: Documents | None) -> Ints | None:
+    """Ids of the documents to choose from, those that are longer left out; None for all of the corpus."""
+    ids, lengths = None if documents is None else documents.ids, corpus.tokens.lengths
+    if longest is None:
+        return ids
+    return np.flatnonzero(lengths <= longest) if ids is None else ids[lengths[ids] <= longest]
 
 
 def _report(

@@ -30,6 +30,8 @@ class LengthPolicy:
     """Most times a document may be listed; None: as often as its source needs."""
     weights: Mapping[str, float] | None = None
     """Share of the total of each source, relative to the others'; None keeps the mix that there is."""
+    longest: int | None = None
+    """Documents longer than this are left out, as if the corpus had none; None: all are there."""
 
     @property
     def bounds(self) -> npt.NDArray[np.int64]:
@@ -67,6 +69,8 @@ class LengthPolicy:
                 f"long_above: {self.long_above} lies below short_below {max(self.short_below)}, so that a document "
                 "could be both short and long; raise it."
             )
+        if self.longest is not None and self.longest < 1:
+            raise UserError(f"longest: {self.longest} leaves no document; give at least 1.")
         if self.max_repeats is not None and self.max_repeats < 1:
             raise UserError(f"max_repeats: {self.max_repeats} lists no document at all; give at least 1.")
 

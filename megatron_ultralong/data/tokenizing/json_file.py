@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from megatron_ultralong.data.tokenizing.compression import StreamError
-from megatron_ultralong.data.tokenizing.streams import LONGEST_LINE, byte_blocks
+from megatron_ultralong.data.tokenizing.streams import LONGEST_LINE, byte_blocks, look_size
 
 _BATCH_BYTES = 1 << 22
 
@@ -27,7 +27,7 @@ def begins_as_lines(path: str) -> bool:
         UserError: it cannot be read.
     """
     with contextlib.suppress(StreamError):  # which is found again, and reported, when the file is read
-        for block in byte_blocks(path):
+        for block in byte_blocks(path, block=look_size(path)):
             head = block.removeprefix(codecs.BOM_UTF8).lstrip()
             if head:
                 return not (head.startswith(b"[") or head.split(b"\n", 1)[0].rstrip() == b"{")

@@ -1,4 +1,4 @@
-"""Documents from Parquet, row group by row group; the only file that imports pyarrow.
+"""Documents from Parquet, row group by row group, of a URL by ranges; the only file that imports pyarrow.
 
 Memory: the pages of one row group's columns, and rows of about 4 MB of text at a time.
 """
@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from megatron_ultralong.data.tokenizing import remote, urls
 from megatron_ultralong.data.tokenizing.chat_rows import BESIDE, chat_fields
 from megatron_ultralong.data.tokenizing.documents import Fields
 from megatron_ultralong.data.tokenizing.streams import unreadable
@@ -27,7 +28,8 @@ def _opened(path: str) -> Iterator[Any]:
     except ImportError:
         raise UserError(f"{path}: needs pyarrow to be read; pip install pyarrow.") from None
     try:
-        with pyarrow.OSFile(os.fsencode(path)) as bytes_, pyarrow.parquet.ParquetFile(bytes_, pre_buffer=False) as file:
+        source = remote.opened(path, 0) if urls.is_url(path) else pyarrow.OSFile(os.fsencode(path))
+        with source as bytes_, pyarrow.parquet.ParquetFile(bytes_, pre_buffer=False) as file:
             yield file
     except PermissionError:
         raise unreadable(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES))) from None  # its own is longer

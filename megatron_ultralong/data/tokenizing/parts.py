@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megatron_ultralong.data.tokenizing.shards import FileRange
 from megatron_ultralong.data.tokenizing.streams import STDIN
 from megatron_ultralong.errors import UserError, shown
-from megatron_ultralong.files import fingerprint
 
 _LONGEST = np.iinfo(np.int32).max
 _MOST_SOURCES = 1 << 16
@@ -161,10 +161,10 @@ class PartWriter:
         for file, column in zip(self._files, columns, strict=False):
             file.write(np.ascontiguousarray(column).data)
 
-    def add_input(self, path: str, size: int) -> None:
+    def add_input(self, file: FileRange) -> None:
         """List a file of the input, with its fingerprint."""
-        known = "-" if path == STDIN else fingerprint(Path(path))
-        self._inputs.write(f"{known}\t{self.part.bytes_in if path == STDIN else size}\t{shown(path)}\n")
+        size = self.part.bytes_in if file.path == STDIN else file.stamp[0]
+        self._inputs.write(f"{file.fingerprint()}\t{size}\t{shown(file.path)}\n")
         self.part.inputs += 1
 
     def abandon(self) -> None:

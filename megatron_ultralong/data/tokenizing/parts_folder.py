@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from megatron_ultralong.data.tokenizing import urls
 from megatron_ultralong.data.tokenizing.shards import FileRange
 from megatron_ultralong.data.tokenizing.worker import writing_error
 from megatron_ultralong.errors import UserError
@@ -89,7 +90,7 @@ class RowGroups:
         """Of one file, which is read unless it is known as it is."""
         from megatron_ultralong.data.tokenizing.parquet import row_group_bytes
 
-        name, stamp = os.path.abspath(file.path), list(file.stamp)
+        name, stamp = urls.absolute(file.path), list(file.stamp)
         known = self._known.get(name)
         if known is None or known[0] != stamp:
             known = self._known[name] = [stamp, row_group_bytes(file.path)]

@@ -80,7 +80,7 @@ def _texts(shard: Shard, reading: Reading) -> Iterator[str]:
     for piece in shard.ranges:
         if piece.is_lines:
             begin = line_start(piece.path, piece.begin) if piece.begin else 0
-            end = None if piece.end is None else begin + _RANGE  # a compressed file has no places
+            end = None if piece.end is None else min(begin + _RANGE, piece.stamp[0])  # a compressed file has no places
             block = next(byte_blocks(piece.path, begin, end, peek=True), b"")
             if b"\n" not in block:  # a long line, which is better not held here too: its escaped text will do
                 yield block.decode(errors="ignore")

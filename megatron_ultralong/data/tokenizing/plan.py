@@ -1,6 +1,7 @@
 """What a run will do, found out before it does anything: the files, what they hold, the shards, and whether it is done.
 
-Cost: one stat a file, the first document, the footers of Parquet files (once for all array tasks), a hash a shard.
+Cost: one stat a file (of URLs one list), the first document, the footers of Parquet files (once for all array tasks), a
+hash a shard.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from megatron_ultralong.data.tokenizing import urls
 from megatron_ultralong.data.tokenizing.documents import Fields
 from megatron_ultralong.data.tokenizing.parts import check_sources
 from megatron_ultralong.data.tokenizing.parts_folder import RowGroups
 from megatron_ultralong.data.tokenizing.peek import kind_of
-from megatron_ultralong.data.tokenizing.shards import FileRange, Format, Shard, plan_shards
+from megatron_ultralong.data.tokenizing.shards import FileRange, Format, Shard, for_each, plan_shards
 from megatron_ultralong.data.tokenizing.streams import STDIN
 from megatron_ultralong.data.tokenizing.walk import find_files
 from megatron_ultralong.errors import UserError
@@ -69,6 +71,7 @@ def make_plan(
     if not one_source:
         check_sources({file.source for file in files if file.format == "text"})
     row_groups = RowGroups(Path(f"{prefix}.parts"))
+    for_each([file for file in files if file.format == "parquet" and urls.is_url(file.path)], row_groups)
     return Plan(files, kind_of(files, fields, skip), plan_shards(files, row_groups), row_groups)
 
 

@@ -23,7 +23,7 @@ from megatron_ultralong.data.tokenizer.chat import Learnt
 from megatron_ultralong.data.tokenizer.encoders import Encoder
 from megatron_ultralong.data.tokenizer.identity import BYTES
 from megatron_ultralong.data.tokenizer.tokenizer import Tokenizer
-from megatron_ultralong.data.tokenizing import worker
+from megatron_ultralong.data.tokenizing import urls, worker
 from megatron_ultralong.data.tokenizing.documents import Fields
 from megatron_ultralong.data.tokenizing.existing import existing, how_made, recorded
 from megatron_ultralong.data.tokenizing.merge import merge_parts
@@ -34,7 +34,7 @@ from megatron_ultralong.data.tokenizing.plan import Plan, digest, make_plan
 from megatron_ultralong.data.tokenizing.pool import Pool, Task, run_alone
 from megatron_ultralong.data.tokenizing.readers import Reading
 from megatron_ultralong.data.tokenizing.recheck import DifferenceError
-from megatron_ultralong.data.tokenizing.shards import Format
+from megatron_ultralong.data.tokenizing.shards import FileRange, Format, for_each
 from megatron_ultralong.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -96,9 +96,11 @@ def tokenize_corpus(
 
     Raises:
         UserError: an input is missing or malformed, texts and chats are mixed, there is no document, an input or
-            another corpus would be overwritten, another run writes this prefix, or the disk is full.
+            another corpus would be overwritten, another run writes this prefix, the disk is full, or an object store
+            does not give what was asked of it.
     """
     options = options or TokenizeOptions()
+    urls.refuse_output(prefix, "--output-prefix")
     if options.workers < 1:
         raise UserError(f"--workers {options.workers}: is no number of processes; give 1 or more.")
     skip = options.malformed == "skip"
@@ -238,8 +240,7 @@ class _Run:
 
     def merge(self) -> dict[str, Any]:
         """Join the parts, and remove them."""
-        for file in self.plan.files:
-            file.check_unchanged()
+        for_each(self.plan.files, FileRange.check_unchanged)
         parts = [finished(folder) for folder in self.folders]
         if not any(part.documents for part in parts):
             shutil.rmtree(self.parts)

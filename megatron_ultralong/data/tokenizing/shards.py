@@ -16,12 +16,16 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal
 
+from megatron_ultralong.data.tokenizing import remote, urls
 from megatron_ultralong.data.tokenizing.compression import compression
 from megatron_ultralong.data.tokenizing.json_file import begins_as_lines
 from megatron_ultralong.data.tokenizing.streams import STDIN, unreadable
 from megatron_ultralong.errors import UserError, shown
+from megatron_ultralong.files import fingerprint
 
 Format = Literal["jsonl", "json", "parquet", "text"]
 """What is in a file; "json": by its content one JSON value, or JSON Lines."""
@@ -29,6 +33,7 @@ Format = Literal["jsonl", "json", "parquet", "text"]
 _SHARD_BYTES = 16 << 20
 _SHARD_FILES = 1 << 10  # opening one costs as much as reading some kilobytes
 _MOST_SHARDS = 4096
+_REQUESTS = 16  # to a store at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +41,7 @@ class FileRange:
     """A file, or a range of one."""
 
     path: str
-    """The file, or - for standard input."""
+    """The file, its URL, or - for standard input."""
     format: Format
     """What is in it."""
     source: str
@@ -46,9 +51,9 @@ class FileRange:
     end: int | None
     """The byte or row group after the last; None: the whole file."""
     bytes: int
-    """Size on disk, for the progress."""
-    stamp: tuple[int, int]
-    """Size and time of the whole file, which tell that it changed."""
+    """Size on disk or in the store, for the progress."""
+    stamp: tuple[int, int | str]
+    """Size and time of the whole file, of a URL size and etag, which tell that it changed."""
 
     @property
     def is_lines(self) -> bool:
@@ -59,23 +64,26 @@ class FileRange:
         """Refuse a file that is not as it was when the run was planned.
 
         Raises:
-            UserError: it is gone, or its size or time are others.
+            UserError: it is gone, or its size, time or etag are others.
         """
         if self.path == STDIN:
             return
-        try:
-            status = os.stat(self.path)
-        except FileNotFoundError:
+        stamp = _stamp(self.path)
+        if stamp is None:
             raise UserError(
                 f"{shown(self.path)}: vanished while the corpus was made; put it back, or run again without it."
-            ) from None
-        except OSError as error:
-            raise unreadable(self.path, error) from None
-        if (status.st_size, status.st_mtime_ns) != self.stamp:
+            )
+        if stamp != self.stamp:
             raise UserError(
                 f"{shown(self.path)}: changed while the corpus was made (it had {self.stamp[0]} bytes and has "
-                f"{status.st_size}); run again."
+                f"{stamp[0]}); run again."
             )
+
+    def fingerprint(self) -> str:
+        """What it held: `files.fingerprint`, or of a URL what its store says, its etag; - of standard input."""
+        if self.path == STDIN:
+            return "-"
+        return shown(f"{self.stamp[1]}") or "-" if urls.is_url(self.path) else fingerprint(Path(self.path))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +101,35 @@ class Shard:
     def key(self, options: dict[str, Any]) -> str:
         """Names the shard's result: a hash of its pieces and of everything else that it depends on."""
         pieces = [
-            (os.path.abspath(each.path), each.format, each.source, each.begin, each.end, each.stamp)
+            (urls.absolute(each.path), each.format, each.source, each.begin, each.end, each.stamp)
             for each in self.ranges
         ]
         text = json.dumps({"pieces": pieces, "options": options}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _stamp(path: str) -> tuple[int, int | str] | None:
+    """That of a file or object as it is now; None: it is gone."""
+    if urls.is_url(path):
+        found = remote.look(path)
+        return found.stamp if found else None
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise unreadable(path, error) from None
+    return status.st_size, status.st_mtime_ns
+
+
+def for_each(files: Sequence[FileRange], work: Callable[[FileRange], Any]) -> None:
+    """Call `work` with each file, with many URLs at a time, since each waits for its store."""
+    for file in files:
+        if not urls.is_url(file.path):
+            work(file)
+    with ThreadPoolExecutor(_REQUESTS) as threads:
+        for _ in threads.map(work, [file for file in files if urls.is_url(file.path)]):
+            pass
 
 
 RowGroups = Callable[[FileRange], Sequence[int]]

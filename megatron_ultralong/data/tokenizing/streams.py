@@ -1,4 +1,4 @@
-"""Bytes of an input in blocks, and blocks into whole lines: plain files and ranges of them, archives, stdin.
+"""Bytes of an input in blocks, and blocks into whole lines: plain files and ranges of them, archives, URLs, stdin.
 
 Memory: two blocks, or two times the longest line; of a line over `LONGEST_LINE` no more than that is held.
 """
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
+from megatron_ultralong.data.tokenizing import remote, urls
 from megatron_ultralong.data.tokenizing.compression import compression, unpacked
 from megatron_ultralong.errors import UserError, shown
 
@@ -42,16 +43,23 @@ _stdin = _Stdin()
 
 
 def byte_blocks(
-    path: str, begin: int = 0, end: int | None = None, *, peek: bool = False, count: Callable[[int], Any] | None = None
+    path: str,
+    begin: int = 0,
+    end: int | None = None,
+    *,
+    peek: bool = False,
+    count: Callable[[int], Any] | None = None,
+    block: int = _BLOCK,
 ) -> Iterator[bytes]:
     """Yield a file's bytes, decompressed by its ending.
 
     Args:
-        path: a file, or `STDIN`.
+        path: a file, its URL, or `STDIN`.
         begin: first byte (of a plain file only).
         end: the byte after the last one; None: the end of the file.
         peek: of `STDIN`, look at the beginning only, and leave it to be read.
         count: called with the number of bytes of every block that is read from the disk.
+        block: bytes of the first block; each is at most twice the one before, and at most 4 MiB.
 
     Raises:
         StreamError: it is damaged.
@@ -61,14 +69,20 @@ def byte_blocks(
         if path == STDIN:
             yield from _counted(iter([_stdin.peek()]) if peek else _stdin.blocks(), count)
             return
-        with open(path, "rb") as stream:
+        source: Any = remote.opened(path, block, end) if urls.is_url(path) else open(path, "rb")
+        with source as stream:
             if ending := compression(path):
                 yield from unpacked(stream, ending, count or (lambda size: None))
             else:
                 stream.seek(begin)
-                yield from _counted(_read(stream, None if end is None else end - begin), count)
+                yield from _counted(_read(stream, None if end is None else end - begin, block), count)
     except OSError as error:
         raise unreadable(path, error) from None
+
+
+def look_size(path: str) -> int:
+    """Bytes of the first block, where a few bytes of a file are looked at: of a disk they cost the same."""
+    return remote.SMALL if urls.is_url(path) else _BLOCK
 
 
 def unreadable(path: str, error: OSError) -> UserError:
@@ -83,10 +97,11 @@ def _counted(blocks: Iterator[bytes], count: Callable[[int], Any] | None) -> Ite
             count(len(block))
 
 
-def _read(stream: BinaryIO | io.BufferedIOBase, limit: int | None) -> Iterator[bytes]:
+def _read(stream: BinaryIO | io.BufferedIOBase, limit: int | None, size: int = _BLOCK) -> Iterator[bytes]:
     left = limit
-    while block := stream.read(_BLOCK if left is None else min(_BLOCK, left)):
+    while block := stream.read(size if left is None else min(size, left)):
         yield block
+        size = min(2 * size, _BLOCK)
         if left is not None:
             left -= len(block)
 
@@ -135,7 +150,7 @@ def range_lines(
 def line_start(path: str, place: int) -> int:
     """Byte at which the first line begins that begins at `place` or later; the file's size if none does."""
     at = place - 1
-    for block in byte_blocks(path, place - 1):
+    for block in byte_blocks(path, place - 1, block=look_size(path)):
         found = block.find(b"\n")
         if found >= 0:
             return at + found + 1

@@ -1,4 +1,4 @@
-"""Which files the inputs name: the one walk over files, folders, globs and standard input.
+"""Which files the inputs name: the one walk over files, folders, globs, URLs and standard input.
 
 A folder is taken whole, in the order of its names, symbolic links followed. Of what it holds nothing is left out
 without a word: files of unknown endings and hidden ones are counted in the log, links that lead back and what a corpus
@@ -10,15 +10,17 @@ Cost: one stat a file, none of its path resolved. 100,000 files take half a seco
 from __future__ import annotations
 
 import collections
+import functools
 import glob
 import logging
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from megatron_ultralong.data.corpus import corpus
+from megatron_ultralong.data.tokenizing import remote, urls
 from megatron_ultralong.data.tokenizing.compression import ENDINGS, compression
 from megatron_ultralong.data.tokenizing.shards import FileRange, Format
 from megatron_ultralong.data.tokenizing.streams import STDIN, unreadable
@@ -33,8 +35,8 @@ _ENDINGS: dict[str, Format] = {
     **dict.fromkeys((".txt", ".text", ".md", ".rst"), "text"),
 }
 
-Identity = tuple[int, int]
-"""Device and inode: what a file or folder is, whatever it is called."""
+Identity = tuple[int, int] | str
+"""Device and inode, or URL: what a file or folder is, whatever it is called."""
 
 
 def find_files(
@@ -46,7 +48,7 @@ def find_files(
     """The files that `inputs` name, each as one whole piece, in their order.
 
     Args:
-        inputs: files, folders, globs, or -.
+        inputs: files, folders, globs, URLs of these, or -.
         format: what is in them; "auto": by their endings.
         prefix: PREFIX of the corpus that will be written, whose files are no input.
         choice: how a sentence about an unknown ending ends, where the command has another mend; "" for none.
@@ -86,6 +88,9 @@ class _Walk:
         """Take what one input names, or one match of a glob, where a folder may be empty."""
         if name == STDIN:
             return self._take_stream()
+        name = urls.checked(name) if urls.is_url(name) else name
+        if urls.is_url(name):
+            return self._take_url(name)
         try:
             status = os.stat(name)
         except OSError as error:
@@ -98,14 +103,18 @@ class _Walk:
             return
         path = str(Path(name))
         if stat.S_ISDIR(status.st_mode):
-            return self._take_folder(path, in_glob, status)
+            return self._take_folder(path, in_glob, lambda: self._walk_folder(path, status))
+        self._take_file(path, self._known_format(path), file_source(path), status)
+
+    def _known_format(self, path: str) -> Format:
+        """What is in a file that an input names."""
         known = _format(path) if self.format == "auto" else self.format
         if known is None:
             raise UserError(
                 f"{shown(path)}: its ending does not say what is in it (known: {', '.join(_ENDINGS)}, and "
                 f"{', '.join(ENDINGS)} of text and JSON); rename it{self._choice}."
             )
-        self._take_file(path, known, file_source(path), status)
+        return known
 
     def _take_stream(self) -> None:
         known = "jsonl" if self.format == "auto" else self.format
@@ -123,18 +132,45 @@ class _Walk:
         if len(self.files) == before:
             raise UserError(f"{shown(pattern)}: matches no file; name an input that exists.")
 
-    def _take_folder(self, name: str, in_glob: bool, status: os.stat_result) -> None:
+    def _take_url(self, url: str) -> None:
+        """Take an object, all in a folder, or what a glob matches."""
+        found = remote.look(url)
+        some = [found] if found else remote.matches(url) if glob.has_magic(url) else []
+        if not some:
+            raise UserError(f"{shown(url)}: names no object, folder or match; name an input that exists.")
+        entered = {os.path.dirname(each.url) for each in some}  # by ** or the like
+        for each in some:
+            if not each.is_folder:
+                self._add(each.url, self._known_format(each.url), file_source(each.url), each.url, each.stamp)
+            elif each.url not in entered:
+                self._take_folder(each.url, found is None, functools.partial(self._walk_url, each.url))
+
+    def _walk_url(self, folder: str) -> None:
+        """Take the files of a folder in a store; hidden ones count as often as there are hidden names."""
+        hidden = set()
+        for each in remote.below(folder):
+            parts = each.url[len(folder) + 1 :].split("/")
+            first = next((i for i, part in enumerate(parts) if part.startswith(".")), None)
+            if first is not None:
+                hidden.add(tuple(parts[: first + 1]))
+            elif known := self._format_of(parts[-1], each.url):
+                self._add(each.url, known, shown(each.url.split("/")[-2]), each.url, each.stamp)
+        self._hidden += len(hidden)
+
+    def _take_folder(self, name: str, in_glob: bool, walk: Callable[[], None]) -> None:
         files, left, hidden = len(self.files), self._endings.total(), self._hidden
-        if not self._is_parts(name):
-            self._walk_folder(name, os.path.basename(os.path.realpath(name)), status)
+        walk()
         if len(self.files) == files and not in_glob:
             others = self._endings.total() - left
             what = f"none of its {others} files ends in {', '.join(_ENDINGS)}" if others else "has no file in it"
             what += f" that is not hidden ({self._hidden - hidden} are)" if self._hidden > hidden else ""
             raise UserError(f"{shown(name)}: {what}; name another folder{self._choice}.")
 
-    def _walk_folder(self, folder: str, source: str, status: os.stat_result) -> None:
+    def _walk_folder(self, folder: str, status: os.stat_result) -> None:
         """Take the files of a folder and of those in it, which are kept on a stack: they may be any number deep."""
+        if self._is_parts(folder):
+            return
+        source = os.path.basename(os.path.realpath(folder))
         stack: list[tuple[Identity, str, Iterator[os.DirEntry[str]]]] = [self._enter(folder, source, status)]
         while stack:
             _, source, entries = stack[-1]
@@ -144,7 +180,7 @@ class _Walk:
                 continue
             try:
                 if not entry.is_dir():
-                    if known := self._format_of(entry):
+                    if known := self._format_of(entry.name, entry.path):
                         self._take_file(entry.path, known, source, entry.stat())
                     continue
                 status = entry.stat()
@@ -187,27 +223,29 @@ class _Walk:
         self._named.append(f"{shown(folder)} (the parts of a corpus)")
         return True
 
-    def _format_of(self, entry: os.DirEntry[str]) -> Format | None:
+    def _format_of(self, name: str, path: str) -> Format | None:
         """What is in a file of a folder, or None, counted, if that is not known."""
-        known = _format(entry.name) if self.format == "auto" else self.format
+        known = _format(name) if self.format == "auto" else self.format
         if known is None:
-            self._first = self._first or entry.path
-            self._endings[os.path.splitext(entry.name)[1] or "no ending"] += 1
+            self._first = self._first or path
+            self._endings[os.path.splitext(name)[1] or "no ending"] += 1
         return known
 
     def _take_file(self, path: str, known: Format, source: str, status: os.stat_result) -> None:
         if not stat.S_ISREG(status.st_mode):
             raise UserError(f"{shown(path)}: is neither a file nor a folder; name one, or - for standard input.")
+        self._add(path, known, source, _identity(status), (status.st_size, status.st_mtime_ns))
+
+    def _add(self, path: str, known: Format, source: str, identity: Identity, stamp: tuple[int, int | str]) -> None:
         if known == "parquet" and compression(path):
             raise UserError(
                 f"{shown(path)}: Parquet compresses itself and cannot be read from an archive; decompress the file."
             )
-        before = self.seen.get(_identity(status))
+        before = self.seen.get(identity)
         if before is not None and os.path.realpath(before) == os.path.realpath(path):  # else they are hard links
             raise _named_twice(path, before)
-        self.seen[_identity(status)] = path
-        size = status.st_size
-        self.files.append(FileRange(path, known, source, 0, None, size, (size, status.st_mtime_ns)))
+        self.seen[identity] = path
+        self.files.append(FileRange(path, known, source, 0, None, stamp[0], stamp))
 
     def log(self) -> None:
         """Say what was left out."""
@@ -219,6 +257,12 @@ class _Walk:
             )
         if self._hidden:
             logger.info("input: %s hidden files or folders are left out.", self._hidden)
+        unknown = [file.path for file in self.files if file.stamp[1] == ""]
+        if unknown:
+            logger.warning(
+                "input: of %s objects nothing but the size tells that they change; the first is %s.",
+                *(len(unknown), shown(unknown[0])),
+            )
         if self._named:
             logger.info("input: left out: %s.", listing(self._named))
 

@@ -23,6 +23,7 @@ from megatron_ultralong.data.corpus.indexed_dataset import token_dtype
 from megatron_ultralong.data.tokenizer.chat import ChatTokenizer, Learnt
 from megatron_ultralong.data.tokenizer.encoders import Encoder, GigatokenEncoder, Recipe, reference_encoder
 from megatron_ultralong.data.tokenizer.tokenizer import torch_hidden
+from megatron_ultralong.data.tokenizing import urls
 from megatron_ultralong.data.tokenizing.parts import PartWriter
 from megatron_ultralong.data.tokenizing.readers import DocumentBatch, Reading, read_range
 from megatron_ultralong.data.tokenizing.recheck import Samples
@@ -108,7 +109,7 @@ class Worker:
                 self._tokenize(number, piece, writer, samples)
                 piece.check_unchanged()
                 if piece.begin == 0:
-                    writer.add_input(piece.path, piece.stamp[0])
+                    writer.add_input(piece)
             with self.left.get_lock():
                 self.left.value -= 1
             samples.write(writer.folder)
@@ -132,7 +133,7 @@ class Worker:
                 self.counter.value += size
 
         batches = read_range(piece, self._reading, complain, count)
-        for batch in ahead(batches) if self._cores() > 1 else batches:
+        for batch in ahead(batches) if self._cores() > 1 or urls.is_url(piece.path) else batches:
             if self.stop.is_set():
                 raise StoppedError
             self.each_batch()

@@ -151,7 +151,7 @@ class Stretch:
         return round(max(count / self._filler.words, 1.0), 4)
 
 
-def filler_of(path: Path, tokenizer: ChatTokenizer, shape: Shape, tokens: int, cache: Path | None) -> Filler:
+def filler_of(path: Path | str, tokenizer: ChatTokenizer, shape: Shape, tokens: int, cache: Path | None) -> Filler:
     """The beginning of a corpus, at least `tokens` tokens of it or all there is; kept in memory and, where named, in a
     folder.
 
@@ -159,11 +159,11 @@ def filler_of(path: Path, tokenizer: ChatTokenizer, shape: Shape, tokens: int, c
         UserError: `corpus_texts.iterate_texts` has.
     """
     rounded = 1 << (tokens * 3 // 2).bit_length()  # lengths nearby share one; words alone count more than in a text
-    return _filler(Path(path), tokenizer, shape, rounded, cache)
+    return _filler(str(path), tokenizer, shape, rounded, cache)
 
 
 @functools.lru_cache(maxsize=4)
-def _filler(path: Path, tokenizer: ChatTokenizer, shape: Shape, tokens: int, cache: Path | None) -> Filler:
+def _filler(path: str, tokenizer: ChatTokenizer, shape: Shape, tokens: int, cache: Path | None) -> Filler:
     made_from = f"1 {texts_fingerprint(path)} {tokenizer.tokenizer.backend_fingerprint} {shape} {tokens}"
     kept = cache / f"haystack-{hashlib.sha256(made_from.encode()).hexdigest()[:24]}.npz" if cache else None
     if kept is None or not kept.exists():

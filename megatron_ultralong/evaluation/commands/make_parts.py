@@ -49,8 +49,8 @@ class Recipe:
     """Of each task and length; RULER's own number is 500. Needles have --trials a depth instead."""
     form: Form = "base"
     """base: a text to be continued; chat: a user's turn, counted with the tokenizer's chat template."""
-    haystack: Path | None = None
-    """Real text to hide needles in: a file, folder or glob of any format that is tokenized."""
+    haystack: str | None = None
+    """Real text to hide needles in: a file, folder, glob or URL of any format that is tokenized."""
     data: Path | None = None
     """File or folder of a benchmark's data as published: SQuAD and HotpotQA for ruler/qa_1 and qa_2; those of the other
     benchmarks are listed in docs/evaluation_benchmarks.md."""

@@ -55,14 +55,14 @@ class Request:
     """Answers that are exact are judged in one forward pass (teacher forcing) instead of generated."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer, beside those of the task."""
-    haystack: Path | None = None
-    """Text that needles are hidden in: a file, folder or glob of any format that is tokenized."""
+    haystack: str | None = None
+    """Text that needles are hidden in: a file, folder, glob or URL of any format that is tokenized."""
     data: Path | None = None
     """File or folder of a benchmark's data as published; docs/evaluation_benchmarks.md lists them."""
     official: Path | None = None
     """Your clone of the benchmark's repository, for its own wording."""
-    documents: Path | None = None
-    """Held-out documents for perplexity: a file, folder or glob."""
+    documents: str | None = None
+    """Held-out documents for perplexity: a file, folder, glob or URL."""
     windows: int = 32
     """Windows of a length (by_position), or documents (last_window, sliding_window), at most."""
     stride: int = 256
@@ -167,7 +167,7 @@ def _wording_of(path: Path) -> str:
     return "not known"
 
 
-def _texts(path: Path | None) -> dict[str, str] | None:
+def _texts(path: str | None) -> dict[str, str] | None:
     """An input of texts with its fingerprint."""
     return None if path is None else {"path": str(path), "fingerprint": texts_fingerprint(path)}
 

@@ -31,10 +31,32 @@ def parameters(shape: ModelShape, kind: Family, tensor: int, layers: int, first:
     return layers * layer + ends
 
 
+PIECE = 2**21
+"""Elements that Adam on the host takes at once: `engine.host_adam`'s."""
+
+
 def optimizer_bytes(config: RunConfig, owned: int) -> int:
-    """Adam's two moments in fp32 and, for bf16, the main weights; of `owned` elements, what is not offloaded."""
-    each = 12 if config.train.precision == "bf16" else 8
-    return int(each * owned * (1 - config.optimizer.offload_fraction))
+    """Adam's two moments in fp32 and, for bf16, the main weights; of `owned` elements, what is not on the host."""
+    return int(_state(config) * owned * (1 - config.optimizer.offload_fraction))
+
+
+def widened_gradients(config: RunConfig, owned: int) -> int:
+    """bf16 gradients in fp32, all at once, as Adam takes them on the device."""
+    return 0 if config.train.grad_reduce_in_fp32 else int(4 * owned * (1 - config.optimizer.offload_fraction))
+
+
+def host_bytes(config: RunConfig, shape: ModelShape, owned: int) -> int:
+    """The share of the state that is in host memory, and what two pieces of gradients and weights wait in there."""
+    share = config.optimizer.offload_fraction
+    element = 2 if config.train.precision == "bf16" else 4
+    gradient = 4 if config.train.grad_reduce_in_fp32 else 2
+    largest = max(shape.vocabulary, 2 * shape.ffn) * shape.hidden // config.parallel.tensor
+    piece = min(PIECE, owned, largest) if share else 0
+    return int(_state(config) * owned * share) + piece * (2 * (gradient + element) + (4 if gradient == 2 else 0))
+
+
+def _state(config: RunConfig) -> int:
+    return 12 if config.train.precision == "bf16" else 8
 
 
 def gather_buffer(s: Share) -> int:

@@ -184,3 +184,71 @@ def test_the_world_does_not_matter(dataset):
     for ranks in (1, 2, 4, 8):
         blends = [BlendedDataset(sources, [2, 1], seed=3) for _ in range(ranks)]
         assert [blends[k % ranks].locate(k) for k in range(24)] == whole
+
+
+def sources_of(blend, steps, together, first=0):
+    """The source of each step, once all of its samples are found to be of one."""
+    found = []
+    for step in range(steps):
+        here = {blend.locate(first + step * together + i)[0] for i in range(together)}
+        assert len(here) == 1
+        found.append(here.pop())
+    return found
+
+
+@pytest.mark.parametrize("together", [1, 3, 8])
+def test_by_iterations_a_step_is_of_one_source_and_shares_are_of_steps(dataset, together):
+    blend = BlendedDataset([dataset(40, "long"), dataset(7, "short")], [0.92, 0.08], seed=1, together=together)
+    steps = sources_of(blend, 300, together)
+    for n in range(1, 301):
+        assert abs(steps[:n].count(1) - 0.08 * n) < 1
+    drawn = [i for source, i in map(blend.locate, range(300 * together)) if source == 1]
+    epochs = [drawn[first : first + 7] for first in range(0, len(drawn) - 6, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert blend.drawn(300 * together) == [steps.count(0) * together, steps.count(1) * together]
+
+
+def test_steps_of_one_sample_are_the_blend_of_samples(dataset):
+    sources = [dataset(20, "a"), dataset(7, "b"), dataset(3, "c")]
+    steps = BlendedDataset(sources, [5, 3, 2], seed=3, together=4)
+    samples = BlendedDataset(sources, [5, 3, 2], seed=3)
+    assert sources_of(steps, 5000, 4) == [samples.locate(k)[0] for k in range(5000)]
+
+
+def test_every_sample_says_its_source(dataset):
+    blend = BlendedDataset([dataset(5, "a"), dataset(7, "b")], [1, 2], seed=1, together=2)
+    assert [blend.read(k).source for k in range(24)] == [blend.locate(k)[0] for k in range(24)]
+
+
+def test_a_blend_of_steps_resumes_and_counts_anew_for_other_weights_or_sizes(dataset):
+    sources = [dataset(40, "a"), dataset(30, "b")]
+    straight = BlendedDataset(sources, [3, 1], seed=3, together=4)
+    wanted = [straight.locate(k) for k in range(200)]
+    drawn, position = [], None
+    for begin, end in itertools.pairwise([0, 4, 52, 200]):
+        resumed = BlendedDataset(sources, [3, 1], seed=3, start=position, together=4)
+        drawn += [resumed.locate(k) for k in range(begin, end)]
+        position = through_json(resumed.position(end))
+        assert position == straight.position(end)
+    assert drawn == wanted
+    k = 200
+    for weights, together, steps in (([1, 1], 4, 11), ([1, 1], 6, 9), ([1, 1], 1, 31), ([9, 1], 5, 20)):
+        blend = BlendedDataset(sources, weights, seed=3, start=position, together=together)
+        found = sources_of(blend, steps, together, k)
+        share = weights[1] / sum(weights)
+        assert all(abs(found[:n].count(1) - share * n) < 1 for n in range(1, steps + 1))
+        drawn += [blend.locate(k + i) for i in range(steps * together)]
+        k += steps * together
+        position = through_json(blend.position(k))
+    for source, size in ((0, 40), (1, 30)):
+        rows = [i for found, i in drawn if found == source]
+        epochs = [rows[first : first + size] for first in range(0, len(rows), size)]
+        assert all(sorted(epoch) == list(range(size)) for epoch in epochs[:-1])
+        assert len(set(epochs[-1])) == len(epochs[-1])
+
+
+def test_a_position_of_before_there_were_steps_is_one_of_samples(dataset):
+    blend = BlendedDataset([dataset(20, "a"), dataset(7, "b")], [2, 1], seed=3)
+    old = blend.position(13).to_json()
+    del old["together"]
+    assert Position.from_json(old) == blend.position(13)

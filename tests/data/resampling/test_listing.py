@@ -117,3 +117,28 @@ def test_a_full_disk_is_a_sentence(write_corpus, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"p: cannot be written \(No space left on device\); free some space"):
         write_resampled(corpus, tmp_path / "p", POLICY, None, 1)
     assert not [path for path in tmp_path.iterdir() if "p." in path.name or path.name == "p"]
+
+
+def test_longer_documents_may_be_left_out(write_corpus, tmp_path):
+    """The list is that of a corpus without them, with ids of the whole one."""
+    lengths = [3, 9, 5, 1, 12, 5, 4, 9, 2]
+    sources = ["web", "web", "books", "books", "books", "web", "web", "books", "web"]
+    kept = [i for i, length in enumerate(lengths) if length <= 5]
+    policy = dataclasses.replace(POLICY, keep_short=(1.0,))
+    whole = write_corpus([[1] * length for length in lengths], sources=sources, name="whole")
+    report = write_resampled(whole, tmp_path / "some", dataclasses.replace(policy, longest=5), 25, 1)
+    short = write_corpus([[1] * lengths[i] for i in kept], sources=[sources[i] for i in kept], name="short")
+    alone = write_resampled(short, tmp_path / "alone", policy, 25, 1)
+    ids = [read_documents(tmp_path / name, corpus).ids for name, corpus in (("some", whole), ("alone", short))]
+    assert ids[0].tolist() == np.array(kept)[ids[1]].tolist()
+    assert 20 < sum(lengths[i] for i in ids[0]) <= 25
+    assert report["longer_documents"] == 3 and report["documents_before"] == 6
+    assert report["policy"].pop("longest") == 5 and alone["policy"].pop("longest") is None
+    differing = {name for name in report if report[name] != alone[name]}
+    assert differing == {"tokens", "tokens_fingerprint", "longer_documents", "fingerprint"}
+    for longest, said in ((0, "longest: 0 leaves no document"), (-1, "longest: -1 leaves no document")):
+        with pytest.raises(UserError, match=said):
+            write_resampled(whole, tmp_path / "none", dataclasses.replace(policy, longest=longest), None, 1)
+    with pytest.raises(UserError, match="none of its 1 documents is left by the length policy"):
+        long = write_corpus([[1] * 6], name="long")
+        write_resampled(long, tmp_path / "none", dataclasses.replace(policy, longest=5), None, 1)

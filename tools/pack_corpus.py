@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_ultralong.cli import run
+from megatron_ultralong.errors import UserError
 
 
 def pack(
@@ -20,6 +21,8 @@ def pack(
     shuffle_seed: int | None = 1234,
     last_sample: Literal["drop", "keep"] = "drop",
     overlong: Literal["drop", "cut"] = "drop",
+    held_out: float = 0.0,
+    part: Literal["rest", "held-out"] = "rest",
 ) -> None:
     """Write a packed index.
 
@@ -34,13 +37,17 @@ def pack(
         shuffle_seed: Seed of the order of documents; None keeps the order.
         last_sample: For concatenate: leave out the tokens that do not fill a last sample, or keep them as a padded one.
         overlong: For best-fit: drop documents that are longer than a sample, or cut them.
+        held_out: Share of the documents, chosen by a hash of their number, that is kept for validation; 0 for none.
+        part: With --held-out: pack all the others, to train on, or these alone, each once.
     """
     from megatron_ultralong.data.corpus.corpus import open_corpus
     from megatron_ultralong.data.packing.index import PackOptions, write_packed_index
-    from megatron_ultralong.data.resampling.listing import read_documents
+    from megatron_ultralong.data.resampling.listing import hold_out, read_documents
     from megatron_ultralong.data.tokenizer.identity import check_tokenizer
     from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
 
+    if part != "rest" and not held_out:
+        raise UserError(f"--part is {part}, but --held-out is not given; give the share of the documents that it is.")
     corpus = open_corpus(tokens)
     check_tokenizer(tokenizer_model, corpus.tokenizer_fingerprint, corpus.prefix)
     joined = packing == "concatenate"
@@ -52,7 +59,8 @@ def pack(
         last_sample=last_sample,
         overlong=overlong,
     )
-    write_packed_index(corpus, output, options, None if documents is None else read_documents(documents, corpus))
+    listed = None if documents is None else read_documents(documents, corpus)
+    write_packed_index(corpus, output, options, hold_out(corpus, listed, held_out, part) if held_out else listed)
 
 
 if __name__ == "__main__":

@@ -218,7 +218,7 @@ class LogConfig:
     """What is recorded."""
 
     metrics: Path | None = None
-    """JSON Lines file, one line a step; default: metrics.jsonl in checkpoint.save."""
+    """JSON Lines file, one line a step and one a validation; default: metrics.jsonl in checkpoint.save."""
     tensorboard: Path | None = None
     """Folder of TensorBoard event files; default: tensorboard in checkpoint.save."""
     wandb: str = ""

@@ -146,8 +146,8 @@ class Validator:
         if not self.standing.ended:
             return ""
         best = self.standing.best
-        found = f"{self.standing.metric} was best after step {self.standing.best_step}, {best:.4f}" if best else "none"
-        return f"validation.patience {self.section.patience}: {found}"
+        found = "never finite" if best is None else f"best after step {self.standing.best_step}, {best:.4f}"
+        return f"validation.patience {self.section.patience}: {self.standing.metric} was {found}"
 
     def _is_enough(self) -> bool:
         return 0 < self.section.patience <= self.standing.unimproved

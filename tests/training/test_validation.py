@@ -24,7 +24,7 @@ from megatron_ultralong.data.resampling.listing import hold_out
 from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.rope import config_json
 from megatron_ultralong.rope.recipes import scaled
-from megatron_ultralong.training import checkpoints, needle_prompts
+from megatron_ultralong.training import checkpoints, needle_prompts, sources
 from tests.training.jobs import Job, rows_of
 from tests.training.test_layouts import CURVES, LAYOUTS
 from tests.training.validated import (
@@ -180,6 +180,17 @@ def check_needles(row: dict[str, Any], workspace: Path, data: PackedDataset, mod
         assert row["validation"][f"needles/{length}"] == pytest.approx(np.mean(right))
         assert row["validation"][f"needle_loss/{length}"] == pytest.approx(nats / labels, rel=1e-5)
         assert row["labels"][f"needles/{length}"] == labels
+
+
+def test_documents_that_are_trained_on_are_counted(workspace: Path, held_out: Path) -> None:
+    apart, own = PackedDataset(held_out / "held_out"), PackedDataset(held_out / "train")
+    everything = PackedDataset(workspace / "packed")
+    assert list(sources.learnt_too([apart], [own])) == []
+    (said,) = sources.learnt_too([apart], [own, everything])
+    count = len(set(apart.index.document_ids))
+    assert said.startswith(
+        f"{held_out / 'held_out'}: {count} of its {count} documents are in {workspace / 'packed'} too"
+    )
 
 
 def weights(folder: Path) -> dict[str, bytes]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_ultralong.cli import run
-from megatron_ultralong.errors import UserError
 
 
 def pack(
@@ -46,8 +45,6 @@ def pack(
     from megatron_ultralong.data.tokenizer.identity import check_tokenizer
     from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
 
-    if part != "rest" and not held_out:
-        raise UserError(f"--part is {part}, but --held-out is not given; give the share of the documents that it is.")
     corpus = open_corpus(tokens)
     check_tokenizer(tokenizer_model, corpus.tokenizer_fingerprint, corpus.prefix)
     joined = packing == "concatenate"
@@ -60,7 +57,7 @@ def pack(
         overlong=overlong,
     )
     listed = None if documents is None else read_documents(documents, corpus)
-    write_packed_index(corpus, output, options, hold_out(corpus, listed, held_out, part) if held_out else listed)
+    write_packed_index(corpus, output, options, hold_out(corpus, listed, held_out, part))
 
 
 if __name__ == "__main__":

@@ -204,7 +204,9 @@ def read_documents(folder: Path, corpus: Corpus) -> Documents:
     return Documents(ids, made_by)
 
 
-def hold_out(corpus: Corpus, documents: Documents | None, share: float, part: Literal["rest", "held-out"]) -> Documents:
+def hold_out(
+    corpus: Corpus, documents: Documents | None, share: float, part: Literal["rest", "held-out"]
+) -> Documents | None:
     """A list without a share of its documents, or those alone, each once: two lists that have none in common.
 
     A document is held out by a hash of its number, so the same ones are for every list of a corpus. Copies of a text
@@ -213,12 +215,14 @@ def hold_out(corpus: Corpus, documents: Documents | None, share: float, part: Li
     Args:
         corpus: what is packed.
         documents: the list; None: every document once.
-        share: of the documents, above 0 and below 1.
+        share: of the documents, below 1; with 0 the rest is the list as it is.
         part: which of the two.
 
     Raises:
         UserError: the share is out of range, or the part is empty.
     """
+    if share == 0 and part == "rest":
+        return documents
     if not 0 < share < 1:
         raise UserError(f"held_out: {share} is no share of the documents; give a number between 0 and 1.")
     ids = np.arange(len(corpus.tokens), dtype=np.int64) if documents is None else documents.ids

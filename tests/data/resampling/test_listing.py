@@ -162,6 +162,7 @@ def test_a_share_is_held_out_of_every_list_alike(write_corpus):
         assert rest.ids.tolist() == [i for i in listed if i not in set(held_out.ids)]
     whole = hold_out(corpus, None, 0.1, "held-out")
     assert set(held_out.ids) == set(whole.ids) & set(repeated.ids)
+    assert hold_out(corpus, repeated, 0.0, "rest") is repeated
     assert held_out.made_by == {"seed": 7, "held_out": 0.1, "part": "held-out"}
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from megatron_ultralong.evaluation.report.scale import COLORS, GRID, INK, MUTED, length_label
 from megatron_ultralong.evaluation.report.stage_curves import Series, Stage
 
-_WIDE, _HIGH = 4.6, 3.1
+_WIDE, _HIGH = 4.6, 3.7
 """Inches of a panel."""
 _STYLES = ("-", "--", ":", "-.")
 
@@ -73,6 +73,6 @@ def _draw(axes: Axes, label: str, lines: Lines) -> None:
     axes.set_ylabel(label, color=MUTED, fontsize=9)
     axes.tick_params(labelsize=8, labelcolor=MUTED, color=GRID)
     axes.grid(color=GRID, linewidth=0.6)
-    axes.legend(fontsize=7.5, frameon=False)
+    axes.legend(fontsize=7.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

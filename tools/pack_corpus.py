@@ -41,17 +41,17 @@ def pack(
     """
     from megatron_ultralong.data.corpus.corpus import open_corpus
     from megatron_ultralong.data.packing.index import PackOptions, write_packed_index
-    from megatron_ultralong.data.resampling.listing import hold_out, read_documents
+    from megatron_ultralong.data.resampling.holding_out import hold_out
+    from megatron_ultralong.data.resampling.listing import read_documents
     from megatron_ultralong.data.tokenizer.identity import check_tokenizer
     from megatron_ultralong.data.tokenizer.tokenizer import load_tokenizer
 
     corpus = open_corpus(tokens)
     check_tokenizer(tokenizer_model, corpus.tokenizer_fingerprint, corpus.prefix)
-    joined = packing == "concatenate"
     options = PackOptions(
         sequence_length=sequence_length,
-        packing="concatenate" if joined else "best_fit",
-        separator=load_tokenizer(tokenizer_model).encode(separator) if joined and separator else (),
+        packing="concatenate" if packing == "concatenate" else "best_fit",
+        separator=load_tokenizer(tokenizer_model).encode(separator) if packing == "concatenate" and separator else (),
         shuffle_seed=shuffle_seed,
         last_sample=last_sample,
         overlong=overlong,

@@ -20,7 +20,7 @@ from megatron_ultralong.convert.formats.torch_dist import Reader
 from megatron_ultralong.data.corpus.corpus import open_corpus
 from megatron_ultralong.data.packing.index import PackOptions, write_packed_index
 from megatron_ultralong.data.reading.dataset import PackedDataset
-from megatron_ultralong.data.resampling.listing import hold_out
+from megatron_ultralong.data.resampling.holding_out import hold_out
 from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.rope import config_json
 from megatron_ultralong.rope.recipes import scaled

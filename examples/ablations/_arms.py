@@ -43,7 +43,8 @@ class Scale:
         tune_steps: of instruction tuning, 8 x 1,024 tokens each.
         chats: chats made for it.
         needles: the grid.
-        distractors: one key among eight others, at a quarter, half, all and twice the target.
+        distractors: one key among eight others, at the base's context and a quarter, half, all and twice of the target;
+            0 trials: none.
         recall: chats within the base's context, of one key and of three.
         ruler: samples of each of RULER's tasks and lengths; 0: none.
         windows: of held-out text, a length.
@@ -75,6 +76,7 @@ class Arm:
         needle_share: of the samples, chats of the target's length about keys.
         rope: fields of [rope], or kind "none".
         schedule: lengths in turn, as shares of the target.
+        tuned: by short chats after the extension.
         apart: not to be compared with the others: it is trained on what is asked.
     """
 
@@ -86,6 +88,7 @@ class Arm:
     needle_share: float = 0.0
     rope: dict[str, Any] = dataclasses.field(default_factory=dict)
     schedule: tuple[float, ...] = (1.0,)
+    tuned: bool = True
     apart: bool = False
 
 

@@ -15,7 +15,7 @@ import json
 import math
 from pathlib import Path
 
-from _arms import Arm, Experiment, Run, Scale, Seconds
+from _arms import Arm, Experiment, Grid, Run, Scale, Seconds
 
 from megatron_ultralong.files import fingerprint
 
@@ -60,11 +60,11 @@ _fingerprint = functools.lru_cache(maxsize=None)(fingerprint)
 
 def stages(experiment: Experiment, run: Run) -> list[Stage]:
     """All that a run takes, each after what it reads; those of evaluation last."""
-    return _Commands(experiment, run).all()
+    return Commands(experiment, run).all()
 
 
-class _Commands:
-    """The commands of one run."""
+class Commands:
+    """The commands of one run, in `found`, each once and after what it reads."""
 
     def __init__(self, experiment: Experiment, run: Run) -> None:
         self.base, self.context, self.seed = experiment.base, experiment.context, str(run.seed)
@@ -80,7 +80,8 @@ class _Commands:
         model, checkpoint = self.base, ""
         if self.arm.trained:
             checkpoint = self.extended(data)
-            checkpoint = self.tuned(checkpoint)
+            if self.arm.tuned:
+                checkpoint = self.tuned(checkpoint)
             export = self.add(
                 "export", "tools/convert_megatron_to_hf.py", "--load", checkpoint, "--output", "@out/model",
                 "--overwrite",
@@ -146,10 +147,7 @@ class _Commands:
     def extended(self, data: Stage) -> str:
         """The checkpoint after the lengths of the arm's schedule, the same number of tokens in each."""
         scale, schedule = self.scale, self.arm.schedule
-        checkpoint = self.add(
-            "convert", "tools/convert_hf_to_megatron.py", "--hf", self.base, "--output", "@out/megatron",
-            "--overwrite", files=self.model_files,
-        ).at("megatron")  # fmt: skip
+        checkpoint = self.converted()
         steps = scale.steps // len(schedule)
         for share in schedule:
             length = int(scale.target * share)
@@ -160,6 +158,13 @@ class _Commands:
                 each=self.context if self.arm.document_mask else length,
             )  # fmt: skip
         return checkpoint
+
+    def converted(self) -> str:
+        """The base as a checkpoint."""
+        return self.add(
+            "convert", "tools/convert_hf_to_megatron.py", "--hf", self.base, "--output", "@out/megatron",
+            "--overwrite", files=self.model_files,
+        ).at("megatron")  # fmt: skip
 
     def rope(self, length: int) -> list[str]:
         """Flags of [rope]; "none" is linear scaling by 1, since "keep" refuses samples beyond the model's context.
@@ -208,18 +213,18 @@ class _Commands:
         """Prompts, the same for every arm of a scale and seed, the model's answers, and its perplexity."""
         scale, heldout = self.scale, data.at("data/heldout.jsonl")
         target = scale.target
-        prompts = [
-            self.prompts("needles", heldout, [target], *_grid(scale.needles.depths, scale.needles.trials),
-                         "--grid", str(scale.needles.grid)),
-            self.prompts("needles/distractors", heldout, distractor_lengths(target, self.context),
-                         *_grid(scale.distractors.depths, scale.distractors.trials)),
-            self.prompts("recall recall/three", heldout, [self.context], "--samples", str(scale.recall)),
-        ]  # fmt: skip
-        tasks = ["needles", "needles/distractors", "recall", "recall/three"]
+        ruler = (MULTIKEY, MULTIVALUE, TRACKING)
+        asked: list[tuple[tuple[str, ...], list[int], tuple[str, ...]]] = [
+            (("needles",), [target], (*_grid(scale.needles), "--grid", str(scale.needles.grid), "--lead-in")),
+            (("recall", "recall/three"), [self.context], ("--samples", str(scale.recall), "--lead-in")),
+        ]
+        if scale.distractors.trials:
+            lengths = distractor_lengths(target, self.context)
+            asked.append((("needles/distractors",), lengths, (*_grid(scale.distractors), "--lead-in")))
         if scale.ruler:
-            ruler = (MULTIKEY, MULTIVALUE, TRACKING)
-            prompts.append(self.prompts(" ".join(ruler), heldout, ruler_lengths(target), "--samples", str(scale.ruler)))
-            tasks += ruler
+            asked.append((ruler, ruler_lengths(target), ("--samples", str(scale.ruler))))
+        prompts = [self.prompts(heldout, *words) for words in asked]
+        tasks = [task for found, _, _ in asked for task in found]
         asking = ("tools/evaluate.py", "run", "--model", model, "--name", self.name, "--past-context")
         files = [] if self.arm.trained else self.model_files
         self.add(
@@ -235,18 +240,17 @@ class _Commands:
             estimate=scale.windows * read,
         )  # fmt: skip
 
-    def prompts(self, tasks: str, haystack: str, lengths: list[int], *options: str) -> Stage:
-        lead_in = () if tasks.startswith("ruler") else ("--lead-in",)
+    def prompts(self, haystack: str, tasks: tuple[str, ...], lengths: list[int], options: tuple[str, ...]) -> Stage:
         return self.add(
             "prompts", "tools/evaluate.py", "make", "--tokenizer", self.base, "--form", "chat", "--haystack", haystack,
-            "--task", *tasks.split(), "--lengths", *map(str, lengths), "--seed", self.seed, "--workers", "1", *options,
-            *lead_in, "--output", "@out/prompts", files=[f"{self.base}/tokenizer.json"],
+            "--task", *tasks, "--lengths", *map(str, lengths), "--seed", self.seed, "--workers", "1", *options,
+            "--output", "@out/prompts", files=[f"{self.base}/tokenizer.json"],
         )  # fmt: skip
 
 
 def distractor_lengths(target: int, context: int) -> list[int]:
-    """A quarter of the target (nine keys take the base's context), half, all and twice of it."""
-    return sorted({max(context, target // 4), target // 2, target, 2 * target})
+    """The base's context, and a quarter, half, all and twice of the target."""
+    return sorted({context, *(length for length in (target // 4, target // 2, target, 2 * target) if length > context)})
 
 
 def ruler_lengths(target: int) -> list[int]:
@@ -257,8 +261,8 @@ def ruler_lengths(target: int) -> list[int]:
     return lengths
 
 
-def _grid(depths: int, trials: int) -> tuple[str, ...]:
-    return "--depths", str(depths), "--trials", str(trials)
+def _grid(grid: Grid) -> tuple[str, ...]:
+    return "--depths", str(grid.depths), "--trials", str(grid.trials)
 
 
 def _word(value: object) -> str:

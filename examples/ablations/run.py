@@ -3,6 +3,7 @@
     python examples/ablations/run.py list                  what is planned, what it costs, what is done
     python examples/ablations/run.py run --hours 4         go on with it; twice, in two terminals, for two cores
     python examples/ablations/run.py table                 means, intervals and verdicts of the results there are
+    python examples/ablations/run.py base --output build/ablations_base   a base that can do more, first
     python examples/ablations/run.py report --seed 1       one seed's arms side by side, by tools/evaluate.py compare
 
 A run may be killed at any time: the same command goes on where it was. docs/ablations.md has design and results.
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from _arms import QUICK, Run, read_experiment
+from _base import base_stages
 from _results import MEASURES, read_results, write_result
 from _stages import Stage, stages
 from _table import claims_table, core_hours, markdown
@@ -201,5 +203,37 @@ def report(
     os.execv(sys.executable, [*command, *(["--metrics", *metrics] if metrics else [])])
 
 
+def train_base(
+    *, output: Path, plan: Path = ARMS, work: Path = WORK, base: str = "examples/tiny_cpu/base", steps: int = 6000,
+    seed: int = 1234, hours: float = 0.0,
+) -> None:  # fmt: skip
+    """Train the shipped base further on several keys, several values and chains of variables, within its context.
+
+    Args:
+        output: folder of the model; name it as `base` in arms.toml.
+        plan: arms.toml, for the context.
+        work: folder of all stages.
+        base: the model that is trained further.
+        steps: of 16 samples.
+        seed: of data and order.
+        hours: stop before a stage that would end later than so many hours from now; 0: no limit.
+    """
+    if steps < 1:
+        raise UserError(f"--steps is {steps}; give at least 1.")
+    if not writable(output):
+        raise UserError(f"--output is {output}, where nothing can be written; name another folder.")
+    state = Work(work, hours)
+    listed = base_stages(read_experiment(plan), base, steps, seed, output)
+    number, seconds = left(state, listed)
+    logger.info("%d stages to do, about %.1f core hours", number, seconds / 3600)
+    try:
+        for stage in listed:
+            state.ensure(stage)
+    except OutOfTimeError as error:
+        logger.info("stopped before %s, which would pass --hours; the same command goes on", error)
+    except StageFailedError as error:
+        raise UserError(f"{error}") from None
+
+
 if __name__ == "__main__":
-    run_commands({"list": show_plan, "run": go_on, "table": show_table, "report": report})
+    run_commands({"list": show_plan, "run": go_on, "table": show_table, "report": report, "base": train_base})

@@ -196,7 +196,7 @@ def read_experiment(path: Path) -> Experiment:
 def _value(kind: Any, given: Any, where: str) -> Any:
     """`given` as a `kind`, tables and lists all the way down."""
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(given, dict):
             raise UserError(f"{where} is {given!r}; give a table.")
         fields, types = {field.name: field for field in dataclasses.fields(kind)}, typing.get_type_hints(kind)
@@ -233,7 +233,7 @@ def _check(found: Experiment, path: Path) -> None:
                     f"{path}: scales.{label}: steps {scale.steps} and target {scale.target} are not divided by the "
                     f"{len(arm.schedule)} lengths of arms.{name}; give a multiple."
                 )
-    names = [(block.arms, (block.scale,)) for block in found.plan]
+    names: list[tuple[tuple[str, ...], tuple[str, ...]]] = [(block.arms, (block.scale,)) for block in found.plan]
     names += [((claim.arm, *filter(None, [claim.against])), claim.scales) for claim in found.claims]
     for arms, scales in names:
         for arm_name in arms:

@@ -36,10 +36,10 @@ def base_stages(experiment: Experiment, shipped: str, steps: int, seed: int, out
     data = commands.add("data", script, "extend", "--output", "@out/data", files=[script])
     asked = commands.add(
         "ruler", own, "ruler", "--corpus", data.at("data/corpus.jsonl"), "--tokenizer", shipped,
-        "--length", str(length), "--tokens", str(tokens // 2), "--seed", str(seed), "--output", "@out/ruler.jsonl", files=[own],
-        estimate=tokens / 2 / length * 0.002,
+        "--length", str(length), "--tokens", str(tokens // 2), "--seed", str(seed), "--output", "@out/ruler.jsonl",
+        files=[own], estimate=tokens / 2 / length * 0.002,
     )  # fmt: skip
-    sources = []
+    sources: list[str] = []
     for name, written, packing, weight in (
         ("text", made.at("data/text.jsonl"), "concatenate", TEXT),
         ("notes", made.at(f"data/notes_{length}.jsonl"), "best-fit", NOTES),

@@ -96,16 +96,17 @@ class Work:
         if done.returncode:
             lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN:]
             raise StageFailedError(f"{stage.folder} ended with {done.returncode}:\n  " + "\n  ".join(lines))
-        record = {
+        seconds = time.monotonic() - start
+        record: dict[str, Any] = {
             "name": stage.name,
             "command": " ".join(stage.words),
-            "seconds": round(time.monotonic() - start, 2),
+            "seconds": round(seconds, 2),
             "cpu_seconds": round(_cpu_seconds() - before, 2),
             "estimate": round(stage.estimate, 2),
             "attempts": attempts,
         }
         write_json(folder / DONE, record)
-        self.measured.setdefault(stage.name, []).append(record["seconds"] / stage.estimate)
+        self.measured.setdefault(stage.name, []).append(seconds / stage.estimate)
         return record
 
     def _words(self, stage: Stage) -> Iterator[str]:

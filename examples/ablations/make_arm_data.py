@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import random
 import string
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -161,4 +160,4 @@ def make_arm_data(
 
 
 if __name__ == "__main__":
-    sys.exit(run(make_arm_data))
+    run(make_arm_data)

@@ -179,7 +179,9 @@ def read_experiment(path: Path) -> Experiment:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--plan: {path} cannot be read ({error.strerror}); give arms.toml.") from None
+        raise UserError(
+            f"--plan: {path} cannot be read ({error.strerror}); give arms.toml, from the repository's root."
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not TOML: {error}; mend that line.") from None
     arms = table.get("arms")

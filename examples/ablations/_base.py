@@ -27,17 +27,17 @@ def base_stages(experiment: Experiment, shipped: str, steps: int, seed: int, out
         output: folder of the model.
     """
     commands = Commands(dataclasses.replace(experiment, base=shipped), Run(next(iter(experiment.scales)), "base", seed))
-    length, count = experiment.context, str(20000)
+    length, samples = experiment.context, steps * BATCH / (TEXT + NOTES + RULER)
     script, own = f"{TINY}/make_data.py", "examples/ablations/make_arm_data.py"
-    tokens = int(steps * BATCH * length * RULER / (TEXT + NOTES + RULER))
     made = commands.add(
-        "lessons", script, "base", "--output", "@out/data", "--count", count, "--seed", str(seed), files=[script]
-    )
+        "lessons", script, "base", "--output", "@out/data", "--count", str(max(64, int(samples * NOTES))),
+        "--seed", str(seed), files=[script], estimate=samples * NOTES * 0.004,
+    )  # fmt: skip
     data = commands.add("data", script, "extend", "--output", "@out/data", files=[script])
     asked = commands.add(
         "ruler", own, "ruler", "--corpus", data.at("data/corpus.jsonl"), "--tokenizer", shipped,
-        "--length", str(length), "--tokens", str(tokens // 2), "--seed", str(seed), "--output", "@out/ruler.jsonl",
-        files=[own], estimate=tokens / 2 / length * 0.002,
+        "--length", str(length), "--tokens", str(int(samples * RULER * length / 2)), "--seed", str(seed),
+        "--output", "@out/ruler.jsonl", files=[own], estimate=samples * RULER / 2 * 0.004,
     )  # fmt: skip
     sources: list[str] = []
     for name, written, packing, weight in (

@@ -85,11 +85,12 @@ def figures(answers: dict[str, Any], perplexity: dict[str, Any], target: int, co
 
 def write_result(
     path: Path, experiment: Experiment, run: Run, work: Path, listed: Sequence[Stage], records: Sequence[dict[str, Any]]
-) -> None:
-    """Gather a finished run's figures, from the folders of its stages."""
+) -> dict[str, float]:
+    """Gather a finished run's figures from the folders of its stages, write them, and return its measures."""
     folders = {stage.name: work / stage.folder / "run" for stage in listed}
     answers, perplexity = read_run(folders["answers"]), read_run(folders["perplexity"])
     scale = experiment.scales[run.scale]
+    measures = figures(answers.results, perplexity.results, scale.target, experiment.context)
     write_json(path, {
         "format": FORMAT,
         "arm": run.arm,
@@ -98,7 +99,7 @@ def write_result(
         "target": scale.target,
         "base": experiment.base,
         "apart": experiment.arms[run.arm].apart,
-        "measures": figures(answers.results, perplexity.results, scale.target, experiment.context),
+        "measures": measures,
         "scores": {
             f"{row['task']} {row['length']}": [row["score"], row["samples"]] for row in answers.results["scores"]
         },
@@ -114,6 +115,7 @@ def write_result(
         "versions": versions(),
         "git_commit": git_commit(),
     })  # fmt: skip
+    return measures
 
 
 def _grid(cells: Rows) -> dict[str, str]:

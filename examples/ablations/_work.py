@@ -114,7 +114,10 @@ class Work:
         yield sys.executable
         for word in stage.words[1:]:
             path = word.replace("@out", f"@/{stage.folder}").replace("@/", f"{self.folder}/")
-            yield from sorted(map(str, self.folder.glob(os.path.relpath(path, self.folder)))) if "*" in word else [path]
+            if "*" in word and word.startswith("@"):
+                yield from sorted(map(str, self.folder.glob(os.path.relpath(path, self.folder))))
+            else:
+                yield path
 
     @contextlib.contextmanager
     def locked(self, name: str, wait: bool = True) -> Iterator[IO[str]]:

@@ -44,6 +44,7 @@ class _Plan:
         self.experiment = read_experiment(plan)
         self.work = work / QUICK if quick else work
         self.results = work / QUICK / "results" if quick and results == RESULTS else results
+        _check_base(plan, self.experiment.base)
         self.runs = self.experiment.runs(quick, arm, seed, scale)
         if not self.runs:
             raise UserError("--arm, --seed and --scale leave nothing of the plan; run.py list shows it.")
@@ -62,6 +63,14 @@ class _Plan:
         if not path.exists():
             return False
         return list(read_json(path, "a run's result", "delete it")["stages"]) == [s.folder for s in self.stages(run)]
+
+
+def _check_base(plan: Path, base: str) -> None:
+    if not (Path(base) / "config.json").exists():
+        raise UserError(
+            f"{plan}: base is {base}, where there is no config.json; name a model's folder from the repository's root, "
+            f"or make it: run.py base --output {base}."
+        )
 
 
 def show_plan(
@@ -133,7 +142,8 @@ def go_on(
                 number, seconds = left(state, listed)
                 logger.info("%s: %d stages to do, about %.0f min", run.name, number, seconds / 60)
                 records = [state.ensure(stage) for stage in listed]
-                write_result(given.result(run), given.experiment, run, state.folder, listed, records)
+                measures = write_result(given.result(run), given.experiment, run, state.folder, listed, records)
+                logger.info("%s: %s", run.name, ", ".join(f"{name} {value:g}" for name, value in measures.items()))
         except BlockingIOError:
             logger.info("%s is being done by another process", run.name)
         except OutOfTimeError as error:

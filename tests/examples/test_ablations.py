@@ -380,7 +380,7 @@ def test_a_run_leaves_its_figures_with_what_made_them(killed: Killed) -> None:
     assert 1 < result["measures"]["loss_long"] < 4 and list(result["needles"]) == ["512"]
     assert {"data", "train", "export", "answers", "perplexity"} <= {name.split("-")[0] for name in result["stages"]}
     assert all(str(killed.folder) not in stage["command"] for stage in result["stages"].values())
-    assert killed.second == ""  # a result that stands is not made again
+    assert killed.second == "1 of 1 runs stand; run.py table shows them\n"  # a result that stands is not made again
 
 
 def test_what_ran_is_in_the_table_and_the_report(killed: Killed) -> None:

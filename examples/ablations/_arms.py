@@ -163,11 +163,14 @@ class Experiment:
                 if each not in known:
                     raise UserError(f"{flag} {each} is not in the plan; it has {listing(map(str, sorted(known)), 20)}.")
         found = [Run(b.scale, arm, seed) for b in plan for seed in b.seeds for arm in b.arms]
-        return [
+        chosen = [
             run for run in found
             if run.arm in (arms or (run.arm,)) and run.seed in (seeds or (run.seed,))
             and run.scale in (scales or (run.scale,))
         ]  # fmt: skip
+        if not chosen:
+            raise UserError("--arm, --seed and --scale leave nothing of the plan; run.py list shows it.")
+        return chosen
 
 
 def read_experiment(path: Path) -> Experiment:

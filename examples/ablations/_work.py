@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -139,7 +139,7 @@ class Work:
             yield stream
 
 
-def left(work: Work, listed: Sequence[Stage]) -> tuple[int, float]:
+def left(work: Work, listed: Iterable[Stage]) -> tuple[int, float]:
     """How many stages are still to be done, and their expected seconds."""
     todo = [stage for stage in listed if not work.done(stage)]
     return len(todo), sum(map(work.expected, todo))

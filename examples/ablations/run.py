@@ -4,20 +4,24 @@
     python examples/ablations/run.py run --hours 4         go on with it; twice, in two terminals, for two cores
     python examples/ablations/run.py table                 means, intervals and verdicts of the results there are
     python examples/ablations/run.py base --output build/ablations_base   a base that can do more, first
-    python examples/ablations/run.py report --seed 1       one seed's arms side by side, by tools/evaluate.py compare
+    python examples/ablations/run.py report --scale x16 --seed 1     arms side by side, by tools/evaluate.py compare
 
 A run may be killed at any time: the same command goes on where it was. docs/ablations.md has design and results.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import json
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from _arms import QUICK, Run, read_experiment
+from _arms import QUICK, Experiment, Run, read_experiment
 from _base import base_stages
 from _results import MEASURES, read_results, write_result
 from _stages import Stage, stages
@@ -26,36 +30,67 @@ from _work import ROOT, OutOfTimeError, StageFailedError, Work, left
 
 from megatron_ultralong.cli import run_commands
 from megatron_ultralong.errors import UserError, listing
-from megatron_ultralong.files import read_json, writable, write_json
+from megatron_ultralong.files import disk_errors_named, read_json, writable, write_json
 
 logger = logging.getLogger("ablations")
-ARMS, RESULTS, WORK = (
-    Path(name) for name in ("examples/ablations/arms.toml", "examples/ablations/results", "build/ablations")
-)
+HERE = Path("examples/ablations")
 
 
-class _Plan:
-    """What the flags that all commands share come to."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """Which runs, and where they are kept."""
 
-    def __init__(
-        self, plan: Path, work: Path, results: Path, quick: bool, arm: tuple[str, ...] = (),
-        seed: tuple[int, ...] = (), scale: tuple[str, ...] = (),
-    ) -> None:  # fmt: skip
-        self.experiment = read_experiment(plan)
-        self.work = work / QUICK if quick else work
-        self.results = work / QUICK / "results" if quick and results == RESULTS else results
-        _check_base(plan, self.experiment.base)
-        self.runs = self.experiment.runs(quick, arm, seed, scale)
-        if not self.runs:
-            raise UserError("--arm, --seed and --scale leave nothing of the plan; run.py list shows it.")
-        if unknown := [m for claim in self.experiment.claims for m in claim.measures if m not in MEASURES]:
-            raise UserError(f"{plan}: {unknown[0]} is no measure; claims take {listing(MEASURES, 20)}.")
+    plan: Path = HERE / "arms.toml"
+    """arms.toml."""
+    work: Path = Path("build/ablations")
+    """Folder of all stages."""
+    results: Path = HERE / "results"
+    """Folder of the results, a file a run."""
+    quick: bool = False
+    """Every stage of every arm once, in short form, in a folder of its own: shows that it runs, not that it works."""
+    arm: tuple[str, ...] = ()
+    """These arms alone."""
+    seed: tuple[int, ...] = ()
+    """These seeds alone."""
+    scale: tuple[str, ...] = ()
+    """These scales alone."""
+
+    @functools.cached_property
+    def experiment(self) -> Experiment:
+        """What arms.toml says, with a base that is there."""
+        found = read_experiment(self.plan)
+        if not (Path(found.base) / "config.json").exists():
+            raise UserError(
+                f"{self.plan}: base is {found.base}, where there is no config.json; name a model's folder from the "
+                f"repository's root, or make it: run.py base --output {found.base}."
+            )
+        if unknown := [m for claim in found.claims for m in claim.measures if m not in MEASURES]:
+            raise UserError(f"{self.plan}: {unknown[0]} is no measure; claims take {listing(MEASURES, 20)}.")
+        return found
+
+    @functools.cached_property
+    def runs(self) -> list[Run]:
+        """In the plan's order."""
+        return self.experiment.runs(self.quick, self.arm, self.seed, self.scale)
+
+    @property
+    def work_folder(self) -> Path:
+        """Of all stages."""
+        return self.work / QUICK if self.quick else self.work
+
+    @property
+    def results_folder(self) -> Path:
+        """Of the results; of the short form, beside its stages unless another is named."""
+        own = self.results != Chosen.results
+        return self.results if own or not self.quick else self.work_folder / "results"
 
     def stages(self, run: Run) -> list[Stage]:
+        """What a run takes."""
         return stages(self.experiment, run)
 
     def result(self, run: Run) -> Path:
-        return self.results / f"{run.name}.json"
+        """A run's file of results."""
+        return self.results_folder / f"{run.name}.json"
 
     def stands(self, run: Run) -> bool:
         """Whether a run's result is there, made by the stages that the plan has now."""
@@ -65,84 +100,52 @@ class _Plan:
         return list(read_json(path, "a run's result", "delete it")["stages"]) == [s.folder for s in self.stages(run)]
 
 
-def _check_base(plan: Path, base: str) -> None:
-    if not (Path(base) / "config.json").exists():
-        raise UserError(
-            f"{plan}: base is {base}, where there is no config.json; name a model's folder from the repository's root, "
-            f"or make it: run.py base --output {base}."
-        )
-
-
-def show_plan(
-    *, plan: Path = ARMS, work: Path = WORK, results: Path = RESULTS, quick: bool = False, arm: tuple[str, ...] = (),
-    seed: tuple[int, ...] = (), scale: tuple[str, ...] = (), commands: bool = False,
-) -> None:  # fmt: skip
+def show_plan(chosen: Chosen, *, commands: bool = False) -> None:
     """Print the plan: runs in their order, what they are expected to take, and what is done.
 
     Args:
-        plan: arms.toml.
-        work: folder of all stages.
-        results: folder of the results.
-        quick: every stage of every arm in short form: shows that it runs, not that it works.
-        arm: these arms alone.
-        seed: these seeds alone.
-        scale: these scales alone.
+        chosen: which runs.
         commands: print every command of the runs too.
     """
-    given = _Plan(plan, work, results, quick, arm, seed, scale)
-    state = Work(given.work)
+    state = Work(chosen.work_folder)
     blocks: dict[str, list[Run]] = {}
-    for run in given.runs:
+    for run in chosen.runs:
         blocks.setdefault(f"{run.scale} {run.arm}", []).append(run)
     print(f"{'scale and arm':24} {'seeds':>5} {'done':>5} {'core hours':>11} {'left':>6}")
-    counted: set[Stage] = set()
+    counted, waiting = set[Stage](), set[Stage]()
     for name, runs in blocks.items():
-        done = [run for run in runs if given.stands(run)]
-        new = {stage for run in runs for stage in given.stages(run)} - counted
-        todo = {stage for run in runs if run not in done for stage in given.stages(run)} - counted
-        counted |= new
-        whole, rest = sum(map(state.expected, new)) / 3600, left(state, list(todo))[1] / 3600
-        print(f"{name:24} {len(runs):5} {len(done):5} {whole:11.2f} {rest:6.2f}")
-    todo = {stage for run in given.runs if not given.stands(run) for stage in given.stages(run)}
-    number, seconds = left(state, list(todo))
-    whole = sum(map(state.expected, counted)) / 3600
-    print(f"{len(given.runs)} runs, {whole:.1f} core hours in all, {whole / 2:.1f} hours of two cores.")
+        todo = [run for run in runs if not chosen.stands(run)]
+        new = {stage for run in runs for stage in chosen.stages(run)} - counted
+        more = {stage for run in todo for stage in chosen.stages(run)} - waiting
+        counted, waiting = counted | new, waiting | more
+        whole, rest = sum(map(state.expected, new)) / 3600, left(state, more)[1] / 3600
+        print(f"{name:24} {len(runs):5} {len(runs) - len(todo):5} {whole:11.2f} {rest:6.2f}")
+    whole, (number, seconds) = sum(map(state.expected, counted)) / 3600, left(state, waiting)
+    print(f"{len(chosen.runs)} runs, {whole:.1f} core hours in all, {whole / 2:.1f} hours of two cores.")
     print(f"{number} stages are left: {seconds / 3600:.1f} core hours, {seconds / 7200:.1f} hours of two cores.")
-    for stage in dict.fromkeys(stage for run in given.runs if commands for stage in given.stages(run)):
+    for stage in dict.fromkeys(stage for run in chosen.runs if commands for stage in chosen.stages(run)):
         print(f"{stage.folder}\t{' '.join(stage.words)}")
 
 
-def go_on(
-    *, plan: Path = ARMS, work: Path = WORK, results: Path = RESULTS, quick: bool = False, arm: tuple[str, ...] = (),
-    seed: tuple[int, ...] = (), scale: tuple[str, ...] = (), hours: float = 0.0,
-) -> None:  # fmt: skip
+def go_on(chosen: Chosen, *, hours: float = 0.0) -> None:
     """Do what is left of the plan, in its order, on one core.
 
     Args:
-        plan: arms.toml.
-        work: folder of all stages.
-        results: folder of the results.
-        quick: every stage of every arm in short form: shows that it runs, not that it works.
-        arm: these arms alone.
-        seed: these seeds alone.
-        scale: these scales alone.
+        chosen: which runs.
         hours: stop before a stage that would end later than so many hours from now; 0: no limit.
     """
-    given = _Plan(plan, work, results, quick, arm, seed, scale)
-    for flag, folder in (("--work", given.work), ("--results", given.results)):
-        if not writable(folder):
-            raise UserError(f"{flag} is {folder}, where nothing can be written; name another folder.")
-    state, failed = Work(given.work, hours), list[str]()
-    for run in given.runs:
-        if given.stands(run):
+    _refuse_unwritable({"--work": chosen.work_folder, "--results": chosen.results_folder}, hours)
+    state, failed = Work(chosen.work_folder, hours), list[str]()
+    for run in chosen.runs:
+        if chosen.stands(run):
             continue
         try:
-            with state.locked(run.name, wait=False):
-                listed = given.stages(run)
+            with state.locked(run.name, wait=False), disk_errors_named(chosen.work_folder):
+                listed = chosen.stages(run)
                 number, seconds = left(state, listed)
                 logger.info("%s: %d stages to do, about %.0f min", run.name, number, seconds / 60)
                 records = [state.ensure(stage) for stage in listed]
-                measures = write_result(given.result(run), given.experiment, run, state.folder, listed, records)
+                measures = write_result(chosen.result(run), chosen.experiment, run, state.folder, listed, records)
                 logger.info("%s: %s", run.name, ", ".join(f"{name} {value:g}" for name, value in measures.items()))
         except BlockingIOError:
             logger.info("%s is being done by another process", run.name)
@@ -152,71 +155,78 @@ def go_on(
         except StageFailedError as error:
             logger.error("%s: %s", run.name, error)
             failed.append(run.name)
+    logger.info("%d of %d runs stand; run.py table shows them", sum(map(chosen.stands, chosen.runs)), len(chosen.runs))
     if failed:
-        raise UserError(
-            f"{len(failed)} runs failed: {listing(failed)}; mend what is said above and give the command again."
-        )
+        raise UserError(f"{listing(failed)}: failed; mend what is said above and give the command again.")
 
 
-def show_table(
-    *, plan: Path = ARMS, results: Path = RESULTS, form: Literal["markdown", "json"] = "markdown",
-) -> None:  # fmt: skip
-    """Print means, 95 % intervals by Student's t over seeds, and the verdict on each claim.
+def _refuse_unwritable(folders: Mapping[str, Path], hours: float) -> None:
+    """What a command that writes checks first."""
+    if not 0 <= hours < float("inf"):
+        raise UserError(f"--hours is {hours:g}; give 0 or more.")
+    for flag, folder in folders.items():
+        if not writable(folder):
+            raise UserError(f"{flag} is {folder}, where nothing can be written; name another folder.")
+
+
+def show_table(chosen: Chosen, *, form: Literal["markdown", "json"] = "markdown") -> None:
+    """Print means, 95 % intervals by Student's t over seeds, and the verdict on each claim, of all results.
 
     Args:
-        plan: arms.toml.
-        results: folder of the results.
+        chosen: where the results are.
         form: markdown, as docs/ablations.md has it, or JSON.
     """
-    experiment, found = read_experiment(plan), read_results(results)
-    if form == "markdown":
-        print(markdown(experiment, found))
-        return
-    write_json(Path("/dev/stdout"), {"claims": claims_table(experiment, found), "core_hours": core_hours(found)})
+    experiment, found = chosen.experiment, read_results(chosen.results_folder)
+    print(markdown(experiment, found) if form == "markdown" else json.dumps(_said(experiment, found), indent=2))
 
 
-def report(
-    *, plan: Path = ARMS, work: Path = WORK, results: Path = RESULTS, quick: bool = False, arm: tuple[str, ...] = (),
-    seed: int = 1, scale: str = "x16", output: Path | None = None,
-) -> None:  # fmt: skip
-    """Put the arms of one scale and seed side by side by tools/evaluate.py compare, with the table of all seeds.
+def _said(experiment: Experiment, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the table says, as data."""
+    return {"claims": claims_table(experiment, found), "core_hours": round(core_hours(found), 3)}
+
+
+def report(chosen: Chosen, *, output: Path | None = None) -> None:
+    """Put finished runs side by side by tools/evaluate.py compare, with the table of all seeds.
 
     Args:
-        plan: arms.toml.
-        work: folder of all stages.
-        results: folder of the results.
-        quick: of the runs in short form.
-        arm: these arms alone.
-        seed: whose runs are shown.
-        scale: whose runs are shown.
+        chosen: of one scale and seed: --scale x16 --seed 1.
         output: folder for the report; by default report_SCALE_SEED in the folder of all stages.
     """
-    given = _Plan(plan, work, results, quick, arm, (seed,), (QUICK if quick else scale,))
-    state = Work(given.work)
-    runs = [run for run in given.runs if given.stands(run)]
+    state, runs = Work(chosen.work_folder), [run for run in chosen.runs if chosen.stands(run)]
+    if len(kinds := {(run.scale, run.seed) for run in runs}) != 1:
+        raise UserError(
+            f"--scale and --seed leave finished runs of {len(kinds)} kinds; name one: --scale x16 --seed 1."
+        )
     words, metrics = list[str](), list[str]()
     for run in runs:
-        for stage in given.stages(run):
+        for stage in chosen.stages(run):
             folder = state.folder / stage.folder / "run"
-            if stage.name in ("answers", "perplexity") and folder.is_dir():
+            if not folder.is_dir() and stage.name in ("answers", "perplexity"):
+                raise UserError(
+                    f"{folder}: it is gone, and the result of {run.name} alone is left; delete that and run."
+                )
+            if stage.name in ("answers", "perplexity"):
                 words.append(f"{run.arm}={folder}")
             if stage.name == "train" and folder.is_dir():
                 metrics.append(f"{run.arm} {stage.folder[-4:]}={folder / 'metrics.jsonl'}")
-    if not words:
-        raise UserError(f"{given.work} has no run of that scale and seed; run.py run --scale {scale} --seed {seed}.")
-    folder = output or state.folder / f"report_{scale}_{seed}"
-    found = read_results(given.results)
+    folder = output or state.folder / f"report_{runs[0].scale}_{runs[0].seed}"
     extra = folder.with_suffix(".json")
-    write_json(extra, {"claims": claims_table(given.experiment, found), "core_hours": core_hours(found)})
+    write_json(extra, _said(chosen.experiment, read_results(chosen.results_folder)))
     command = [sys.executable, "tools/evaluate.py", "compare", *words, "--extra", str(extra), "--output", str(folder)]
     os.chdir(ROOT)
     os.execv(sys.executable, [*command, *(["--metrics", *metrics] if metrics else [])])
 
 
 def train_base(
-    *, output: Path, plan: Path = ARMS, work: Path = WORK, base: str = "examples/tiny_cpu/base", steps: int = 6000,
-    seed: int = 1234, hours: float = 0.0,
-) -> None:  # fmt: skip
+    *,
+    output: Path,
+    plan: Path = Chosen.plan,
+    work: Path = Chosen.work,
+    base: str = "examples/tiny_cpu/base",
+    steps: int = 6000,
+    seed: int = 1234,
+    hours: float = 0.0,
+) -> None:
     """Train the shipped base further on several keys, several values and chains of variables, within its context.
 
     Args:
@@ -230,8 +240,7 @@ def train_base(
     """
     if steps < 1:
         raise UserError(f"--steps is {steps}; give at least 1.")
-    if not writable(output):
-        raise UserError(f"--output is {output}, where nothing can be written; name another folder.")
+    _refuse_unwritable({"--work": work, "--output": output}, hours)
     state = Work(work, hours)
     listed = base_stages(read_experiment(plan), base, steps, seed, output)
     number, seconds = left(state, listed)

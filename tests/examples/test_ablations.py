@@ -389,6 +389,8 @@ def test_what_ran_is_in_the_table_and_the_report(killed: Killed) -> None:
     assert (
         "| needles | tiny | needles above 97 | - | - | 1 | cannot tell | at least two seeds are needed |" in done.stdout
     )
+    done = subprocess.run([*table, "--form", "json"], cwd=ROOT, env=killed.environment, capture_output=True, check=True)
+    assert json.loads(done.stdout)["claims"][0]["verdict"] == OPEN
     report = [*killed.words[:2], "report", *killed.words[3:], "--seed", "3", "--scale", "tiny"]
     subprocess.run(report, cwd=ROOT, env=killed.environment, capture_output=True, text=True, check=True)
     compared = json.loads((killed.folder / "work/report_tiny_3/compare.json").read_text())

@@ -139,10 +139,11 @@ class Commands:
                 tokens = self.tokens(kind, made.at(f"{kind}.jsonl"))
                 found.append((self.packed(kind, tokens, length, "--packing", "best-fit"), share))
         found[0] = (found[0][0], 1.0 - arm.short_share - arm.needle_share)
-        return [
+        flags = [
             word for number, (index, share) in enumerate(found)
             for word in (f"--data.sources.{number}.index", index, f"--data.sources.{number}.weight", f"{share:g}")
         ]  # fmt: skip
+        return [*flags, "--data.sources.1.document_mask", "true"] if arm.short_share else flags
 
     def extended(self, data: Stage) -> str:
         """The checkpoint after the lengths of the arm's schedule, the same number of tokens in each."""

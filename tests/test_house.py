@@ -285,7 +285,7 @@ assert torch.overrides._len_torch_function_stack() == 1
 """)
 
 
-CONFIGS = sorted((ROOT / "examples").rglob("*.toml"))
+CONFIGS = sorted({*(ROOT / "examples").rglob("*.toml")} - {ROOT / "examples/ablations/arms.toml"})  # a plan of runs
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -112,6 +112,7 @@ def _print_help(values: sections.RunConfig | None) -> None:
             model=sections.ModelConfig(hf=required),
             data=sections.DataConfig(sources=(sections.DataSource(index=required),), sequence_length=required),
             train=sections.TrainConfig(steps=required, global_batch_size=required),
+            validation=sections.ValidationConfig(sources=(sections.DataSource(index=required),)),
         )
     tyro.cli(
         sections.RunConfig,

@@ -13,6 +13,7 @@
 : "${LENGTH:=1048576}"          # tokens a sample in extend
 : "${SFT_LENGTH:=8192}"         # tokens a sample in sft
 : "${TOTAL_TOKENS:=1006632960}" # after resampling: steps x samples x tokens of extend.toml, so one epoch
+: "${HELD_OUT:=0.01}"           # share of the documents that extend is validated on and does not see
 : "${SHARDS:=64}"               # tasks of the preprocessing array
 
 # Nodes

@@ -15,6 +15,7 @@
 : "${TOTAL_TOKENS:=964689920}" # after resampling: 115 steps x samples x tokens of extend.toml, so one epoch
 : "${SHORT_LENGTH:=4096}"          # longest document of the second source of extend
 : "${SHORT_TOTAL_TOKENS:=83886080}" # of that source: 10 steps x samples x tokens, one epoch too
+: "${HELD_OUT:=0.01}"           # share of the documents that extend is validated on and does not see
 : "${SHARDS:=64}"               # tasks of the preprocessing array
 
 # Nodes

@@ -52,6 +52,7 @@ ruler/niah_multikey_2 ruler/niah_multikey_3 ruler/niah_multivalue ruler/niah_mul
 : "${CRASHES_ALLOWED:=3}"      # times that a training job which broke, or lost a node, is queued again
 need MODEL RUN LENGTH
 need_number LENGTH NODES GPUS_PER_NODE CPUS_PER_TASK SHARDS TOTAL_TOKENS SFT_LENGTH
+: "${HELD_OUT:=}"                # share of the documents that extend is validated on; empty: it trains on all
 [[ -z $SHORT_TOTAL_TOKENS ]] || need_number SHORT_TOTAL_TOKENS SHORT_LENGTH
 export VENV SETUP OMP_NUM_THREADS=$CPUS_PER_TASK PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
@@ -69,6 +70,9 @@ train_options() { # STAGE: set TRAIN_OPTIONS to the words that put these setting
   elif [[ -n $SHORT_TOTAL_TOKENS ]]; then
     second=(--data.sources.1.index "$RUN/packed_short")
   fi
+  [[ $1 == sft || -z $HELD_OUT ]] || second+=(--validation.sources.0.index "$RUN/packed_held_out")
+  [[ $1 == sft || -z $HELD_OUT || -z $SHORT_TOTAL_TOKENS ]] ||
+    second+=(--validation.sources.1.index "$RUN/packed_short_held_out")
   read -ra words <<<"$extra"
   # shellcheck disable=SC2034 # the scripts that source this use it
   TRAIN_OPTIONS=(--config "$EXAMPLE/$1.toml" --model.hf "$MODEL" --data.sequence_length "$length"

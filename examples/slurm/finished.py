@@ -18,7 +18,7 @@ def main() -> None:
         stop(f"{save} holds no checkpoint; train first (extend, then sft)")
     last = json.loads((steps[-1] / "ultralong.json").read_text(encoding="utf-8"))
     wanted = last["run"]["train"]["steps"]
-    if last["step"] < wanted:
+    if last["step"] < wanted and not (last.get("validation") or {}).get("ended"):  # by validation.patience
         stop(f"{save} has come to step {last['step']} of {wanted} only; submit that step again, it resumes")
     print(steps[-1])
 

@@ -25,16 +25,8 @@ from megatron_ultralong.cli import run
 from megatron_ultralong.data.tokenizer.chat import ChatTokenizer, Message
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.benchmarks.haystack import Haystack
-from megatron_ultralong.evaluation.benchmarks.retrieval import (
-    NAMES,
-    Fact,
-    answer,
-    count_tokens,
-    fact,
-    question,
-    random_facts,
-    recall_conversation,
-)
+from megatron_ultralong.evaluation.benchmarks.keys import NAMES, Fact, fact, question, random_facts
+from megatron_ultralong.evaluation.benchmarks.retrieval import answer, count_tokens, recall_conversation
 from megatron_ultralong.files import atomic_directory, atomic_file
 from megatron_ultralong.progress import track
 

@@ -36,6 +36,7 @@ class Description:
         step: optimizer steps done; 0 for converted weights.
         run: the resolved configuration with versions, or what converted the weights.
         data: how far the data was read (`data.blend.Position`), or None if the weights come from no run.
+        validation: what the run's validations had found (`training.validation.Standing`), or None if it had none.
         files: size in bytes of every other file of the folder, by name; empty: not recorded.
     """
 
@@ -45,6 +46,7 @@ class Description:
     step: int
     run: dict[str, Any]
     data: dict[str, Any] | None = None
+    validation: dict[str, Any] | None = None
     files: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def damage(self, folder: Path) -> str:
@@ -74,7 +76,7 @@ class Description:
         if found != FORMAT:
             raise UserError(f"{folder / DESCRIPTION}: format {found} is not {FORMAT}; {mend}.")
         try:
-            optional = {"data": value.get("data"), "files": value.get("files", {})}
+            optional = {name: value.get(name) for name in ("data", "validation")} | {"files": value.get("files", {})}
             fields = {field.name: value[field.name] for field in dataclasses.fields(cls) if field.name not in optional}
             for name in ("hf_config", "run"):
                 if not isinstance(fields[name], dict):

@@ -15,6 +15,7 @@ from typing import Any
 from megatron_ultralong.checkpoint.checkpoint_checks import checkpoint_problems
 from megatron_ultralong.config.sections import ParallelConfig, RunConfig
 from megatron_ultralong.config.stages import stage_problems
+from megatron_ultralong.config.validation_checks import validation_problems
 from megatron_ultralong.context_parallel.requirements import attention_problems, tensor_problem
 from megatron_ultralong.engine.optimizer_checks import optimizer_problems
 from megatron_ultralong.errors import UserError, raise_problems
@@ -55,6 +56,7 @@ def check_config(config: RunConfig, *, hf_config: dict[str, Any], world_size: in
         problems += _labels(config, world_size)
         problems += attention_problems(config, hf_config)
         problems += rope_problems(config)
+        problems += validation_problems(config, hf_config)
         if inputs:
             problems += _data(config, hf_config)
             problems += checkpoint_problems(config)
@@ -152,7 +154,8 @@ def _data(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
     """Indexes packed for another length, or of another vocabulary than the model's."""
     length = config.data.sequence_length
     silent = []  # manifests of the sources whose separators the section says do not count
-    for place, source in enumerate(config.data.sources):
+    fields = {"data": config.data.sources, "validation": config.validation.sources}
+    for name, source in ((f"{name}.sources.{n}", each) for name, some in fields.items() for n, each in enumerate(some)):
         try:
             manifest = read_manifest(source.index)
         except UserError as error:
@@ -162,8 +165,8 @@ def _data(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[str]:
             silent.append(manifest)
         elif source.loss_on_separators is False and not manifest.get("separator"):
             yield (
-                f"data.sources.{place}.loss_on_separators is false, but {source.index} has no separators; remove "
-                f"data.sources.{place}.loss_on_separators."
+                f"{name}.loss_on_separators is false, but {source.index} has no separators; remove "
+                f"{name}.loss_on_separators."
             )
         where = source.index / "manifest.json"
         if manifest["sequence_length"] != length:

@@ -6,7 +6,8 @@ cannot run together is `checks`'s, what is written beside a checkpoint `provenan
 here too, so that a caller needs one module. Nothing here imports torch, and reading costs milliseconds.
 
 Overrides are `--section.field value` or `--section.field=value`; they win over the file and may supply what
-the file leaves out. A data source is named by its place: `--data.sources.0.index PATH`.
+the file leaves out. A data source is named by its place, `--data.sources.0.index PATH`; a list of numbers is given
+with commas.
 """
 
 from __future__ import annotations
@@ -158,10 +159,13 @@ class _Reader:
         """The converted value of one field, or `_MISSING` after noting why it does not fit."""
         if dataclasses.is_dataclass(kind):
             return self.section(typing.cast(type, kind), value, name)
-        if typing.get_origin(kind) is tuple and isinstance(value, list) and value:
+        if typing.get_origin(kind) is tuple:
             element = typing.get_args(kind)[0]
-            items = [self._field(element, item, f"{name}.{place}") for place, item in enumerate(value)]
-            return _MISSING if _MISSING in items else tuple(items)
+            if isinstance(value, _FlagText) and not dataclasses.is_dataclass(element):
+                value = [_FlagText(word) for word in re.split(r"[\s,]+", value) if word]
+            if isinstance(value, list) and (value or not dataclasses.is_dataclass(element)):
+                items = [self._field(element, item, f"{name}.{place}") for place, item in enumerate(value)]
+                return _MISSING if _MISSING in items else tuple(items)
         try:
             return _convert(kind, value)
         except _MismatchError as mismatch:
@@ -207,7 +211,10 @@ def _allowed(kind: Any) -> str:
     if typing.get_origin(kind) is typing.Literal:
         return "one of " + ", ".join(f'"{choice}"' for choice in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
-        return "at least one entry, [[data.sources]] with index and weight"
+        element = typing.get_args(kind)[0]
+        if dataclasses.is_dataclass(element):
+            return 'at least one table with an index, such as [{ index = "packed" }]'
+        return f"a list, each of it {_allowed(element)}"
     names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", Path: "a path"}
     return names[kind]
 
@@ -233,8 +240,8 @@ def field_names(kind: type = RunConfig, prefix: str = "") -> list[str]:
     for name, hint in typing.get_type_hints(kind).items():
         if dataclasses.is_dataclass(hint):
             names += field_names(typing.cast(type, hint), f"{prefix}{name}.")
-        elif typing.get_origin(hint) is tuple:
-            names += field_names(typing.get_args(hint)[0], f"{prefix}{name}.0.")
+        elif typing.get_origin(hint) is tuple and dataclasses.is_dataclass(element := typing.get_args(hint)[0]):
+            names += field_names(typing.cast(type, element), f"{prefix}{name}.0.")
         else:
             names.append(prefix + name)
     return names

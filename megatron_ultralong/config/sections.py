@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_ultralong.config.data_section import DataConfig, DataSource
+from megatron_ultralong.config.validation_section import ValidationConfig
 
 __all__ = [
     "CheckpointConfig",
@@ -25,6 +26,7 @@ __all__ = [
     "RopeConfig",
     "RunConfig",
     "TrainConfig",
+    "ValidationConfig",
 ]
 
 
@@ -220,7 +222,7 @@ class LogConfig:
     """What is recorded."""
 
     metrics: Path | None = None
-    """JSON Lines file, one line a step; default: metrics.jsonl in checkpoint.save."""
+    """JSON Lines file, one line a step and one a validation; default: metrics.jsonl in checkpoint.save."""
     tensorboard: Path | None = None
     """Folder of TensorBoard event files; default: tensorboard in checkpoint.save."""
     wandb: str = ""
@@ -243,15 +245,19 @@ class RunConfig:
     rope: RopeConfig = RopeConfig()
     parallel: ParallelConfig = ParallelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    validation: ValidationConfig = ValidationConfig()  # noqa: RUF009  frozen, as the others
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
 
     @property
     def padded_length(self) -> int:
         """Positions of a sample as the ranks hold it: data.sequence_length, or the next length that they divide."""
-        length, parallel = self.data.sequence_length, self.parallel
-        if not self.data.pad_to_divisible:
-            return length
+        length = self.data.sequence_length
+        return self.divisible(length) if self.data.pad_to_divisible else length
+
+    def divisible(self, length: int) -> int:
+        """The next length from `length` on that context- and sequence-parallel ranks divide."""
+        parallel = self.parallel
         chunks = 2 if parallel.context > 1 else 1
         parts = parallel.context * math.lcm(chunks, parallel.tensor if parallel.sequence_parallel else 1)
         return -(-length // parts) * parts

@@ -23,6 +23,7 @@ from megatron_ultralong.errors import UserError
 from megatron_ultralong.families.defaults import completed
 from megatron_ultralong.families.tables import rules_of
 from megatron_ultralong.model.lean.lean_layer import LeanLayer, LeanOptions, make_lean
+from megatron_ultralong.model.likelihoods import judged
 from megatron_ultralong.model.loss import sum_of_losses
 from megatron_ultralong.model.loss_options import DEFAULT, LossOptions
 from megatron_ultralong.model.norms import LateNorm, RMSNorm
@@ -182,11 +183,13 @@ def _layer_spec(config: mcore.TransformerConfig, parallel: ParallelConfig) -> An
 class LanguageModel(mcore.GPTModel):
     """GPTModel whose head and loss go through the sequence in chunks (model/loss.py).
 
-    With labels and a loss mask it returns the weighted sum of the losses; without labels the logits, as GPTModel.
+    With labels and a loss mask it returns the weighted sum of the losses, or with `judges` what
+    `likelihoods.judged` says of each label; without labels the logits, as GPTModel.
     """
 
     loss_options = DEFAULT
     offload = False
+    judges = False
 
     def forward(self, *arguments: Any, **keywords: Any) -> Tensor:
         """As of GPTModel; with `offload`, what autograd saves of the layers' inputs goes to host memory."""
@@ -207,7 +210,7 @@ class LanguageModel(mcore.GPTModel):
         for hook in head._forward_pre_hooks.values():  # DDP's: the weight may still be on its way
             hook(head, ())
         weight_VD = head.weight
-        return sum_of_losses(
+        return (judged if self.judges else sum_of_losses)(
             hidden_states,
             weight_VD,
             labels,

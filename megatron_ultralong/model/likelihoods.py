@@ -7,11 +7,14 @@ all-gather of these joins them. Forward only; `loss.sum_of_losses` is the differ
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_ultralong.engine.device import to_device
 from megatron_ultralong.model.loss_options import DEFAULT, LossOptions, chunk_rows
+from megatron_ultralong.model.norms import normed
 
 
 def likelihoods(
@@ -39,6 +42,54 @@ def likelihoods(
         return tokens_N.new_empty(0), rows_ND.new_empty(0, dtype=torch.promote_types(rows_ND.dtype, torch.float32))
     likeliest, log_likelihood = (torch.cat(parts) for parts in zip(*found, strict=True))
     return likeliest, log_likelihood
+
+
+def judged(
+    hidden_LBD: Tensor,
+    weight_VD: Tensor,
+    labels_BL: Tensor,
+    loss_mask_BL: Tensor,
+    group: dist.ProcessGroup,
+    sequence_parallel: bool = False,
+    options: LossOptions = DEFAULT,
+    norm: torch.nn.RMSNorm | None = None,
+) -> Tensor:
+    """How likely each label was, and whether it was the likeliest token.
+
+    Args:
+        hidden_LBD: output of the last norm; with `sequence_parallel`, this rank's L / tp consecutive positions.
+        weight_VD: this rank's rows of the head, V / tp, in the hidden states' dtype.
+        labels_BL: int64; the same on every rank of the group.
+        loss_mask_BL: float32; where 0, nothing is computed and both numbers are 0. Best on the host, as for the loss.
+        group: the tensor-parallel group.
+        sequence_parallel: hidden states are split over the group along L.
+        options: `chunk` and `vocabulary`; there is no z-loss in it.
+        norm: the last norm, if `hidden_LBD` is its input.
+
+    Returns:
+        fp32 [2, B, L], the same on every rank: the log-likelihood in nats, and 1.0 where the label is the likeliest.
+    """
+    ranks = group.size() if sequence_parallel else 1
+    length, batch, width = hidden_LBD.shape
+    rows_ND, device = hidden_LBD.reshape(-1, width), hidden_LBD.device
+    labels_RN = labels_BL.t().reshape(ranks, length * batch)
+    labelled_RN = loss_mask_BL.cpu().numpy().T.reshape(ranks, length * batch) != 0
+    found_2RN = torch.zeros(2, ranks, length * batch, device=device)
+    step = chunk_rows(options, weight_VD.shape[0], ranks)
+    for first in range(0, length * batch, step):
+        part = slice(first, first + step)
+        places = np.flatnonzero(labelled_RN[:, part])
+        if not len(places):  # on every rank, since the mask is the same on every rank
+            continue
+        chunk_ND = rows_ND[part] if norm is None else normed(norm, rows_ND[part])
+        chunk_ND = _gather(chunk_ND, group).flatten(0, 1) if ranks > 1 else chunk_ND
+        places_N = to_device(torch.from_numpy(places), device)
+        tokens_N = labels_RN[:, part].reshape(-1)[places_N]
+        likeliest_N, log_likelihood_N = likelihoods(chunk_ND[places_N], weight_VD, tokens_N, group, options)
+        for number, values_N in enumerate((log_likelihood_N, (likeliest_N == tokens_N))):
+            whole_N = torch.zeros(chunk_ND.shape[0], device=device).index_copy_(0, places_N, values_N.float())
+            found_2RN[number, :, part] = whole_N.view(ranks, -1)
+    return found_2RN.view(2, -1, batch).transpose(1, 2)
 
 
 def _chunk(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.context_parallel import document_zigzag, zigzag
 from megatron_ultralong.data.reading.blend import BlendedDataset
+from megatron_ultralong.data.reading.dataset import Sample
 from megatron_ultralong.engine import mcore
 from megatron_ultralong.engine.device import to_device
 from megatron_ultralong.planning.flops import causal_pairs
@@ -92,8 +93,12 @@ def _read(run: Run, first: int) -> Microbatch:
     spans = held_spans(run.config, run.data, first, cp_rank, cp_size)
     rows = [run.data.read(first + i, spans) for i in range(run.config.train.micro_batch_size)]
     source = rows[0].source
-    masked = run.config.data.masks[source]  # and then there is one row
-    lengths = np.diff(rows[0].cu_seqlens).tolist() if masked else [run.config.data.sequence_length] * len(rows)
+    return assembled(rows, run.config.data.masks[source], run.config.data.sequence_length, cp_rank, source)
+
+
+def assembled(rows: Sequence[Sample], masked: bool, sequence_length: int, cp_rank: int, source: int = 0) -> Microbatch:
+    """A microbatch of what a rank holds of its samples, on the host; of one sample where documents are masked."""
+    lengths = np.diff(rows[0].cu_seqlens).tolist() if masked else [sequence_length] * len(rows)
 
     def stack(name: str) -> Tensor:
         return torch.from_numpy(np.stack([getattr(row, name) for row in rows]))

@@ -1,4 +1,4 @@
-"""The loop: step, record, save. Continued pretraining and instruction tuning differ only in their data."""
+"""The loop: step, record, validate, save. Continued pretraining and instruction tuning differ only in their data."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from megatron_ultralong.training.saving import Saver
 from megatron_ultralong.training.setup import Run, prepare
 from megatron_ultralong.training.step import StepResult, train_step
 from megatron_ultralong.training.stopping import StopRequests
+from megatron_ultralong.training.validation import Validator
 from megatron_ultralong.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class Outcome:
 
     Attributes:
         saved: the folder of the last checkpoint, or None if the run saves none.
-        stopped_by: what ended it before its last step (see `stopping`), or "".
+        stopped_by: what ended it before its last step and validation (see `stopping`), or "".
     """
 
     saved: Path | None
@@ -53,13 +54,13 @@ def train(config: RunConfig) -> Outcome:
 
 def _train(run: Run, requests: StopRequests, watchdog: Watchdog) -> Outcome:
     config = run.config
-    recorder = Recorder(config, run.step + 1) if dist.get_rank() == 0 else None
+    recorder = Recorder(config, run.step + 1, (run.standing or {}).get("step", -1)) if dist.get_rank() == 0 else None
     if recorder is not None:
         watchdog.closing.callback(recorder.close)  # of a run that fails too: its last numbers, its terminal as it was
     profiler = Profiler(config.log.profile, (config.checkpoint.save or Path()) / "trace")
-    saver = Saver(run, requests)
+    saver, validator = Saver(run, requests), Validator(run, requests, watchdog, recorder)
     watchdog.closing.callback(saver.close)
-    stopped_by = _steps(run, requests, watchdog, saver, recorder, profiler)
+    stopped_by = _steps(run, requests, watchdog, saver, validator, recorder, profiler)
     if not stopped_by:
         saver.finish_exports()
     profiler.close()
@@ -72,19 +73,21 @@ def _steps(
     requests: StopRequests,
     watchdog: Watchdog,
     saver: Saver,
+    validator: Validator,
     recorder: Recorder | None,
     profiler: Profiler,
 ) -> str:
-    """Every step that is left; returns what stopped the run before its last, or ""."""
+    """Every step and validation that is left; returns what stopped the run before its last, or ""."""
     config = run.config
     anomalies = Anomalies(run, saver)
     weighed = run.step + 1 + config.log.profile  # Adam's state is there, and the trace over
+    stopped_by = validator.after(run.step)  # of a new run, and what a resumed one has missed
     for step in range(run.step, config.train.steps):
         watchdog.step = f"step {step + 1}"
-        stopped_by = requests.agreed(run.device)
-        if stopped_by:
+        stopped_by = stopped_by or requests.agreed(run.device, validates=validator.due(step + 1))
+        if stopped_by or validator.ended:
             saver.save(step)
-            _say_stopped(config, step, stopped_by)
+            _say_stopped(config, step, stopped_by, validator.ended)
             return stopped_by
         started = time.monotonic()
         with measured(run) if step == weighed else contextlib.nullcontext() as memory:
@@ -98,11 +101,17 @@ def _steps(
             recorder.record(_metrics(run, step, result, seconds, spike))
         anomalies.stop_if_too_many(step, result)
         profiler.step()
-        saver.after_step(step + 1, result.updated)
-    return ""
+        stopped_by = validator.after(step + 1)
+        saver.after_step(step + 1, result.updated, validator.improved(step + 1))
+    if stopped_by:
+        _say_stopped(config, config.train.steps, stopped_by, "")
+    return stopped_by
 
 
-def _say_stopped(config: RunConfig, step: int, stopped_by: str) -> None:
+def _say_stopped(config: RunConfig, step: int, stopped_by: str, ended: str) -> None:
+    if not stopped_by:
+        logger.info("ended after step %d of %d: %s", step, config.train.steps, ended)
+        return
     go_on = "the same command goes on from there" if config.checkpoint.save else "nothing was saved: no checkpoint.save"
     logger.info("stopped by %s after step %d of %d; %s", stopped_by, step, config.train.steps, go_on)
 

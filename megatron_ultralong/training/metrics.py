@@ -1,4 +1,7 @@
-"""What one optimizer step is measured by: a field here is a column of metrics.jsonl, TensorBoard and W&B."""
+"""What an optimizer step and a validation are measured by.
+
+A field of a step is a column of metrics.jsonl, TensorBoard and W&B; so is each metric of a validation, by its name.
+"""
 
 from __future__ import annotations
 
@@ -58,3 +61,21 @@ class StepMetrics:
             else:
                 found[name] = value
         return found
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationMetrics:
+    """One validation.
+
+    Attributes:
+        step: optimizer steps done before it; 0: none.
+        metrics: by name (`validation_checks.metric_names`): losses in nats a token, perplexities, shares of needles
+            that were found; a bucket without a label is left out.
+        labels: how many labels each source, bucket and length of needles had.
+        seconds: wall time.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    labels: dict[str, int]
+    seconds: float

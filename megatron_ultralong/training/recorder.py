@@ -1,6 +1,7 @@
-"""What a run records: one JSON line a step, TensorBoard, Weights & Biases by option, and what the terminal shows.
+"""What a run records: a JSON line a step and a validation, TensorBoard, Weights & Biases by option, the terminal.
 
-Rank 0 only. metrics.jsonl is appended line by line; a resumed run first drops the lines past its step.
+Rank 0 only. metrics.jsonl is appended line by line; a resumed run first drops the lines past its step. A validation's
+line has `validation`, a table of its metrics, where a step's has its fields.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ import dataclasses
 import json
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_ultralong.config.reading import resolved
 from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.files import atomic_file
-from megatron_ultralong.training.metrics import StepMetrics
+from megatron_ultralong.training.metrics import StepMetrics, ValidationMetrics
 from megatron_ultralong.training.terminal_view import LiveView, PlainView, is_terminal
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,9 @@ class Sink(Protocol):
     def record(self, metrics: StepMetrics) -> None:
         """Take one step's metrics."""
 
+    def validated(self, found: ValidationMetrics) -> None:
+        """Take one validation's."""
+
     def close(self) -> None:
         """Flush what is buffered."""
 
@@ -37,15 +42,16 @@ class Recorder:
     Args:
         config: the run; what is not named goes below `checkpoint.save`, if there is one.
         first_step: the first step of this process; earlier lines of metrics.jsonl stay, later ones are dropped.
+        validated: the step of the last validation that the run knows of; -1: none.
     """
 
-    def __init__(self, config: RunConfig, first_step: int) -> None:
+    def __init__(self, config: RunConfig, first_step: int, validated: int = -1) -> None:
         section, save = config.log, config.checkpoint.save
         lines = section.metrics or (save and save / "metrics.jsonl")
         events = section.tensorboard or (save and save / "tensorboard")
         self.sinks: list[Sink] = []
         if lines is not None:
-            self.sinks.append(_JsonLines(lines, first_step))
+            self.sinks.append(_JsonLines(lines, first_step, validated))
         if events is not None:
             self.sinks.append(_TensorBoard(events, first_step))
         if section.wandb:
@@ -58,6 +64,11 @@ class Recorder:
         for sink in self.sinks:
             sink.record(metrics)
 
+    def validated(self, found: ValidationMetrics) -> None:
+        """Record one validation."""
+        for sink in self.sinks:
+            sink.validated(found)
+
     def close(self) -> None:
         """Flush what is buffered and leave the terminal as it was."""
         for sink in self.sinks:
@@ -65,14 +76,21 @@ class Recorder:
 
 
 class _JsonLines:
-    def __init__(self, path: Path, first_step: int) -> None:
+    def __init__(self, path: Path, first_step: int, validated: int = -1) -> None:
         self.path, self.failed = path, False
-        _keep_before(path, first_step)
+        _keep_before(path, first_step, validated)
 
     def record(self, metrics: StepMetrics) -> None:
+        self._append(_plain(dataclasses.asdict(metrics)))
+
+    def validated(self, found: ValidationMetrics) -> None:
+        row = {"step": found.step, "validation": found.metrics, "labels": found.labels, "seconds": found.seconds}
+        self._append(_plain(row))
+
+    def _append(self, row: dict[str, Any]) -> None:
         try:
             with self.path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(_plain(metrics)) + "\n")
+                stream.write(json.dumps(row) + "\n")
         except OSError as error:
             if not self.failed:
                 logger.warning("%s: cannot be written (%s); training goes on without.", self.path, error.strerror)
@@ -82,9 +100,9 @@ class _JsonLines:
         pass
 
 
-def _plain(metrics: StepMetrics) -> dict[str, Any]:
-    """The step as JSON has it: null for a number that is not finite; what is told by source only where it is."""
-    return {name: _finite(value) for name, value in dataclasses.asdict(metrics).items() if value != {}}
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row as JSON has it: null for a number that is not finite; what is told by source only where it is."""
+    return {name: _finite(value) for name, value in row.items() if value != {}}
 
 
 def _finite(value: Any) -> Any:
@@ -93,15 +111,16 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _keep_before(path: Path, step: int) -> None:
-    """Drop the lines of `step` and later, and a line that a kill cut short."""
+def _keep_before(path: Path, step: int, validated: int) -> None:
+    """Drop the lines of `step` and later, of validations after `validated`, and a line that a kill cut short."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
-            if line.endswith("\n") and json.loads(line)["step"] < step:
+            row = json.loads(line)
+            if line.endswith("\n") and (row["step"] <= validated if "validation" in row else row["step"] < step):
                 kept.append(line)
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
@@ -120,6 +139,10 @@ class _TensorBoard:
             if value is not None and name != "step":
                 self.writer.add_scalar(name, value, metrics.step)
 
+    def validated(self, found: ValidationMetrics) -> None:
+        for name, value in found.metrics.items():
+            self.writer.add_scalar(f"validation/{name}", value, found.step)
+
     def close(self) -> None:
         self.writer.close()
 
@@ -134,6 +157,9 @@ class _WeightsAndBiases:
 
     def record(self, metrics: StepMetrics) -> None:
         self.run.log(metrics.flat(), step=metrics.step)
+
+    def validated(self, found: ValidationMetrics) -> None:
+        self.run.log({f"validation/{name}": value for name, value in found.metrics.items()}, step=found.step)
 
     def close(self) -> None:
         self.run.finish()

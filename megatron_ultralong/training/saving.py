@@ -23,7 +23,7 @@ from megatron_ultralong.checkpoint.description import Description, sizes
 from megatron_ultralong.engine.checkpoint_writer import CheckpointWriter
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import replace_directory, sync
-from megatron_ultralong.training import checkpoints
+from megatron_ultralong.training import best, checkpoints
 from megatron_ultralong.training.exporting import Exporter
 from megatron_ultralong.training.setup import Run
 from megatron_ultralong.training.stopping import StopRequests
@@ -60,25 +60,26 @@ class Saver:
         self._pending: _Pending | None = None
         if (save := self.section.save) is not None:
             try:
-                _on_rank_0(lambda: _remove_leftovers(save))
+                _on_rank_0(lambda: _remove_leftovers(save, run))
                 if self.saved is not None:  # it may have its name back
                     self.saved = checkpoints.step_folder(save, self.step)
             except OSError as error:
                 raise UserError(f"checkpoint.save is {save}, where nothing can be written ({error}).") from error
 
-    def after_step(self, done: int, updated: bool) -> None:
+    def after_step(self, done: int, updated: bool, improved: bool = False) -> None:
         """Complete what was written in the background, and save if a checkpoint is due after `done` steps.
 
         Args:
             done: optimizer steps.
             updated: the last of them was not skipped. After one that was, only the end of the run is saved: the
                 newest checkpoint must not lie past the state before the first of too many.
+            improved: it is the best so far, and to be kept.
         """
         self._exporter.poll()
         last, interval = done == self.run.config.train.steps, self.section.interval
         if not last and self._pending is not None:
             self._try(lambda: self._complete(wait=False), required=False)
-        if last or (updated and interval > 0 and done % interval == 0):
+        if last or (updated and (improved or (interval > 0 and done % interval == 0))):
             self.save(done, required=last)
 
     def save(self, done: int, required: bool = True) -> None:
@@ -137,7 +138,7 @@ class Saver:
         folder = target.with_name(f".{target.name}.{tag[0]}.tmp")
         run.ahead.wait()
         position = run.data.position(run.samples_before(done))
-        description = dataclasses.replace(run.description, step=done, data=position.to_json())
+        description = dataclasses.replace(run.description, step=done, data=position.to_json(), validation=run.standing)
         self._pending = pending = _Pending(description, folder, target, time.monotonic())
         _on_rank_0(lambda: folder.mkdir(parents=True))
         run.gather_weights()
@@ -167,7 +168,8 @@ class Saver:
         logger.info("saved %s in %.1f s", pending.target, seconds)
         if dist.get_rank() == 0:
             self._exporter.offer(pending.target, pending.description.step)
-            _prune(save, section.keep_last, section.keep_every, self._exporter.needed)
+            kept = best.point(save, pending.description.validation)
+            _prune(save, section.keep_last, section.keep_every, self._exporter.needed | kept)
 
 
 def _on_rank_0(work: Callable[[], None]) -> None:
@@ -212,10 +214,14 @@ def _prune(save: Path, keep_last: int, keep_every: int, needed: set[Path]) -> No
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def _remove_leftovers(save: Path) -> None:
-    """Delete what a killed run was writing or deleting, but for the only copy of a step that it was replacing."""
+def _remove_leftovers(save: Path, run: Run) -> None:
+    """Delete what a killed run was writing or deleting, but for the only copy of a step that it was replacing.
+
+    The best checkpoint is again that of the state from which the run goes on.
+    """
     save.mkdir(parents=True, exist_ok=True)
     checkpoints.restore_replaced(save)
     for pattern in (".step_*.tmp", ".step_*.old"):
         for folder in save.glob(pattern):
             shutil.rmtree(folder, ignore_errors=True)
+    best.point(save, run.standing)

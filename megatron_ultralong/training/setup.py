@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from megatron_ultralong.config import reading
 from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.context_parallel import kernel_choice
 from megatron_ultralong.data.reading.blend import BlendedDataset
+from megatron_ultralong.data.reading.dataset import PackedDataset
 from megatron_ultralong.engine import determinism, groups
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.families.defaults import completed
@@ -30,6 +31,7 @@ from megatron_ultralong.model.loss_options import LossOptions
 from megatron_ultralong.rope import config_json, recipes
 from megatron_ultralong.training import checkpoints, optimizing, sources
 from megatron_ultralong.training.ahead import Ahead
+from megatron_ultralong.training.needle_prompts import NeedlePrompt, prepare_needles
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,9 @@ class Run:
         samples: samples of the blend read before them.
         resumed_from: the checkpoint that held them, or None for a new run.
         device: where batches go.
+        held_out: the sources of its validation.
+        needles: and the needles of that.
+        standing: what its validations have found so far (`validation.Standing`), for checkpoints; None: nothing yet.
         ahead: reads the next microbatch.
     """
 
@@ -64,6 +69,9 @@ class Run:
     samples: int
     resumed_from: Path | None
     device: torch.device
+    held_out: Sequence[PackedDataset] = ()
+    needles: Sequence[NeedlePrompt] = ()
+    standing: dict[str, Any] | None = None
     ahead: Ahead = dataclasses.field(default_factory=Ahead)
 
     def gather_weights(self) -> None:
@@ -100,7 +108,10 @@ def prepare(config: RunConfig, joined: Callable[[], None] = lambda: None) -> Run
     if resume_from is not None:
         _check_rope_is_kept(config, resume_from)
     description = _describe(config, hf_config, resume_from or config.checkpoint.load, tokenizer)
+    held_out = sources.open_held_out(config, data.datasets)
+    needles = prepare_needles(config)
     run = build_run(config, description, data, device, None if resume_from else config.checkpoint.load)
+    run.held_out, run.needles = held_out, needles
     if resume_from is not None:
         _resume(run, [resume_from], candidates)
     return run
@@ -159,6 +170,7 @@ def _resume(run: Run, first: list[Path], others: Iterator[Path]) -> None:
         if choice != first:  # which the data was opened for
             run.data = sources.blend(run.config, run.data.datasets, choice[0])
         run.samples, run.resumed_from = run.data.first, choice[0]
+        run.standing = Description.read(choice[0]).validation
         logger.info("resuming from %s", choice[0])
         return
 

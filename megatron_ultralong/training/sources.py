@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch.distributed as dist
 
 from megatron_ultralong.config.checks import read_manifest
-from megatron_ultralong.config.sections import DataConfig, RunConfig
+from megatron_ultralong.config.sections import DataSource, RunConfig
 from megatron_ultralong.data.reading.blend import BlendedDataset
 from megatron_ultralong.data.reading.dataset import PackedDataset
 from megatron_ultralong.data.tokenizer.identity import foreign, tokenizer_file
@@ -33,11 +34,46 @@ def open_sources(config: RunConfig) -> list[PackedDataset]:
     Raises:
         UserError: on every rank, if any of them cannot open one.
     """
+    return _open_together(config, config.data.sources)
+
+
+def open_held_out(config: RunConfig, data: Sequence[PackedDataset]) -> list[PackedDataset]:
+    """The packed indexes of the run's validation, likewise; what they share with `data`, the run's own, is said.
+
+    Raises:
+        UserError: on every rank, if any of them cannot open one.
+    """
+    if not config.validation.sources:
+        return []
+    found = _open_together(config, config.validation.sources)
+    if dist.get_rank() == 0:
+        for sentence in learnt_too(found, data):
+            logger.warning("%s", sentence)
+    return found
+
+
+def learnt_too(held_out: Sequence[PackedDataset], data: Sequence[PackedDataset]) -> Iterator[str]:
+    """A sentence for each held-out index with documents that the run trains on, as far as their numbers tell."""
+    for one in held_out:
+        own = np.unique(one.index.document_ids)
+        for other in data:
+            if one.index.corpus.tokens_fingerprint != other.index.corpus.tokens_fingerprint:
+                continue
+            if shared := int(np.isin(own, other.index.document_ids).sum()):
+                yield (
+                    f"{one.index.folder}: {shared:,} of its {len(own):,} documents are in {other.index.folder} too, so "
+                    "the run learns them and their loss says little of others; pack both with tools/pack_corpus.py "
+                    "--held-out."
+                )
+
+
+def _open_together(config: RunConfig, section: Sequence[DataSource]) -> list[PackedDataset]:
+    """Indexes opened by every rank, whose files only the first reads through."""
     first = dist.get_rank() == 0
-    found = _together(lambda: _open_first(config) if first else [])
+    found = together(lambda: _open_first(config, section) if first else [])
     fingerprints = [[dataset.fingerprint for dataset in found]]
     dist.broadcast_object_list(fingerprints)
-    return _together(lambda: found or _open(config, fingerprints[0]))
+    return together(lambda: found or _open(config, section, fingerprints[0]))
 
 
 def blend(config: RunConfig, datasets: Sequence[PackedDataset], resume_from: Path | None) -> BlendedDataset:
@@ -89,7 +125,7 @@ def tokenizer_problems(config: RunConfig) -> Iterator[str]:
     except UserError as error:
         yield str(error)
         return
-    for source in config.data.sources:
+    for source in (*config.data.sources, *config.validation.sources):
         if other := foreign(config.model.hf, read_manifest(source.index)):
             yield (
                 f"{source.index / 'manifest.json'}: {other}; tokenize with the model's own, or set model.hf to the "
@@ -97,26 +133,25 @@ def tokenizer_problems(config: RunConfig) -> Iterator[str]:
             )
 
 
-def _open_first(config: RunConfig) -> list[PackedDataset]:
+def _open_first(config: RunConfig, section: Sequence[DataSource]) -> list[PackedDataset]:
     """Rank 0's: every fingerprint is taken from the files."""
     raise_problems("the configuration", list(tokenizer_problems(config)))
-    return _open(config, [None] * len(config.data.sources))
+    return _open(config, section, [None] * len(section))
 
 
-def _open(config: RunConfig, believed: Sequence[str | None]) -> list[PackedDataset]:
-    section: DataConfig = config.data
+def _open(config: RunConfig, section: Sequence[DataSource], believed: Sequence[str | None]) -> list[PackedDataset]:
     return [
         PackedDataset(
             source.index,
-            **dataclasses.asdict(section.options(source)),
+            **dataclasses.asdict(config.data.options(source)),
             padded_length=config.padded_length,
             believed=fingerprint,
         )
-        for source, fingerprint in zip(section.sources, believed, strict=True)
+        for source, fingerprint in zip(section, believed, strict=True)
     ]
 
 
-def _together(make: Callable[[], T]) -> T:
+def together(make: Callable[[], T]) -> T:
     """What `make` returns; its UserError is every rank's, so that none waits for one that has left."""
     made: list[T] = []
     reasons = [""] * dist.get_world_size()

@@ -36,7 +36,7 @@ class StopRequests:
         except ValueError as error:  # before anything else is looked at
             raise UserError(f"train.time_limit is {error}; give HH:MM:SS or D-HH:MM:SS.") from None
         self.noted = 0
-        self.longest = {"step": 0.0, "save": 0.0}
+        self.longest = {"step": 0.0, "save": 0.0, "validation": 0.0}
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequests:
@@ -55,16 +55,22 @@ class StopRequests:
         self.noted = max(self.noted, _REASONS.index(signal.Signals(number).name))
 
     def took(self, what: str, seconds: float) -> None:
-        """Note how long a "step" or a "save" took: another of each must fit before the limit."""
+        """Note how long a "step", "save" or "validation" took: what comes next must fit before the limit."""
         self.longest[what] = max(self.longest[what], seconds)
 
     def due(self) -> bool:
         """Whether this process was asked to stop, or has no time left."""
         return bool(self.noted) or _age() >= self.limit
 
-    def agreed(self, device: torch.device) -> str:
-        """What ends the run now, on any rank: a signal's name, "train.time_limit", or "". Every rank calls it."""
-        late = _age() + sum(self.longest.values()) > self.limit
+    def agreed(self, device: torch.device, *, validates: bool = False) -> str:
+        """What ends the run now, on any rank: a signal's name, "train.time_limit", or "". Every rank calls it.
+
+        Args:
+            device: of the run.
+            validates: a validation comes after the next step.
+        """
+        following = sum(self.longest[what] for what in ("step", "save", *(["validation"] if validates else [])))
+        late = _age() + following > self.limit
         number = torch.tensor(max(self.noted, int(late)), dtype=torch.int32, device=device)
         dist.all_reduce(number, dist.ReduceOp.MAX)
         return _REASONS[int(number)]

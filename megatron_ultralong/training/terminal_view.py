@@ -1,7 +1,8 @@
 """What the terminal shows of a run: a table that is redrawn in place, or a plain line now and then.
 
 The table (rich) is for people who watch; where the output is no terminal (a batch job's log) the same numbers
-come as one line every `log.interval` steps. What is logged meanwhile appears above the table.
+come as one line every `log.interval` steps. A validation is a line of its own in both, and its losses stay in the
+table. What is logged meanwhile appears above the table.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from typing import Any
 
 from megatron_ultralong.progress import duration
-from megatron_ultralong.training.metrics import StepMetrics
+from megatron_ultralong.training.metrics import StepMetrics, ValidationMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +75,26 @@ class PlainView:
             self.clock.left(metrics.step),
         )
 
+    def validated(self, found: ValidationMetrics) -> None:
+        """Log it."""
+        logger.info("%s", said(found))
+
     def close(self) -> None:
         """Nothing is buffered."""
+
+
+def said(found: ValidationMetrics) -> str:
+    """A validation in a line: each source's loss with those of its buckets, then needles."""
+    words = []
+    for name, value in found.metrics.items():
+        kind, _, rest = name.partition("/")
+        if kind == "loss" and "/" not in rest:
+            words.append(f"loss of {rest} {value:.4f} (perplexity {found.metrics[f'perplexity/{rest}']:.4g})")
+        elif kind == "loss":
+            words.append(f"at {rest.partition('/')[2]} {value:.4f}")
+        elif kind == "needles":
+            words.append(f"{100 * value:.0f} % of needles at {rest}")
+    return f"validation after step {found.step}: {', '.join(words)}; {duration(found.seconds)}"
 
 
 class LiveView:
@@ -93,7 +112,7 @@ class LiveView:
             for handler in logging.getLogger().handlers
             if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr
         ]
-        self.stderr = sys.stderr
+        self.stderr, self.last = sys.stderr, list[tuple[str, str, str, str]]()
         self.live.start()
         for handler in self.handlers:  # sys.stderr is rich's now, which prints above the table
             handler.setStream(sys.stderr)
@@ -101,6 +120,14 @@ class LiveView:
     def record(self, metrics: StepMetrics) -> None:
         """Redraw the table."""
         self.live.update(self._table(metrics))
+
+    def validated(self, found: ValidationMetrics) -> None:
+        """Log it above the table, and keep its numbers in it from the next step on."""
+        logger.info("%s", said(found))
+        shown = [(name, value) for name, value in found.metrics.items() if name.startswith(("loss/", "needles/"))]
+        cells = [(name, f"{value:.4f}" if name[0] == "l" else f"{100 * value:.0f} %") for name, value in shown]
+        cells += [("", "")] * (len(cells) % 2)
+        self.last = [(*one, *other) for one, other in zip(cells[::2], cells[1::2], strict=True)]
 
     def _table(self, metrics: StepMetrics) -> Any:
         from rich.console import Group
@@ -120,6 +147,7 @@ class LiveView:
                 f"{metrics.tokens_per_second_per_rank:,.0f}, {metrics.tflops_per_rank:.3g} TFLOPS{mfu}",
             ),
             ("step time", f"{metrics.seconds:.2f} s", "memory", f"{metrics.memory_gib:.1f} GiB"),
+            *self.last,
         ):
             table.add_row(*row)
         for part in self.sources.newest(metrics):

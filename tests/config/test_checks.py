@@ -344,6 +344,9 @@ def test_data_of_another_length_or_vocabulary(run):
     short, wide = run("--data.sources.1.index short --data.sources.2.index wide")
     assert short.startswith("short/manifest.json: packed for sequence_length 1024, but data.sequence_length is 2048; ")
     assert wide.startswith("wide/manifest.json: tokens of a vocabulary of 2000, but the model has 1024; ")
+    held_out = "--validation.sources.0.index short --validation.sources.1.index nothing"
+    assert run(held_out)[0] == short
+    assert run(held_out)[1].startswith("nothing/manifest.json: the manifest of the packed index is missing; pack ")
 
 
 def test_a_manifest_without_an_entry(run):

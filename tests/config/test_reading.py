@@ -99,11 +99,12 @@ def test_a_mistake_is_named_with_its_line(tmp_path, extra, expected):
         (
             MINIMAL.replace("[[data.sources]]", "[data.sources]"),
             "{path}, line 7: data.sources is {{'index': 'packed/a'}}; "
-            "give at least one entry, [[data.sources]] with index and weight.",
+            'give at least one table with an index, such as [{{ index = "packed" }}].',
         ),
         (
             MINIMAL.replace('[[data.sources]]\nindex = "packed/a"\n', "sources = []\n"),
-            "{path}, line 7: data.sources is []; give at least one entry, [[data.sources]] with index and weight.",
+            "{path}, line 7: data.sources is []; "
+            'give at least one table with an index, such as [{{ index = "packed" }}].',
         ),
     ],
 )

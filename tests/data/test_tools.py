@@ -81,6 +81,15 @@ def test_the_whole_way(tool, preprocess, tmp_path, tokenizer, tokenizer_folder):
     pieces = text.split("<s>")
     assert 0 < len(pieces) <= len(listed)
     assert set(pieces[:-1]) <= {document["text"] for document in documents}
+    held_out = ("--held-out", 0.3, "--part", "held-out", "--last-sample", "keep")
+    result = tool(
+        "pack_corpus",
+        *("--tokens", corpus, "--output", tmp_path / "held_out", "--sequence-length", 128),
+        *("--tokenizer-model", tokenizer_folder, *held_out),
+    )
+    assert result[0] == 0
+    manifest = json.loads((tmp_path / "held_out" / "manifest.json").read_text())
+    assert manifest["resampled"] == {"held_out": 0.3, "part": "held-out"} and 0 < manifest["documents"] < 20
 
 
 def test_a_line_that_is_not_json(tmp_path, tokenizer_folder):

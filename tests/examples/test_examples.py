@@ -107,7 +107,7 @@ def provided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def provide(config: RunConfig) -> None:
     """What the steps before this one would have made."""
-    for source in config.data.sources:
+    for source in (*config.data.sources, *config.validation.sources):
         source.index.mkdir(parents=True, exist_ok=True)
         manifest = {
             "sequence_length": config.data.sequence_length,

@@ -82,6 +82,18 @@ def test_initial_weights_and_evaluation_are_the_same(process: None) -> None:
     assert torch.equal(*logits)
 
 
+def test_what_validation_judges_is_the_same(process: None) -> None:
+    """Which has no logits either, so that the last norm is taken there too."""
+    found = []
+    for options in ({}, {"head_groups": 2, "recompute": "full", "mlp_chunk": 7}):
+        model = model_of("llama", loss_chunk=12, **options).eval()
+        model.judges, layout = True, layout_of(True)
+        tokens = layout.position_ids % 64
+        with torch.no_grad():
+            found.append(model(tokens, layout.position_ids, None, labels=tokens, packed_seq_params=layout))
+    assert torch.equal(*found) and found[0].unique().numel() > LENGTH // 2
+
+
 @pytest.mark.parametrize("recompute", ["full", "selective"])
 def test_operations_are_recomputes_but_for_one_projection_more_and_one_product_less(
     process: None, recompute: str

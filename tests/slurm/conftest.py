@@ -112,6 +112,7 @@ def variables(files: Path, cluster: Cluster) -> dict[str, str]:
         "SFT_LENGTH": "256",
         "TOTAL_TOKENS": str(STEPS * BATCH * LENGTH),
         "RESAMPLE_OPTIONS": "--short-below 1024 --long-above 2048",
+        "HELD_OUT": "0.1",
         "SHARDS": "2",
         "NODES": "2",
         "GPUS_PER_NODE": "1",
@@ -171,4 +172,4 @@ def losses(folder: Path) -> dict[int, tuple[float, float]]:
     """Step -> (loss, gradient norm), exactly as written."""
     path = folder / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
-    return {row["step"]: (row["loss"], row["grad_norm"]) for row in rows}
+    return {row["step"]: (row["loss"], row["grad_norm"]) for row in rows if "validation" not in row}

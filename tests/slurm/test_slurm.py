@@ -48,7 +48,7 @@ def pipeline(cluster: Cluster, submit: Submit, variables: dict[str, str]) -> Pat
 @pytest.fixture
 def beside(pipeline: Path, tmp_path: Path) -> Path:
     """The folder of another run on the same data."""
-    for path in (*pipeline.glob("corpus*"), pipeline / "packed", pipeline / "megatron"):
+    for path in (*pipeline.glob("corpus*"), *pipeline.glob("packed*"), pipeline / "megatron"):
         (tmp_path / path.name).symlink_to(path)
     return tmp_path
 

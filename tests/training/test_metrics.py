@@ -117,6 +117,42 @@ def test_a_run_that_fails_gives_the_terminal_back(workspace: Path) -> None:
     assert "error: step" in shown[shown.index("\x1b[?25h") :]
 
 
+FOUND = metrics.ValidationMetrics(
+    4,
+    {"loss/h": 2.5, "loss/h/0-16": 2.75, "perplexity/h": 12.18, "perplexity/h/0-16": 15.6, "needles/64": 0.25},
+    {"h": 10, "h/0-16": 4, "needles/64": 20},
+    3.0,
+)
+
+
+def test_a_validation_is_a_line_of_a_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    terminal_view.PlainView(1, 8, 10).validated(FOUND)
+    said = "loss of h 2.5000 (perplexity 12.18), at 0-16 2.7500, 25 % of needles at 64; 3 s"
+    assert caplog.messages == [f"validation after step 4: {said}"]
+
+
+def test_a_table_keeps_what_was_validated(capsys: pytest.CaptureFixture[str]) -> None:
+    every = dataclasses.fields(metrics.StepMetrics)
+    fields = [field for field in every if field.default_factory is dataclasses.MISSING]
+    view = terminal_view.LiveView(1, 8, 10)
+    view.validated(FOUND)
+    view.record(metrics.StepMetrics(**{field.name: 1 for field in fields}))  # type: ignore[arg-type]
+    view.close()
+    shown = capsys.readouterr().err
+    assert re.search(r"loss/h +2\.5000 +loss/h/0-16 +2\.7500", shown) and re.search(r"needles/64 +25 %", shown), shown
+
+
+def test_lines_of_validations_that_will_be_repeated_are_dropped(tmp_path: Path) -> None:
+    """A run that resumes after step 4 without knowing of the validation there."""
+    path = tmp_path / "metrics.jsonl"
+    rows = [(0, {"validation": {}}), *((step, {"loss": 1.0}) for step in (1, 2, 3, 4)), (4, {"validation": {}})]
+    for validated, kept in ((4, [0, 1, 2, 3, 4, 4]), (0, [0, 1, 2, 3, 4]), (-1, [1, 2, 3, 4])):
+        path.write_text("".join(json.dumps({"step": step} | row) + "\n" for step, row in [*rows, (5, {"loss": 1.0})]))
+        recorder._JsonLines(path, 5, validated)
+        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == kept
+
+
 def test_a_full_disk_does_not_end_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sink = recorder._JsonLines(tmp_path / "metrics.jsonl", 1)
     fields = dict.fromkeys((field.name for field in dataclasses.fields(metrics.StepMetrics)), 1)

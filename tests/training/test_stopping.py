@@ -62,6 +62,13 @@ def test_the_time_limit_leaves_room_for_another_step_and_another_save() -> None:
         assert requests.agreed(device) == "train.time_limit"
 
 
+def test_the_time_limit_leaves_room_for_a_validation_where_one_is_due() -> None:
+    with groups.single_process() as device, StopRequests("10:00:00") as requests:
+        requests.took("validation", 36000.0)
+        assert requests.agreed(device) == ""
+        assert requests.agreed(device, validates=True) == "train.time_limit"
+
+
 def test_handlers_are_put_back() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
     with StopRequests() as requests, groups.single_process() as device:

@@ -1,6 +1,6 @@
 """What needles say and how they are asked for: keys of digits, sentences, several keys, keys among others like them.
 
-The wording of keys is that of `retrieval`, which also makes the quickstart's training chats. A kind is pure: chance in,
+The wording of keys is that of `keys`, which training's own needles and chats have too. A kind is pure: chance in,
 lines and question out.
 """
 
@@ -10,7 +10,7 @@ import dataclasses
 import random
 from collections.abc import Callable
 
-from megatron_ultralong.evaluation.benchmarks.retrieval import DIGITS, fact, lead_in, question, random_facts
+from megatron_ultralong.evaluation.benchmarks.keys import DIGITS, fact, lead_in, question, random_facts
 from megatron_ultralong.evaluation.benchmarks.words import ADJECTIVES, NOUNS
 
 SEVERAL = 4

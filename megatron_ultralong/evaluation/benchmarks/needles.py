@@ -20,6 +20,7 @@ from megatron_ultralong.evaluation.benchmarks import needle_kinds
 from megatron_ultralong.evaluation.benchmarks.counting import counter_of
 from megatron_ultralong.evaluation.benchmarks.filler import Filler, Stretch, filler_of
 from megatron_ultralong.evaluation.benchmarks.fitting import fit
+from megatron_ultralong.evaluation.benchmarks.keys import BEFORE, PREFIX, QUESTION, depth_grid
 from megatron_ultralong.evaluation.benchmarks.needle_kinds import Hidden, Hide
 from megatron_ultralong.evaluation.benchmarks.ruler.ruler_scoring import match_all
 from megatron_ultralong.evaluation.registry import MakeOptions, Task
@@ -27,9 +28,6 @@ from megatron_ultralong.evaluation.samples import Sample, TooShortError
 
 _STARTS = 1 << 16
 """Tokens of the haystack in which a sample's text may begin."""
-_BEFORE = "Something that will be asked for is hidden in the text below; keep it in mind.\n\n"
-_QUESTION = "\n\nQuestion: {question}\n"
-_PREFIX = "Answer:"
 
 
 def tasks() -> list[Task]:
@@ -40,11 +38,6 @@ def tasks() -> list[Task]:
         grid_task("needles/several", needle_kinds.several, 96, exact=False),
         grid_task("needles/distractors", needle_kinds.distractors, 32),
     ]
-
-
-def depth_grid(count: int) -> list[float]:
-    """`count` depths from 0 to 1, evenly spread: 10 is the paper's 0, 11, 22 ... 100 %; 1 is the middle."""
-    return [round(index / (count - 1), 4) for index in range(count)] if count > 1 else [0.5]
 
 
 def grid_task(name: str, hide: Hide, budget: int, exact: bool = True, grid: bool = True) -> Task:
@@ -116,8 +109,8 @@ class _Asking:
         if self.options.form == "chat":
             before, after, prefix, lead_in = "", f"\n\n{hidden.question}", "", hidden.lead_in
         else:
-            before, after = _BEFORE, _QUESTION.format(question=hidden.question)
-            prefix, lead_in = _PREFIX, f" {hidden.lead_in}"
+            before, after = BEFORE, QUESTION.format(question=hidden.question)
+            prefix, lead_in = PREFIX, f" {hidden.lead_in}"
         if self.options.lead_in:
             prefix, lead_in = f"{prefix}{lead_in}".rstrip(), " "
         whole = before + text + after

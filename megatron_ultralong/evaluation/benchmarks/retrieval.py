@@ -16,52 +16,15 @@ from collections.abc import Callable, Sequence
 from megatron_ultralong.data.tokenizer.chat import ChatTokenizer, Message
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.benchmarks.haystack import Haystack
-
-_NAMES = """
-red blue green gold silver black white pink north south east west spring summer winter autumn
-apple lemon cherry peach tiger horse eagle whale river stone cloud storm paper glass iron copper
-"""
-NAMES: tuple[str, ...] = tuple(_NAMES.split())
-"""What a key may be called."""
-DIGITS = 5
-"""Digits of a key."""
+from megatron_ultralong.evaluation.benchmarks.keys import DIGITS, NAMES, Fact, fact, question, random_facts
 
 _SPARE = 16  # tokens that a chat may be too short by, before it is filled up
 _FILLINGS = 8  # times at most
-
-Fact = tuple[str, str]
-"""A name and its digits."""
-
-
-def lead_in(name: str) -> str:
-    """What stands before the digits in an answer."""
-    return f"The {name} key is "
-
-
-def fact(name: str, digits: str) -> str:
-    """The fact's line in the text."""
-    return f"{lead_in(name)}{digits}."
-
-
-def question(name: str) -> str:
-    """The user's question."""
-    return f"What is the {name} key?"
 
 
 def answer(name: str, digits: str) -> str:
     """The assistant's answer: the fact's own sentence."""
     return fact(name, digits)
-
-
-def random_facts(rng: random.Random, count: int) -> list[Fact]:
-    """`count` facts of different names with random digits.
-
-    Raises:
-        UserError: there are fewer names than facts.
-    """
-    if not 1 <= count <= len(NAMES):
-        raise UserError(f"facts = {count} is out of range; ask for 1 to {len(NAMES)} facts, one a name.")
-    return [(name, "".join(rng.choices("0123456789", k=DIGITS))) for name in rng.sample(NAMES, count)]
 
 
 def count_tokens(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> int:

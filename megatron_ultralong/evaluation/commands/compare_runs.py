@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.report.comparison import FORMAT, compare_scores, needle_grids
-from megatron_ultralong.evaluation.report.extras import read_curves, read_extra
+from megatron_ultralong.evaluation.report.extras import read_extra
 from megatron_ultralong.evaluation.report.findings import findings, skipped
 from megatron_ultralong.evaluation.report.gathering import Model, gather
 from megatron_ultralong.evaluation.report.heatmap import heatmap_png
@@ -18,6 +18,7 @@ from megatron_ultralong.evaluation.report.page import report_page
 from megatron_ultralong.evaluation.report.perplexities import perplexities
 from megatron_ultralong.evaluation.report.scale import length_label
 from megatron_ultralong.evaluation.report.score_section import title_of
+from megatron_ultralong.evaluation.report.stage_curves import read_curves
 from megatron_ultralong.evaluation.report.task_picture import task_png
 from megatron_ultralong.evaluation.run_folder import Run, read_run
 from megatron_ultralong.files import atomic_file, disk_errors_named, writable, write_json

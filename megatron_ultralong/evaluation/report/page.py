@@ -20,19 +20,16 @@ from megatron_ultralong.evaluation.report.perplexity_section import perplexity_s
 from megatron_ultralong.evaluation.report.sample_section import sample_section
 from megatron_ultralong.evaluation.report.scale import length_label, model_color
 from megatron_ultralong.evaluation.report.score_section import score_section, title_of
-from megatron_ultralong.evaluation.report.settings_section import (
-    Curves,
-    settings_section,
-    skipped_section,
-    training_section,
-)
+from megatron_ultralong.evaluation.report.settings_section import settings_section, skipped_section
 from megatron_ultralong.evaluation.report.short_section import short_section
+from megatron_ultralong.evaluation.report.stage_curves import Stage
+from megatron_ultralong.evaluation.report.training_section import training_section
 
 Result = Mapping[str, Any]
 _FIRST = ("needles", "ruler")
 
 
-def report_page(result: Result, models: Sequence[Model], samples: Sequence[Opened], curves: Curves) -> str:
+def report_page(result: Result, models: Sequence[Model], samples: Sequence[Opened], curves: Mapping[str, Stage]) -> str:
     """The page as text.
 
     Args:
@@ -63,7 +60,7 @@ def report_page(result: Result, models: Sequence[Model], samples: Sequence[Opene
 
 
 def _sections(
-    result: Result, models: Sequence[Model], samples: Sequence[Opened], curves: Curves
+    result: Result, models: Sequence[Model], samples: Sequence[Opened], curves: Mapping[str, Stage]
 ) -> list[tuple[str, str, str]]:
     """Name, label and content of each that has something to show."""
     names, limit = [model.name for model in models], models[0].context_length

@@ -1,4 +1,4 @@
-"""The report's ends: what was skipped, how training went, how long all took, and with what it was made."""
+"""The report's ends: what was skipped, how long all took, and with what it was made."""
 
 from __future__ import annotations
 
@@ -7,15 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_ultralong.evaluation.report.gathering import Model
-from megatron_ultralong.evaluation.report.line_chart import Axes, Line, Point, line_chart
-from megatron_ultralong.evaluation.report.markup import details, figure, model_tag, section, table, text
-from megatron_ultralong.evaluation.report.scale import length_label, model_color
+from megatron_ultralong.evaluation.report.markup import details, model_tag, section, table, text
+from megatron_ultralong.evaluation.report.scale import length_label
 from megatron_ultralong.progress import duration
-
-Curves = Mapping[str, Sequence[Mapping[str, float]]]
-"""Stage -> its steps {step, loss, grad_norm}."""
-_MOST_POINTS = 400
-_FIELDS = (("loss", "loss, nats a token"), ("grad_norm", "gradient norm"))
 
 
 def skipped_section(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
@@ -31,31 +25,6 @@ def skipped_section(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> 
         "Skipped",
         "What could not be asked. It has no score: it is not a zero, and no average counts it.",
         table(["model", "task", "tokens", "samples", "why"], cells, "prose"),
-    )
-
-
-def training_section(curves: Curves) -> str:
-    """Loss and gradient norm by step, a curve a stage."""
-    charts = []
-    for index, (stage, rows) in enumerate(curves.items()):
-        for field, caption in _FIELDS:
-            kept = rows[:: -(-len(rows) // _MOST_POINTS)]
-            points = [Point(row["step"], row[field], words=f"{stage}, step {row['step']}: {row[field]:.4g}")
-                      for row in kept]  # fmt: skip
-            title = f"{caption} of {stage}: {points[0].y:.3f} at first, {points[-1].y:.3f} at last"
-            line = Line(stage, model_color(index + 2), points)
-            chart = line_chart([line], Axes(x_label="step", x_scale="steps"), title)
-            charts.append(figure(chart, f"{text(stage)}: {caption}"))
-    cells = [
-        [text(stage), f"{len(rows):,}", f"{rows[0]['loss']:.3f}", f"{rows[-1]['loss']:.3f}"]
-        for stage, rows in curves.items()
-    ]
-    return section(
-        "training",
-        "Training",
-        "How the model was made: metrics.jsonl of each stage.",
-        '<div class="side two">' + "".join(charts) + "</div>",
-        table(["stage", "steps", "first loss", "last loss"], cells),
     )
 
 

@@ -6,15 +6,12 @@ import pytest
 from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.benchmarks.haystack import Haystack
+from megatron_ultralong.evaluation.benchmarks.keys import NAMES, fact, question, random_facts
 from megatron_ultralong.evaluation.benchmarks.retrieval import (
-    NAMES,
     _chat,
     _exchange_tokens,
     answer,
     count_tokens,
-    fact,
-    question,
-    random_facts,
     recall_conversation,
 )
 

@@ -20,6 +20,10 @@ def report(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     metrics = folder / "metrics.jsonl"
     metrics.write_text("".join(json.dumps({"step": n, "loss": 3.0 / n, "grad_norm": 1.0}) + "\n" for n in (1, 2, 3)))
+    found = {"loss/h<o>": 2.0, "loss/h<o>/0-16": 2.5, "perplexity/h<o>": 7.4, "needles/64": 0.5}
+    later = found | {"loss/h<o>": 1.5, "needles/64": None}
+    with metrics.open("a") as stream:
+        stream.writelines(json.dumps({"step": s, "validation": v}) + "\n" for s, v in ((0, found), (3, later)))
     (folder / "extra.json").write_text(json.dumps({"world_size": 2, "seconds": {"extend": 130.0}}))
     compare_runs(tuple(map(str, small)), output=folder, metrics=(f"stage <1>={metrics}",), extra=folder / "extra.json")
     return folder
@@ -41,6 +45,9 @@ def test_every_picture_has_a_text_that_says_the_same(report):
     base, extended = "base 75.0 at 4,096 and 0.0 at 128K tokens", "extended 75.0 at 4,096 and 75.0 at 128K tokens"
     assert f"RULER by length: {base}; {extended}." in titles
     assert "loss, nats a token of stage <1>: 3.000 at first, 1.000 at last" in titles
+    assert "share of needles found of stage <1>: 64 0.500 at first, 0.500 at last" in titles
+    validated = "h<o> 2.000 at first, 1.500 at last; h<o>/0-16 2.500 at first, 2.500 at last"
+    assert f"validation loss, nats a token of stage <1>: {validated}" in titles
     assert all(titles)
 
 

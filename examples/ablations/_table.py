@@ -1,0 +1,177 @@
+"""What the seeds say: mean and 95 % interval of each measure, and of each claim the verdict and what more would cost.
+
+Arms are compared within a seed (same documents, chats, needles), and the interval is of the mean of those differences.
+It is Student's t, not the bootstrap that reports use over the samples of one run: with five values the bootstrap's
+percentiles leave out the uncertainty of the spread and cover 95 % in name alone (sqrt(4/5) of the spread, and 2.0
+instead of 2.8 of its errors), while t is exact where differences are normal, which means over many prompts nearly are.
+What varies is what seeds vary; one base model is behind all of it, so nothing is said of other bases.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from _arms import Claim, Experiment
+from _results import MEASURES, lower_is_better
+
+SHOWN = ("needles", "needles_worst_length", "long", "distractors", "ruler", "ruler_past", "short", "loss_short",
+         "loss_long", "loss_past")  # fmt: skip
+MOST_SEEDS = 100
+AGREES, DISAGREES, OPEN = "agrees", "disagrees", "cannot tell"
+_OWN = ("train", "tune", "export", "answers", "perplexity")  # stages that one more seed would take
+# fmt: off
+_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+         2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
+# fmt: on
+NO_RESULTS = "No results yet: `python examples/ablations/run.py run` makes them."
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A mean over seeds and its 95 % interval; of one seed without bounds."""
+
+    mean: float
+    half: float
+    seeds: int
+
+    @property
+    def low(self) -> float:
+        """The lower bound."""
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        """The upper bound."""
+        return self.mean + self.half
+
+
+def t_quantile(freedom: int) -> float:
+    """The 97.5th percentile of Student's t; beyond 30 degrees of freedom the first terms of its expansion."""
+    if freedom <= len(_T975):
+        return _T975[freedom - 1]
+    z = 1.959964
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Mean of seeds with Student's t around it."""
+    n = len(values)
+    half = t_quantile(n - 1) * statistics.stdev(values) / math.sqrt(n) if n > 1 else math.inf
+    return Interval(statistics.fmean(values), half, n)
+
+
+def seeds_to_tell(values: Sequence[float], above: float) -> int | None:
+    """Seeds at which an interval of this mean and spread would leave out `above`; None: more than MOST_SEEDS."""
+    distance, spread = abs(statistics.fmean(values) - above), statistics.stdev(values)
+    for n in range(2, MOST_SEEDS + 1):
+        if t_quantile(n - 1) * spread / math.sqrt(n) < distance:
+            return n
+    return None
+
+
+def verdict(claim: Claim, scale: str, measure: str, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the seeds that are there say of one measure of a claim."""
+    arm, against = (_by_seed(results, scale, name, measure) for name in (claim.arm, claim.against))
+    sign = -1.0 if lower_is_better(measure) else 1.0
+    if claim.against:
+        values = [sign * (arm[seed] - against[seed]) for seed in sorted(arm.keys() & against.keys())]
+    else:
+        values = [sign * arm[seed] for seed in sorted(arm)]
+    row: dict[str, Any] = {"claim": claim.name, "scale": scale, "measure": measure, "above": claim.above}
+    row |= {"seeds": len(values), "verdict": OPEN, "values": values}
+    if len(values) < 2:
+        return row | {"more": "at least two seeds are needed"}
+    found = interval(values)
+    if found.low > claim.above:
+        said = AGREES
+    else:
+        said = DISAGREES if found.high < claim.above else OPEN
+    row |= {"mean": found.mean, "low": found.low, "high": found.high, "verdict": said, "more": ""}
+    if said == OPEN:
+        needed = seeds_to_tell(values, claim.above) if len(set(values)) > 1 else None
+        cost = sum(_seed_hours(results, scale, name) for name in filter(None, (claim.arm, claim.against)))
+        row["more"] = (
+            f"{needed} seeds in all if mean and spread stay, {(needed - len(values)) * cost:.1f} core hours more"
+            if needed is not None and needed > len(values) else "no number of seeds under 100 would"
+        )  # fmt: skip
+    return row
+
+
+def claims_table(experiment: Experiment, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row a claim, scale and measure."""
+    return [
+        verdict(claim, scale, measure, results)
+        for claim in experiment.claims for scale in claim.scales for measure in claim.measures
+    ]  # fmt: skip
+
+
+def arms_table(experiment: Experiment, results: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, Interval]]]:
+    """Scale -> arm -> measure -> its interval, in the order of arms.toml."""
+    found: dict[str, dict[str, dict[str, Interval]]] = {}
+    for scale in experiment.scales:
+        for arm in experiment.arms:
+            measured = {name: list(_by_seed(results, scale, arm, name).values()) for name in MEASURES}
+            shown = {name: interval(values) for name, values in measured.items() if values}
+            if shown:
+                found.setdefault(scale, {})[arm] = shown
+    return found
+
+
+def core_hours(results: Iterable[dict[str, Any]]) -> float:
+    """Processor time of all stages behind the results, each counted once."""
+    stages = {folder: stage["cpu_seconds"] for result in results for folder, stage in result["stages"].items()}
+    return sum(stages.values()) / 3600
+
+
+def markdown(experiment: Experiment, results: Sequence[dict[str, Any]]) -> str:
+    """The results as docs/ablations.md has them."""
+    if not results:
+        return NO_RESULTS
+    commits = sorted({str(result["git_commit"]) for result in results})
+    words = [f"{len(results)} runs, {core_hours(results):.1f} core hours, commit {', '.join(commits)}."]
+    words += ["", "| claim | scale | measure | mean | 95 % interval | seeds | verdict | to know more |",
+              "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for row in claims_table(experiment, results):
+        bounds = f"{row['mean']:.3f} | {row['low']:.3f} to {row['high']:.3f}" if "mean" in row else "- | -"
+        words.append(
+            f"| {row['claim']} | {row['scale']} | {row['measure']} above {row['above']:g} | {bounds} | {row['seeds']} "
+            f"| {row['verdict']} | {row['more']} |"
+        )
+    for scale, arms in arms_table(experiment, results).items():
+        columns = [name for name in SHOWN if any(name in found for found in arms.values())]
+        words += ["", f"{scale}, {experiment.scales[scale].target:,} tokens:", ""]
+        words += [f"| arm | {' | '.join(columns)} | seeds |", "|---" * (len(columns) + 2) + "|"]
+        for arm, found in arms.items():
+            name = f"{arm} (apart)" if experiment.arms[arm].apart else arm
+            cells = " | ".join(_cell(found.get(column), column) for column in columns)
+            words.append(f"| {name} | {cells} | {max(each.seeds for each in found.values())} |")
+    return "\n".join(words)
+
+
+def _cell(found: Interval | None, measure: str) -> str:
+    if found is None:
+        return "-"
+    digits = 3 if lower_is_better(measure) else 1
+    return f"{found.mean:.{digits}f}" + (f" ± {found.half:.{digits}f}" if found.seeds > 1 else "")
+
+
+def _by_seed(results: Iterable[dict[str, Any]], scale: str, arm: str, measure: str) -> dict[int, float]:
+    return {
+        result["seed"]: result["measures"][measure]
+        for result in results
+        if (result["scale"], result["arm"]) == (scale, arm) and measure in result["measures"]
+    }
+
+
+def _seed_hours(results: Iterable[dict[str, Any]], scale: str, arm: str) -> float:
+    """Core hours of one more seed of an arm, from those there are."""
+    found = [
+        sum(stage["cpu_seconds"] for folder, stage in result["stages"].items() if folder.rpartition("-")[0] in _OWN)
+        for result in results
+        if (result["scale"], result["arm"]) == (scale, arm)
+    ]
+    return statistics.fmean(found) / 3600

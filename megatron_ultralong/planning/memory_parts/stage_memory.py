@@ -19,6 +19,7 @@ from megatron_ultralong.planning.memory_parts.head_memory import (
     loss_of,
 )
 from megatron_ultralong.planning.memory_parts.layer_memory import Keep, kept_by_layer, layer_backward, layer_forward
+from megatron_ultralong.planning.memory_parts.lean_memory import group_of, kept_by_lean, lean_backward, lean_forward
 from megatron_ultralong.planning.memory_parts.live import Live
 from megatron_ultralong.planning.memory_parts.norm_memory import norm_backward, norm_forward
 from megatron_ultralong.planning.memory_parts.share import Share
@@ -79,7 +80,7 @@ def stage_memory(s: Share, stage: Stage) -> StageMemory:
         waiting = _step(Live(), s, dataclasses.replace(stage, steady=False))
         live.take((stage.flying - 1) * (waiting - (s.stream if s.gpu and not stage.last else 0)))  # outputs are sent
     activations = _step(live, s, stage)
-    attention_forward(attending, s)
+    attention_forward(attending, group_of(s) if s.head_groups.count else s)
     return StageMemory(
         activations=activations,
         attention=attending.top,
@@ -88,7 +89,7 @@ def stage_memory(s: Share, stage: Stage) -> StageMemory:
         moment=live.at,
         kept=live.kept_at,
         with_scratch=live.with_scratch,
-        host=s.stream * stage.recomputed * stage.flying if stage.offload and s.gpu else 0,
+        host=_away(s, stage) * stage.recomputed * stage.flying if stage.offload and s.gpu else 0,
     )
 
 
@@ -109,8 +110,8 @@ def _step(live: Live, s: Share, stage: Stage) -> int:
         left = _left(s, keep, away)
         live.take((layers - 1) * left)
         live.kept = live.now - s.stream
-        layer_forward(live, s, keep)
-        live.drop(s.stream + kept_by_layer(s, keep) - left)
+        _forward(live, s, keep)
+        live.drop(s.stream + _kept(s, keep) - left)
     live.kept = live.now - s.stream
     if stage.last:
         norm_forward(live, s)
@@ -135,6 +136,18 @@ def _step(live: Live, s: Share, stage: Stage) -> int:
     return held
 
 
+def _forward(live: Live, s: Share, keep: Keep) -> None:
+    if s.head_groups.count:
+        lean_forward(live, s, keep == "attention")
+    else:
+        layer_forward(live, s, keep)
+
+
+def _kept(s: Share, keep: Keep) -> int:
+    """Beside the input and the output."""
+    return kept_by_lean(s, keep == "attention") if s.head_groups.count else kept_by_layer(s, keep)
+
+
 def _kinds(stage: Stage) -> list[tuple[Keep, int]]:
     """What layers keep, and how many do, in the order of forward."""
     recomputed: Keep = "nothing" if stage.recompute == "full" else "attention"
@@ -144,10 +157,17 @@ def _kinds(stage: Stage) -> list[tuple[Keep, int]]:
 
 def _left(s: Share, keep: Keep, away: bool) -> int:
     """What a layer leaves: what it keeps, and its input where something needs that."""
+    if s.head_groups.count and keep == "attention" and away:
+        return s.lse
     if keep != "all":
-        return kept_by_layer(s, keep) + (0 if away else s.stream)
+        return _kept(s, keep) + (0 if away else s.stream)
     offloaded = 4 * s.stream if away else 0  # inputs of norms and of column-parallel layers
     return kept_by_layer(s, keep) + (s.stream if _needs_input(s) else 0) - offloaded
+
+
+def _away(s: Share, stage: Stage) -> int:
+    """What a layer leaves in the host's memory."""
+    return s.stream + (s.q if s.head_groups.count and stage.recompute == "selective" else 0)
 
 
 def _needs_input(s: Share) -> bool:
@@ -181,8 +201,11 @@ def _layer_again_and_back(live: Live, s: Share, keep: Keep, away: bool, layers: 
         live.take(4 * s.stream if away else 0)
         layer_backward(live, s)
         return
-    live.take((2 if layers > 1 else 1) * s.stream if away else 0)
-    if keep == "nothing":
+    fetched = s.stream + (s.q if s.head_groups.count and keep == "attention" else 0) if away else 0
+    live.take((2 if layers > 1 else 1) * fetched)
+    if s.head_groups.count:
+        lean_backward(live, s, keep == "attention")
+    elif keep == "nothing":
         layer_forward(live, s, "all")
         layer_backward(live, s, held=True)
         live.drop(2 * s.stream)  # the output, and its gradient
@@ -190,4 +213,4 @@ def _layer_again_and_back(live: Live, s: Share, keep: Keep, away: bool, layers: 
         layer_forward(live, s, "all again")
         live.drop(s.stream)
         layer_backward(live, s)
-    live.drop((s.stream if away and layers > 1 else 0) + (0 if _needs_input(s) else s.stream))
+    live.drop((fetched if layers > 1 else 0) + (0 if s.head_groups.count or _needs_input(s) else s.stream))

@@ -76,11 +76,11 @@ def lean_backward(live: Live, s: Share, known: bool) -> None:
     _middle(live, t)
     live.drop(t.stream if s.tiles > 1 else 0)
     _mlp_backward(live, t)
-    live.take(t.q * (2 if t.split else 1))
+    _side_by_side(live, t)
     live.take(t.whole if t.split else 0)
     _weight(live, s, s.weights_proj)
     live.now = left + s.q + s.lse + (sums if s.element == 4 else 2 * sums)
-    live.take(2 * s.kv)
+    live.take(2 * s.kv + t.stream)  # and what was between attention and the MLP in the last tile
     _attention_backward(live, s)
     sums += 0 if s.fused_gradients else s.weights_qkv
     _input_backward(live, s, t)
@@ -111,14 +111,17 @@ def _project(live: Live, s: Share, g: Share, kept: int) -> None:
     """A group's queries, beside which there is room for its keys and values already, and `kept` bytes more."""
     live.doing = "projections of a group, forward"
     live.take(g.q + kept)
-    t = tile_of(s)
-    tile = round((g.q + 2 * g.kv) * s.tile)
-    before = live.now
-    if s.tiles > 1:
-        live.take(tile + (t.whole if t.split else t.stream))  # the tile before
+    t, q = tile_of(s), round(g.q * s.tile)
+    projected = q + round(2 * g.kv * s.tile)
+    tile = t.whole if t.split else t.stream
+    before, several = live.now, s.tiles > 1
+    live.take(projected + tile if several else 0)  # of the tile before
     _gathered(live, t)
-    live.take(tile)
-    live.take(round(g.q * s.tile) * (1 if s.gpu else 3))  # rotated
+    live.drop(tile if several else 0)
+    live.take(projected)
+    live.take(q if s.head_groups.keys > 1 else 0)  # queries side by side
+    live.drop(projected if several else 0)
+    live.take(q * (1 if s.gpu else 3))  # rotated
     live.now = before
 
 
@@ -133,9 +136,9 @@ def _gathered(live: Live, t: Share) -> None:
 
 def _middle(live: Live, t: Share) -> None:
     """What lies between attention and the MLP, from attention's output."""
-    live.take(t.q * (2 if t.split else 1))  # the heads' side by side
+    _side_by_side(live, t)
     live.take(t.whole)
-    live.drop(t.q * (2 if t.split else 1))
+    live.drop(t.q)
     if t.split:
         live.take(t.stream)
         live.drop(t.whole)
@@ -177,9 +180,8 @@ def _mlp_backward(live: Live, t: Share) -> None:
 def _norm_backward(live: Live, t: Share) -> None:
     """A tile's norm again, and back: from its output's gradient to its input's."""
     norm_forward(live, t)
-    live.take(t.stream)
     norm_backward(live, t, 0)
-    live.drop(0)
+    live.take(t.stream)  # of the input and the gradient, which stay, and the output, which goes
 
 
 def _attention_backward(live: Live, s: Share) -> None:
@@ -229,21 +231,28 @@ def _differentiate(live: Live, g: Share) -> None:
 def _input_backward(live: Live, s: Share, t: Share) -> None:
     """Through the projection of all heads and the norm, a tile at a time."""
     live.doing = "projections, backward"
-    before = live.now
-    if s.tiles > 1:
-        live.take(t.projected + (t.whole if t.split else t.stream) + 2 * t.stream)  # the tile before
+    before, several = live.now, s.tiles > 1
+    tile = t.whole if t.split else t.stream
+    live.take(tile + t.projected + 2 * t.stream if several else 0)  # of the tile before
     _gathered(live, t)
-    live.take(t.q * (2 if t.split else 1))
-    live.drop(t.q if t.split else 0)
+    live.drop(tile if several else 0)
+    _side_by_side(live, t)
     live.take(2 * t.kv if t.split else 0)
     live.take(t.projected)
-    live.drop(t.q + (2 * t.kv if t.split else 0))
+    live.drop((t.projected if several else 0) + t.q + (2 * t.kv if t.split else 0))
     _weight(live, s, s.weights_qkv)
     live.take(t.whole)
     live.take(t.stream if t.split else 0)
-    live.drop(t.whole if t.split else 0)
+    live.drop((t.stream if several else 0) + (t.whole if t.split else 0))
     _norm_backward(live, t)
     live.now = before
+
+
+def _side_by_side(live: Live, t: Share) -> None:
+    """All heads of a tile in one."""
+    live.take(t.q if t.split else 0)  # a group's after another's
+    live.take(t.q)
+    live.drop(t.q if t.split else 0)
 
 
 def _weight(live: Live, s: Share, weight: int) -> None:

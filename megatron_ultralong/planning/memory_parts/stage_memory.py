@@ -104,6 +104,7 @@ def _step(live: Live, s: Share, stage: Stage) -> int:
     live.take(s.stream if away and not stage.first else 0)  # what was received, though the layer's input is away
     if stage.first:
         embedding_forward(live, s)
+        live.take(s.stream if away else 0)  # what the model's forward holds, though the layer's input is away
     else:
         live.take(s.stream)  # received
     for keep, layers in kinds:
@@ -114,12 +115,14 @@ def _step(live: Live, s: Share, stage: Stage) -> int:
         live.drop(s.stream + _kept(s, keep) - left)
     live.kept = live.now - s.stream
     if stage.last:
-        norm_forward(live, s)
+        if not s.head_groups.count:
+            norm_forward(live, s)
         live.doing = "loss"
         live.brief(_loss(s, stage))
         live.take(kept_by_loss(s.rows, s.width, stage.vocabulary, s.element))
-        live.drop(s.stream)  # the normed output
-        live.drop(s.stream if away or not _needs_input(s) else 0)
+        live.drop(s.stream)  # the normed output; of lean layers the input, which the loss norms
+        live.drop(s.stream if not s.head_groups.count and (away or not _needs_input(s)) else 0)
+    live.drop(s.stream if away and stage.first else 0)
     held = live.now
     live.drop(sent + received)
     live.kept = live.now
@@ -190,6 +193,8 @@ def _start_backward(live: Live, s: Share, stage: Stage, away: bool) -> None:
     live.take(head * s.element if s.element == 2 else 0)
     live.drop(4 * head if s.element == 2 or not stage.tied else 0)
     live.drop(head * s.element if s.element == 2 and not stage.tied else 0)
+    if s.head_groups.count:
+        return
     live.take(2 * s.stream if away else 0)  # the last norm's input, and the next to come
     norm_backward(live, s, 0)
     live.drop(s.stream if away else 0)

@@ -16,7 +16,7 @@ from typing import Any
 from megatron_ultralong.config.sections import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from megatron_ultralong.files import read_json
 from megatron_ultralong.planning.memory import PlannedMemory
-from megatron_ultralong.planning.search.layouts import Saving, divisors, layouts, name_of, problem, with_saving
+from megatron_ultralong.planning.search.layouts import Saving, head_group_counts, layouts, name_of, problem, with_saving
 from megatron_ultralong.planning.search.ranking import MARGIN, memories
 from megatron_ultralong.rope.recipes import LONGEST
 
@@ -49,6 +49,11 @@ class Found:
     def host(self, gpus: int) -> float:
         """Bytes of a node's host memory."""
         return self.memory.host * min(gpus, A_NODE)
+
+    @property
+    def card(self) -> str:
+        """What is highest, and where."""
+        return f"{self.memory.needed / 1e9:.1f}"
 
 
 def run(length: int, fp32_gradients: bool) -> RunConfig:
@@ -86,8 +91,7 @@ def _grouped(layout: RunConfig, saving: Saving) -> Iterator[RunConfig]:
     if not saving.groups:
         yield with_saving(layout, saving)
         return
-    heads = MODEL["num_key_value_heads"] // layout.parallel.tensor
-    for groups in divisors(max(heads, 1)):
+    for groups in head_group_counts(layout, MODEL):
         yield with_saving(layout, dataclasses.replace(saving, groups=groups))
 
 

@@ -189,10 +189,8 @@ def _attention_backward(live: Live, s: Share) -> None:
     g = group_of(s)
     before = live.now
     live.take(2 * g.kv)
-    if s.head_groups.sharing > 1:
-        live.take(2 * g.kv * (s.wide or 1))  # what the groups before have found for the keys they share
-    elif s.head_groups.count > 1:
-        live.take(2 * g.kv)  # what the group before has found
+    if s.head_groups.sharing > 1:  # what the groups before have found for the keys they share
+        live.take(2 * g.kv * (s.wide or 1 if s.head_groups.sharing > 2 else 1))
     _project(live, s, g, (g.q + g.kv) if s.qk_norm else 0)
     t = tile_of(s)
     live.doing = "attention of a group, backward"

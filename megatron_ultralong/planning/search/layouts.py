@@ -54,13 +54,18 @@ SAVINGS = (
 
 def leaner(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[Saving]:
     """What is tried where none of `SAVINGS` fits, what costs least time first: groups of heads, Adam on the host."""
-    heads = hf_config["num_attention_heads"]
-    kv_heads = hf_config.get("num_key_value_heads") or heads
-    N, K = heads // config.parallel.tensor, max(1, kv_heads // config.parallel.tensor)
-    groups = [n for n in divisors(N) if head_groups.problem(N, K, n) is None]
+    groups = head_group_counts(config, hf_config)
     for host in (False, True):
         for count in ([0] if host else []) + groups:
             yield Saving("full", True, True, count, host)
+
+
+def head_group_counts(config: RunConfig, hf_config: dict[str, Any]) -> list[int]:
+    """Numbers of groups that a rank's heads can be cut into, ascending."""
+    heads = hf_config["num_attention_heads"]
+    kv_heads = hf_config.get("num_key_value_heads") or heads
+    N, K = heads // config.parallel.tensor, max(1, kv_heads // config.parallel.tensor)
+    return [n for n in divisors(N) if head_groups.problem(N, K, n) is None]
 
 
 def divisors(number: int) -> list[int]:

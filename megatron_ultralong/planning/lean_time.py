@@ -24,7 +24,9 @@ class LeanWork(RankWork):
 
     def _group_projections(self) -> float:
         """Queries, keys and values of all groups, once."""
-        return self.groups_of_heads * self.product(self.tokens, self.shape.hidden, self.head_sizes // self.groups_of_heads)
+        return self.groups_of_heads * self.product(
+            self.tokens, self.shape.hidden, self.head_sizes // self.groups_of_heads
+        )
 
     def _projections(self) -> float:
         out = self.product(self.tokens, self.heads * self.shape.head_dim, self.shape.hidden)

@@ -50,11 +50,6 @@ class Found:
         """Bytes of a node's host memory."""
         return self.memory.host * min(gpus, A_NODE)
 
-    @property
-    def card(self) -> str:
-        """What is highest, and where."""
-        return f"{self.memory.needed / 1e9:.1f}"
-
 
 def run(length: int, fp32_gradients: bool) -> RunConfig:
     """One sample a step; its layout is yet to be found."""
@@ -95,24 +90,28 @@ def _grouped(layout: RunConfig, saving: Saving) -> Iterator[RunConfig]:
         yield with_saving(layout, dataclasses.replace(saving, groups=groups))
 
 
+def at(config: RunConfig, length: int, gpus: int) -> PlannedMemory:
+    """Of the stage that needs most, with another length."""
+    data = dataclasses.replace(config.data, sequence_length=length)
+    one = dataclasses.replace(config, data=data)
+    return max(memories(one, MODEL, gpus, True), key=lambda stage: stage.needed)
+
+
 def _longer(config: RunConfig, gpus: int, room: float, host: float, best: Found | None) -> Found | None:
     """What the layout holds, if that is more than `best`."""
 
-    def at(multiple: int) -> Found | None:
-        data = dataclasses.replace(config.data, sequence_length=multiple * STEP)
-        one = dataclasses.replace(config, data=data)
-        memory = max(memories(one, MODEL, gpus, True), key=lambda stage: stage.needed)
-        found = Found(multiple * STEP, one, memory)
-        return found if memory.needed <= room and found.host(gpus) <= host else None
+    def fitting(multiple: int) -> Found | None:
+        found = Found(multiple * STEP, config, at(config, multiple * STEP, gpus))
+        return found if found.memory.needed <= room and found.host(gpus) <= host else None
 
     low = best.length // STEP if best else 0
-    found = at(low + 1) if low < LONGEST // STEP else None
+    found = fitting(low + 1) if low < LONGEST // STEP else None
     if found is None:
         return best
     low, high = low + 1, LONGEST // STEP + 1
     while high - low > 1:
         middle = (low + high) // 2
-        longer = at(middle)
+        longer = fitting(middle)
         if longer is None:
             high = middle
         else:
@@ -144,7 +143,7 @@ def ladder() -> Iterator[str]:
     yield "|---" * 4 + "|"
     rungs = {
         "plain: sequence parallelism, ring, distributed optimizer, loss in chunks": Saving("none", False, False),
-        "+ `recompute = \"full\"`": Saving("full", False, False),
+        '+ `recompute = "full"`': Saving("full", False, False),
         "+ `offload = true`": Saving("full", True, False),
         "+ `mlp_chunk = 4096`": Saving("full", True, True),
         "+ `optimizer.offload_fraction = 1`": Saving("full", True, True, host_optimizer=True),

@@ -60,10 +60,14 @@ def lean_forward(live: Live, s: Share, keep: bool) -> None:
     live.now = before + s.stream + (s.q + s.lse if keep else 0)
 
 
-def lean_backward(live: Live, s: Share, known: bool) -> None:
+def lean_backward(live: Live, s: Share, known: bool, ahead: int) -> None:
     """From the output's gradient to the input's, in its place; frees what was kept, and the input.
 
-    `known`: attention's output and log-sum-exp are there.
+    Args:
+        live: what there is.
+        s: the rank's share.
+        known: attention's output and log-sum-exp are there.
+        ahead: bytes that are fetched for the layer below, and stay.
     """
     if not known:
         _attend(live, s)
@@ -83,11 +87,30 @@ def lean_backward(live: Live, s: Share, known: bool) -> None:
     live.take(2 * s.kv + t.stream)  # and what was between attention and the MLP in the last tile
     _attention_backward(live, s)
     sums += 0 if s.fused_gradients else s.weights_qkv
+    live.take(ahead)
     _input_backward(live, s, t)
-    live.now = left + (sums if s.element == 4 else 2 * sums)
+    live.now = left + ahead + (sums if s.element == 4 else 2 * sums)
     live.doing = "gradients of weights"
     live.take(s.weights_up + s.weights_down + s.weights_proj + s.weights_qkv if s.element == 2 and sums else 0)
-    live.now = left - s.stream
+    live.now = left + ahead - s.stream
+
+
+def lean_embedding_forward(live: Live, s: Share) -> None:
+    """Leaves the first layer's input; tile by tile, as the sequence is split."""
+    live.doing = "embedding, forward"
+    t = tile_of(s)
+    live.take(s.stream)
+    live.brief(t.whole + t.stream)
+
+
+def lean_embedding_backward(live: Live, s: Share, table: int) -> None:
+    """From the gradient of the first layer's input, which it frees; `table`: bytes of the embedding."""
+    live.doing = "embedding, backward"
+    t = tile_of(s)
+    live.take(table * 4 // s.element)
+    live.brief(t.whole + 2 * t.whole * 4 // s.element)
+    live.take(table if s.element == 2 else 0)
+    live.drop(table * 4 // s.element + (table if s.element == 2 else 0) + s.stream)
 
 
 def kept_by_lean(s: Share, keep: bool) -> int:

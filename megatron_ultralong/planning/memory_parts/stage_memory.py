@@ -19,7 +19,14 @@ from megatron_ultralong.planning.memory_parts.head_memory import (
     loss_of,
 )
 from megatron_ultralong.planning.memory_parts.layer_memory import Keep, kept_by_layer, layer_backward, layer_forward
-from megatron_ultralong.planning.memory_parts.lean_memory import group_of, kept_by_lean, lean_backward, lean_forward
+from megatron_ultralong.planning.memory_parts.lean_memory import (
+    group_of,
+    kept_by_lean,
+    lean_backward,
+    lean_embedding_backward,
+    lean_embedding_forward,
+    lean_forward,
+)
 from megatron_ultralong.planning.memory_parts.live import Live
 from megatron_ultralong.planning.memory_parts.norm_memory import norm_backward, norm_forward
 from megatron_ultralong.planning.memory_parts.share import Share
@@ -89,7 +96,7 @@ def stage_memory(s: Share, stage: Stage) -> StageMemory:
         moment=live.at,
         kept=live.kept_at,
         with_scratch=live.with_scratch,
-        host=_away(s, stage) * stage.recomputed * stage.flying if stage.offload and s.gpu else 0,
+        host=_away(s, _kinds(stage)[0][0]) * stage.recomputed * stage.flying if stage.offload and s.gpu else 0,
     )
 
 
@@ -103,7 +110,10 @@ def _step(live: Live, s: Share, stage: Stage) -> int:
     live.take(2 * sent + received)
     live.take(s.stream if away and not stage.first else 0)  # what was received, though the layer's input is away
     if stage.first:
-        embedding_forward(live, s)
+        if s.head_groups.count and s.split:
+            lean_embedding_forward(live, s)
+        else:
+            embedding_forward(live, s)
         live.take(s.stream if away else 0)  # what the model's forward holds, though the layer's input is away
     else:
         live.take(s.stream)  # received
@@ -133,7 +143,10 @@ def _step(live: Live, s: Share, stage: Stage) -> int:
         live.kept = live.now
     if stage.first:
         table = stage.vocabulary * s.width * s.element
-        embedding_backward(live, s, stage.tensor, table)
+        if s.head_groups.count and s.split:
+            lean_embedding_backward(live, s, table)
+        else:
+            embedding_backward(live, s, stage.tensor, table)
         live.drop(table if stage.tied else 0)
     live.drop(sent + (s.stream if away and not stage.first else 0))
     return held
@@ -160,17 +173,17 @@ def _kinds(stage: Stage) -> list[tuple[Keep, int]]:
 
 def _left(s: Share, keep: Keep, away: bool) -> int:
     """What a layer leaves: what it keeps, and its input where something needs that."""
-    if s.head_groups.count and keep == "attention" and away:
-        return s.lse
+    if s.head_groups.count and away:
+        return 0
     if keep != "all":
         return _kept(s, keep) + (0 if away else s.stream)
     offloaded = 4 * s.stream if away else 0  # inputs of norms and of column-parallel layers
     return kept_by_layer(s, keep) + (s.stream if _needs_input(s) else 0) - offloaded
 
 
-def _away(s: Share, stage: Stage) -> int:
+def _away(s: Share, keep: Keep) -> int:
     """What a layer leaves in the host's memory."""
-    return s.stream + (s.q if s.head_groups.count and stage.recompute == "selective" else 0)
+    return s.stream + (kept_by_lean(s, keep == "attention") if s.head_groups.count else 0)
 
 
 def _needs_input(s: Share) -> bool:
@@ -206,11 +219,15 @@ def _layer_again_and_back(live: Live, s: Share, keep: Keep, away: bool, layers: 
         live.take(4 * s.stream if away else 0)
         layer_backward(live, s)
         return
-    fetched = s.stream + (s.q if s.head_groups.count and keep == "attention" else 0) if away else 0
-    live.take((2 if layers > 1 else 1) * fetched)
     if s.head_groups.count:
-        lean_backward(live, s, keep == "attention")
-    elif keep == "nothing":
+        fetched = _away(s, keep) if away else 0
+        live.take(fetched)
+        ahead = fetched if layers > 1 else 0
+        lean_backward(live, s, keep == "attention", ahead)
+        live.drop(ahead)
+        return
+    live.take((2 if layers > 1 else 1) * s.stream if away else 0)
+    if keep == "nothing":
         layer_forward(live, s, "all")
         layer_backward(live, s, held=True)
         live.drop(2 * s.stream)  # the output, and its gradient
@@ -218,4 +235,4 @@ def _layer_again_and_back(live: Live, s: Share, keep: Keep, away: bool, layers: 
         layer_forward(live, s, "all again")
         live.drop(s.stream)
         layer_backward(live, s)
-    live.drop((fetched if layers > 1 else 0) + (0 if s.head_groups.count or _needs_input(s) else s.stream))
+    live.drop((s.stream if away and layers > 1 else 0) + (0 if _needs_input(s) else s.stream))

@@ -124,7 +124,7 @@ ALL = Saving("full", True, True, groups=1, host_optimizer=True)
 
 def machines() -> Iterator[str]:
     """The longest by machine."""
-    yield "| GPUs | each | tokens | layout | GB a GPU | host GB a node | gradients in fp32 | 2 TB a node | 1 TB | peers |"
+    yield "| GPUs | each | tokens | layout | GB a GPU | host GB | gradients in fp32 | 2 TB a node | 1 TB | peers |"
     yield "|---" * 10 + "|"
     for card, size in CARDS.items():
         for gpus in GPUS:

@@ -1,4 +1,4 @@
-"""Every way to lay one run over a cluster: TP x CP (ring x ulysses) x PP x DP, microbatch, recomputation, tiles, groups.
+"""Every way to lay one run over a cluster: TP x CP (ring x ulysses) x PP x DP, microbatch, what is kept and how.
 
 Sizes are divisors; whether they go together is for `config.checks` to say, whose sentences become the reasons. A few
 thousand configurations for a thousand GPUs.

@@ -153,13 +153,20 @@ def _fits(base: RunConfig, hf_config: dict[str, Any], world_size: int, profile: 
     for layout in layouts(base, hf_config, world_size):
         if layout.train.micro_batch_size > 1:
             continue
-        savings = [*leaner(layout, hf_config)] if profile.asynchronous else []
-        for saving in (SAVINGS[-1], *reversed(savings)):
-            config = with_saving(layout, saving)
-            held = memories(config, hf_config, world_size, profile.asynchronous)
-            if max(one.needed for one in held) <= most and problem(config, hf_config, world_size) is None:
+        savings = [SAVINGS[-1], *(leaner(layout, hf_config) if profile.asynchronous else ())]
+        ways = (with_saving(layout, saving) for saving in (savings[-1], *savings))
+        if not _holds(next(ways), hf_config, world_size, profile, most):  # the leanest, allowed or not
+            continue
+        for config in ways:
+            if _holds(config, hf_config, world_size, profile, most) and problem(config, hf_config, world_size) is None:
                 return True
     return False
+
+
+def _holds(
+    config: RunConfig, hf_config: dict[str, Any], world_size: int, profile: HardwareProfile, most: float
+) -> bool:
+    return max(one.needed for one in memories(config, hf_config, world_size, profile.asynchronous)) <= most
 
 
 def longest(

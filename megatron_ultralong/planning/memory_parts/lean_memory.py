@@ -84,8 +84,11 @@ def lean_backward(live: Live, s: Share, known: bool, ahead: int) -> None:
     live.take(t.whole if t.split else 0)
     _weight(live, s, s.weights_proj)
     live.now = left + s.q + s.lse + (sums if s.element == 4 else 2 * sums)
-    live.take(2 * s.kv + t.stream)  # and what was between attention and the MLP in the last tile
+    live.take(t.stream)  # what was between attention and the MLP in the last tile
+    several = s.head_groups.count > s.head_groups.sharing
+    live.take(2 * s.kv if several else 0)  # made once the first heads' gradients are known
     _attention_backward(live, s)
+    live.take(0 if several else 2 * s.kv)
     sums += 0 if s.fused_gradients else s.weights_qkv
     live.take(ahead)
     _input_backward(live, s, t)
@@ -108,7 +111,7 @@ def lean_embedding_backward(live: Live, s: Share, table: int) -> None:
     live.doing = "embedding, backward"
     t = tile_of(s)
     live.take(table * 4 // s.element)
-    live.brief(t.whole + 2 * t.whole * 4 // s.element)
+    live.brief((3 if s.tiles > 1 else 2) * t.whole * 4 // s.element)  # of the tile before; widened; without others' rows
     live.take(table if s.element == 2 else 0)
     live.drop(table * 4 // s.element + (table if s.element == 2 else 0) + s.stream)
 

@@ -111,7 +111,7 @@ def lean_embedding_backward(live: Live, s: Share, table: int) -> None:
     live.doing = "embedding, backward"
     t = tile_of(s)
     live.take(table * 4 // s.element)
-    live.brief((3 if s.tiles > 1 else 2) * t.whole * 4 // s.element)  # of the tile before; widened; without others' rows
+    live.brief((3 if s.tiles > 1 else 2) * t.whole * 4 // s.element)  # widened, without others' rows; the tile before
     live.take(table if s.element == 2 else 0)
     live.drop(table * 4 // s.element + (table if s.element == 2 else 0) + s.stream)
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 
 from megatron_ultralong.config.sections import RunConfig
+from megatron_ultralong.context_parallel.head_groups import tile_rows
 from megatron_ultralong.planning import messages
 from megatron_ultralong.planning.flops import ModelShape
 from megatron_ultralong.planning.hardware_profile import HardwareProfile, interpolated
@@ -110,6 +111,8 @@ class RankWork:
         heads = shape.heads // self.tensor, max(1, shape.kv_heads // self.tensor)
         self.heads, self.kv_heads = heads
         self.head_sizes = (heads[0] + 2 * heads[1]) * shape.head_dim
+        rows = tile_rows(parallel.mlp_chunk, parallel.tensor if parallel.sequence_parallel else 1)
+        self.tiles = -(-self.split // (rows * config.train.micro_batch_size)) if parallel.head_groups else 1
 
     # Rates
 
@@ -143,7 +146,7 @@ class RankWork:
 
     def layer(self) -> LayerTime:
         """Of one layer."""
-        counts = launches_of_a_layer(self.config.parallel)
+        counts = launches_of_a_layer(self.config.parallel, self.tiles)
         mlp, projections = self._mlp(), self._projections()
         attention = [self._attention(way) for way in (FORWARD, BACKWARD)]
         elementwise = [self._elementwise(way) for way in (0, 1)]

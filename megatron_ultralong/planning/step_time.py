@@ -17,6 +17,7 @@ from megatron_ultralong.planning.flops import ModelShape, peak_flops, step_flops
 from megatron_ultralong.planning.hardware_profile import HardwareProfile
 from megatron_ultralong.planning.launches import CHUNK, STEP, launches_of_a_layer
 from megatron_ultralong.planning.layer_time import LayerTime, RankWork, Seconds
+from megatron_ultralong.planning.lean_time import LeanWork
 from megatron_ultralong.planning.memory import StepMemory, predict
 from megatron_ultralong.planning.messages import Groups, Kind
 
@@ -110,7 +111,7 @@ def _step_time(
     parallel, train = config.parallel, config.train
     shape = ModelShape.from_hf(hf_config)
     groups = Groups.of(world_size, parallel.tensor, parallel.context, parallel.ulysses, parallel.pipeline)
-    work = RankWork(shape, config, groups, profile, document)
+    work = (LeanWork if parallel.head_groups else RankWork)(shape, config, groups, profile, document)
     stages = stages_of(config)
     memories = memories or [predict(config, hf_config, world_size, s, profile.asynchronous) for s in stages]
     model_ranks = parallel.tensor * parallel.context * parallel.pipeline
@@ -154,7 +155,7 @@ def _microbatch(work: RankWork, layer: LayerTime, layers: int, last: bool) -> Se
         found.add(side, layers)
     again = parallel.recompute_layers or layers
     found["recomputation"] = min(again, layers) * layer.again.total
-    launches = launches_of_a_layer(parallel).total * layers
+    launches = launches_of_a_layer(parallel, work.tiles).total * layers
     if last:
         found.add(_head(work))
         launches += CHUNK * _chunks(work)
@@ -171,6 +172,8 @@ def _microbatch(work: RankWork, layer: LayerTime, layers: int, last: bool) -> Se
 def _offload(work: RankWork, layer: LayerTime) -> float:
     """What of a layer input's way to the host and back outlasts the layer's work."""
     copied = work.split * work.shape.hidden * work.element / (work.profile.host_link or 1.0)
+    if work.config.parallel.head_groups and work.config.parallel.recompute == "selective":
+        copied += work.tokens * work.heads * work.shape.head_dim * work.element / (work.profile.host_link or 1.0)
     return sum(max(0.0, copied - way) for way in (layer.forward.total, layer.backward.total + layer.again.total))
 
 

@@ -73,6 +73,10 @@ WANTED = {
     "small_cluster/llama3.1_8b_512k": (524_288, 120, 16, 150, 4, 2, 64, 8),
     "small_cluster/llama3.1_8b_1m": (1_048_576, 120, 8, 150, 4, 2, 128, 8),
     "small_cluster/qwen2.5_7b_1m": (1_048_576, 120, 8, 150, 4, 2, 32, 8),
+    "single_gpu/llama3.1_8b_640k_h100": (655_360, 16, 12, 150, 1, 1, 80, 1),
+    "single_gpu/llama3.1_8b_1536k_h200": (1_572_864, 16, 5, 150, 1, 1, 192, 1),
+    "one_node/llama3.1_8b_4m": (4_194_304, 150, 2, 150, 2, 4, 512, 8),
+    "one_node/llama3.1_8b_6m": (6_291_456, 160, 1, 150, 2, 4, 768, 8),
 }
 
 
@@ -134,14 +138,15 @@ def test_a_configuration_fits_its_processes(provided: Path, example: Path, stage
     check_config(config, hf_config=hf_config, world_size=processes)
     optimizer, train, own = config.optimizer, config.train, config_json.read(hf_config)
     assert (optimizer.beta1, optimizer.beta2) == (0.9, 0.95)
-    assert config.parallel.tensor == (tensor if stage == "extend" else 4)
+    assert config.parallel.tensor == (tensor if stage == "extend" else min(4, processes))
     if stage == "extend":
         assert (config.data.sequence_length, train.steps, train.global_batch_size) == (length, steps, batch)
         assert (optimizer.learning_rate, config.parallel.context) == (3e-5, context)
         assert config.data.masks == ((False, True) if name(example).endswith("_mixed") else (False,))
         rope = scaled(own, config.rope, length)
         assert (rope.kind, rope.form, rope.alpha, rope.beta, rope.factor) == ("yarn", "paper", 1.0, 4.0, factor)
-        assert 1.0e9 <= train.steps * train.global_batch_size * length < 1.3e9
+        share = 8 if processes == 1 else 1  # one GPU takes an eighth of the paper's tokens
+        assert 1.0e9 <= share * train.steps * train.global_batch_size * length < 1.3e9
     else:
         assert (optimizer.learning_rate, train.global_batch_size, train.steps) == (5e-6, 128, sft_steps)
         assert config.data.document_mask and config.rope.kind == "keep"
@@ -185,9 +190,14 @@ def memory(model: dict[str, Any], config: RunConfig, processes: int) -> dict[str
     parts = {name: getattr(planned, name) for name in ("weights", "gradients", "optimizer", "buffers", "kept")}
     parts["at work"], parts["in all"] = planned.peak - planned.kept, planned.total
     parts["besides tensors"] = planned.needed - planned.total
-    parts["host, a node"] = 8 * planned.host
+    parts["host, a node"] = min(8, processes) * planned.host
     assert parts["weights"] == pytest.approx(2 * parameters(model) / config.parallel.tensor, rel=0.001)
     return {part: size / 1e9 for part, size in parts.items()}
+
+
+def card(example: Path) -> float:
+    """GB of one GPU."""
+    return float(settings(example)["GPU_MEMORY"])
 
 
 def test_the_parameters_are_the_published_ones():
@@ -202,7 +212,7 @@ def test_the_readmes_say_what_the_arithmetic_gives(example: Path) -> None:
     page = next(path for path in (example / "README.md", example.parent / "README.md") if path.exists()).read_text()
     (row,) = re.findall(rf"^\| {re.escape(example.name)} \| ([\d. |]+) \|$", page, re.MULTILINE)
     assert row.split(" | ") == [f"{size:.1f}" for size in wanted.values()]
-    assert wanted["in all"] + wanted["besides tensors"] < 72  # of the 79 GiB that an 80 GB card leaves
+    assert wanted["in all"] + wanted["besides tensors"] < 0.9 * card(example)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=name)
@@ -214,13 +224,15 @@ def test_the_readmes_say_what_the_planner_says(example: Path) -> None:
         ways = ("selective", "full") if stage == "extend" and config.parallel.recompute == "selective" else ("none",)
         if stage == "extend" and config.parallel.recompute == "full":
             ways = ("selective",)
+        if stage == "sft":
+            ways = (config.parallel.recompute,)
         for way in ways:
             offload = config.parallel.offload and way == "full"
             parallel = dataclasses.replace(config.parallel, recompute=way, offload=offload)
             run, processes = dataclasses.replace(config, parallel=parallel), WANTED[name(example)][-1]
             total = predict(run, MODELS[str(config.model.hf)], processes, 0, True).total
             assert f"{total / 1e9:.1f}" in page, (stage, way)
-            assert way == "selective" or total < 72e9
+            assert (way == "selective" and stage == "extend") or total < 0.9e9 * card(example)
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT / "examples")))

@@ -13,7 +13,7 @@ from megatron_ultralong.config.sections import ParallelConfig
 from megatron_ultralong.context_parallel.core_attention import SequenceLayout
 from megatron_ultralong.engine import groups
 from megatron_ultralong.model.build import build_model
-from megatron_ultralong.model.offload import saved_on_host
+from megatron_ultralong.model.offload import powers_of_two, saved_on_host
 from megatron_ultralong.rope.scaling import RopeScaling
 
 LLAMA: dict[str, Any] = {
@@ -120,3 +120,11 @@ def test_only_layer_inputs_leave() -> None:
         y, z = a.square(), b.square()
         left = [y.grad_fn._saved_self.data_ptr() != a.data_ptr(), z.grad_fn._saved_self.data_ptr() != b.data_ptr()]
     assert left == [True, False]
+
+
+@pytest.mark.parametrize("size", [1, 2**20 - 1, 2**20, 3 * 2**20 + 5, 6_291_456 * 512])
+def test_host_copies_come_in_powers_of_two(size: int) -> None:
+    *whole, last = powers_of_two(size)
+    assert sum(whole) + last == size
+    assert all(piece.bit_count() == 1 and piece >= 2**20 for piece in whole)
+    assert whole == sorted(set(whole), reverse=True) and (last < 2**20 or last.bit_count() == 1)

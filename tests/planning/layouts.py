@@ -65,12 +65,16 @@ def _layout(
     return Layout(title, config, model | {"num_hidden_layers": layers}, processes, rank, document)
 
 
+NARROW = {"vocab_size": 2048, "intermediate_size": 2048}
+"""So that neither the loss nor a tile of the MLP is the highest point of a lean layer's step."""
 QUICK = [
     _layout("full, tiles, offload", 128 * K, 8, tensor=4, context=2, recompute="full", mlp_chunk=4096, offload=True),
     _layout("selective, heads exchanged", 256 * K, 8, tensor=2, context=4, ulysses=2, recompute="selective", rank=5),
     _layout("nothing recomputed, Qwen3", 128 * K, 8, model=QWEN3, tensor=8, train={"loss_chunk": 4096}),
     _layout("second of four stages", 256 * K, 32, layers=4, tensor=4, context=2, pipeline=4, batch=8, rank=8),
-]
+    _layout("lean, heads split, offload", 512 * K, 8, model=LLAMA | NARROW, tensor=8, recompute="full", head_groups=4,
+            mlp_chunk=32768, offload=True),
+]  # fmt: skip
 MORE = [
     _layout("4M full", 4 * M, 256, tensor=8, context=16, recompute="full"),
     _layout("4M selective, a rank in between", 4 * M, 256, tensor=8, context=16, recompute="selective", rank=60),
@@ -113,17 +117,39 @@ MORE = [
             train={"micro_batch_size": 2}),
     _layout("128K gradients in bf16", 128 * K, 8, tensor=8, train={"grad_reduce_in_fp32": False}),
     _layout("128K one GPU", 128 * K, 1, recompute="full", mlp_chunk=8192, train={"loss_chunk": 2048}),
+    _layout("lean one GPU", 256 * K, 1, model=LLAMA | NARROW, recompute="full", head_groups=8, mlp_chunk=65536,
+            offload=True),
+    _layout("lean one GPU, inputs on it", 256 * K, 1, model=LLAMA | NARROW, recompute="full", head_groups=2,
+            mlp_chunk=65536),
+    _layout("lean, wide tiles", 256 * K, 1, recompute="full", head_groups=8, mlp_chunk=65536, offload=True),
+    _layout("lean heads exchanged", 512 * K, 8, model=LLAMA | NARROW, tensor=2, context=4, ulysses=4, recompute="full",
+            head_groups=4, mlp_chunk=32768, offload=True),
+    _layout("lean ring", 512 * K, 8, model=LLAMA | NARROW, tensor=2, context=4, recompute="full", head_groups=4,
+            mlp_chunk=32768, offload=True, rank=7),
+    _layout("lean selective", 512 * K, 8, model=LLAMA | NARROW, tensor=2, context=4, recompute="selective",
+            head_groups=4, mlp_chunk=32768),
+    _layout("lean selective, offload", 512 * K, 8, model=LLAMA | NARROW, tensor=2, context=4, recompute="selective",
+            head_groups=4, mlp_chunk=32768, offload=True),
+    _layout("lean Qwen3", 512 * K, 2, model=QWEN3 | NARROW, tensor=2, recompute="full", head_groups=4, mlp_chunk=65536),
+    _layout("lean Qwen2.5", 512 * K, 2, model=QWEN2 | NARROW, tensor=2, recompute="full", head_groups=2,
+            mlp_chunk=65536),
+    _layout("lean, gradients unfused", 512 * K, 2, model=LLAMA | NARROW, tensor=2, recompute="full", head_groups=4,
+            mlp_chunk=65536, train={"gradient_accumulation_fusion": False}),
+    _layout("lean stages", 512 * K, 4, layers=4, model=LLAMA | NARROW, tensor=2, pipeline=2, batch=4, recompute="full",
+            head_groups=2, mlp_chunk=65536),
 ]  # fmt: skip
 
 
 def examples() -> list[Layout]:
-    """Both stages of every example, on as many processes as it asks for."""
+    """Both stages of every example, on as many processes as it asks for; of lean layers two."""
     found = []
     for example in EXAMPLES:
         for stage in ("extend", "sft"):
             config = load_config(example / f"{stage}.toml")
             parallel = dataclasses.replace(config.parallel, device="cpu")
             model = MODELS[str(config.model.hf)]
+            if parallel.head_groups:  # an hour of operators, tile by tile
+                model = model | {"num_hidden_layers": 2}
             config = dataclasses.replace(config, parallel=parallel)
             found.append(Layout(f"{name(example)} {stage}", config, model, WANTED[name(example)][-1]))
     return found

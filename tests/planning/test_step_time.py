@@ -126,6 +126,27 @@ def test_recomputation_adds_a_forward_and_selective_all_of_it_but_attention() ->
     assert tiles == pytest.approx(forward + attention + mlp)
 
 
+def test_head_groups_project_twice_again_and_leave_out_the_mlps_second_product() -> None:
+    forward, down = SHAPE.layers * PRODUCTS, 2 * LENGTH * SHAPE.hidden * SHAPE.ffn / 1e12 * SHAPE.layers
+    attention = ATTENTION * 4 / 1e12 / (4 / 1e12 + 10 / 2e12)
+    projected = 2 * LENGTH * SHAPE.hidden * SHAPE.head_dim * (SHAPE.heads + 2 * SHAPE.kv_heads) / 1e12 * SHAPE.layers
+    full, selective = (parts(run(recompute=kind, head_groups=4)) for kind in ("full", "selective"))
+    assert full["recomputation"] == pytest.approx(forward + attention + projected - down)
+    assert selective["recomputation"] == pytest.approx(forward - down)
+    for found in (full, selective):
+        assert found["linear"] == pytest.approx(3 * forward)
+        assert found["attention"] == pytest.approx(ATTENTION)
+
+
+def test_each_group_gathers_anew() -> None:
+    """A gather of L D e bytes moves half of them between two ranks; latencies and all else cost nothing."""
+    slow = dataclasses.replace(PROFILE, links=(LinkRate("domain", "any", 1e12, 0.0),))
+    once = LENGTH * SHAPE.hidden * 2 / 2 / 1e12 * SHAPE.layers
+    one, two = (parts(run(tensor=2, recompute="full", head_groups=n), 2, slow) for n in (1, 2))
+    assert two["tensor-parallel messages"] - one["tensor-parallel messages"] == pytest.approx(2 * once)
+    assert two["recomputation"] - one["recomputation"] == pytest.approx(2 * once)
+
+
 def test_a_pipeline_waits_for_its_ends() -> None:
     """1F1B: (m + p - 1) slots where stages are alike; the head makes the last one longer."""
     nothing = dataclasses.replace(PROFILE, matmul=(MatmulRate(512, NEVER),))  # attention alone: stages are alike

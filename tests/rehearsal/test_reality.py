@@ -31,6 +31,8 @@ OF_110M: dict[str, Any] = {
     "vocab_size": 16384,
 }
 SEVERAL = "--parallel.distributed_optimizer true "
+LEAN, SPLIT = "--parallel.mlp_chunk 64 ", "--parallel.tensor 2 --parallel.sequence_parallel true"
+EXCHANGED = "--parallel.context 2 --parallel.ulysses 2"
 CASES = {
     "alone": (1, "--train.global_batch_size 2"),
     "fp32": (1, "--train.precision fp32 --train.micro_batch_size 2"),
@@ -47,6 +49,16 @@ CASES = {
     "tensor whole": (2, "--parallel.tensor 2"),
     "pipeline": (2, "--parallel.pipeline 2"),
     "data": (2, ""),
+    "lean": (1, LEAN + "--parallel.head_groups 2 --parallel.recompute full"),
+}
+MORE = {
+    "lean fp32": (1, LEAN + "--parallel.head_groups 4 --parallel.recompute full --train.precision fp32"),
+    "lean offload": (1, LEAN + "--parallel.head_groups 2 --parallel.recompute full --parallel.offload true"),
+    "lean selective": (1, LEAN + "--parallel.head_groups 2 --parallel.recompute selective"),
+    "lean tensor": (2, LEAN + "--parallel.head_groups 2 --parallel.recompute full " + SPLIT),
+    "lean ring": (2, LEAN + SEVERAL + "--parallel.head_groups 2 --parallel.recompute full --parallel.context 2"),
+    "lean ulysses": (2, LEAN + SEVERAL + "--parallel.head_groups 2 --parallel.recompute selective " + EXCHANGED),
+    "lean pipeline": (2, LEAN + "--parallel.head_groups 2 --parallel.recompute full --parallel.pipeline 2"),
 }
 
 
@@ -86,6 +98,14 @@ def held_against(real: RealRanks, world_size: int, config: RunConfig, model: dic
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_of_the_tiny_model_is_as_rehearsed(real: RealRanks, name: str) -> None:
     world_size, options = CASES[name]
+    held_against(real, world_size, *case(TINY, options, 512))
+
+
+@pytest.mark.gloo
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MORE)
+def test_a_step_of_lean_layers_is_as_rehearsed(real: RealRanks, name: str) -> None:
+    world_size, options = MORE[name]
     held_against(real, world_size, *case(TINY, options, 512))
 
 

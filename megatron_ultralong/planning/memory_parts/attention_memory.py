@@ -55,7 +55,7 @@ def attention_backward(live: Live, s: Share) -> None:
         live.take(s.q)  # in the sequence's order
         live.drop(s.q)
         live.drop(s.q)
-    _ring_backward(live, s)
+    ring_backward(live, s)
     live.drop(s.q + 2 * s.sent_kv + s.q + s.lse + s.q)  # q, k, v; output, log-sum-exp; its gradient
     if s.ulysses > 1:
         sent = s.q + 2 * s.sent_kv
@@ -106,7 +106,7 @@ def _ring_forward(live: Live, s: Share) -> None:
     live.drop(wide + _buffers(s))
 
 
-def _ring_backward(live: Live, s: Share) -> None:
+def ring_backward(live: Live, s: Share) -> None:
     """Gradients of queries, keys and values stay."""
     live.scratch(s.q + 2 * s.sent_kv + kernel_scratch(s, True) + (_buffers(s) if s.ring > 1 else 0))
     if s.ring == 1:

@@ -7,7 +7,9 @@ from megatron_ultralong.planning.memory_parts.live import Live
 from megatron_ultralong.planning.memory_parts.share import Share
 
 
-def loss_memory(rows: int, labels: int, width: int, vocabulary: int, element: int, ranks: int = 1) -> int:
+def loss_memory(
+    rows: int, labels: int, width: int, vocabulary: int, element: int, ranks: int = 1, norms: bool = False
+) -> int:
     """Bytes that model/loss.py holds at most for the head and the loss, beyond its inputs; on one rank.
 
     Two gradients stay: the hidden states' and, in fp32, the head's. Beside them a chunk's logits, in fp32 and in the
@@ -22,10 +24,11 @@ def loss_memory(rows: int, labels: int, width: int, vocabulary: int, element: in
         vocabulary: V / tp.
         element: bytes of a number in the model's precision, 2 or 4.
         ranks: that gather them: tp with sequence parallelism, else 1.
+        norms: the last norm is taken chunk by chunk.
     """
     rows = min(rows, labels * ranks)
     logits, chunk, head = rows * vocabulary, rows * width * element, vocabulary * width
-    gathered = chunk if ranks > 1 else 0
+    gathered = chunk if ranks > 1 or norms else 0
     if element == 4:
         most = 4 * logits + gathered
     else:
@@ -53,7 +56,7 @@ def loss_of(s: Share, vocabulary: int, chunk: int, ranks: int) -> int:
         ranks: tensor-parallel ranks if the sequence is split over them, else 1.
     """
     rows = chunk_rows(LossOptions(chunk=chunk), vocabulary, ranks) * ranks
-    return loss_memory(rows, s.rows, s.width, vocabulary, s.element, ranks)
+    return loss_memory(rows, s.rows, s.width, vocabulary, s.element, ranks, s.head_groups.count > 0)
 
 
 def embedding_forward(live: Live, s: Share) -> None:

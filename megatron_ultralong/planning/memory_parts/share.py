@@ -6,7 +6,8 @@ import dataclasses
 import functools
 from typing import Any
 
-from megatron_ultralong.config.sections import RunConfig
+from megatron_ultralong.config.sections import ParallelConfig, RunConfig
+from megatron_ultralong.context_parallel.head_groups import HeadGroups, tile_rows
 from megatron_ultralong.families.tables import FAMILIES
 from megatron_ultralong.planning.flops import ModelShape
 
@@ -60,6 +61,9 @@ class Share:
         lse: attention's log-sum-exp, fp32.
         head_rows: a number a head and row in fp32 that fused norms of heads keep, queries' and keys'.
         weights_qkv, weights_proj, weights_up, weights_down: a layer's matrices.
+        kv_heads: of the rank.
+        head_groups: of the lean layer; count 0: layers are megatron-core's.
+        fused_gradients: products add to the gradients' buffers themselves.
         tile: share of the positions that go through the MLP at once, and `tiles` how many there are.
         fused_swiglu: SwiGLU is one operator.
         qkv_bias, qk_norm: as of the family.
@@ -92,6 +96,9 @@ class Share:
     weights_proj: int
     weights_up: int
     weights_down: int
+    kv_heads: int
+    head_groups: HeadGroups
+    fused_gradients: bool
     tile: float
     tiles: int
     fused_swiglu: bool
@@ -116,11 +123,19 @@ def share_of(config: RunConfig, shape: ModelShape, kind: Family, gpu: bool) -> S
         ulysses=parallel.ulysses,
         ring=parallel.context // parallel.ulysses,
         split=parallel.sequence_parallel,
-        mlp_chunk=parallel.mlp_chunk,
+        groups=parallel.head_groups,
+        mlp_chunk=_tile(parallel),
+        fused_gradients=train.gradient_accumulation_fusion and parallel.head_groups > 0,
         fused_swiglu=gpu and train.swiglu_fusion,
         deterministic=train.deterministic,
     )
     return _share(shape, kind, gpu, layout)
+
+
+def _tile(parallel: ParallelConfig) -> int:
+    if not parallel.head_groups:
+        return parallel.mlp_chunk
+    return tile_rows(parallel.mlp_chunk, parallel.tensor if parallel.sequence_parallel else 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +149,9 @@ class _Layout:
     ulysses: int
     ring: int
     split: bool
+    groups: int
     mlp_chunk: int
+    fused_gradients: bool
     fused_swiglu: bool
     deterministic: bool
 
@@ -167,6 +184,9 @@ def _share(shape: ModelShape, kind: Family, gpu: bool, at: _Layout) -> Share:
         weights_proj=matrix * shape.head_dim * heads,
         weights_up=2 * matrix * shape.ffn // at.tensor,
         weights_down=matrix * shape.ffn // at.tensor,
+        kv_heads=kv_heads,
+        head_groups=HeadGroups.of(heads, kv_heads, at.groups) if at.groups else HeadGroups(0, heads, kv_heads, 1),
+        fused_gradients=at.fused_gradients,
         tile=chunk / rows,
         tiles=-(-rows // chunk) if at.mlp_chunk else 0,
         fused_swiglu=at.fused_swiglu,

@@ -19,6 +19,14 @@ from megatron_ultralong.planning.memory_parts.head_memory import (
     loss_of,
 )
 from megatron_ultralong.planning.memory_parts.layer_memory import Keep, kept_by_layer, layer_backward, layer_forward
+from megatron_ultralong.planning.memory_parts.lean_memory import (
+    group_of,
+    kept_by_lean,
+    lean_backward,
+    lean_embedding_backward,
+    lean_embedding_forward,
+    lean_forward,
+)
 from megatron_ultralong.planning.memory_parts.live import Live
 from megatron_ultralong.planning.memory_parts.norm_memory import norm_backward, norm_forward
 from megatron_ultralong.planning.memory_parts.share import Share
@@ -79,7 +87,7 @@ def stage_memory(s: Share, stage: Stage) -> StageMemory:
         waiting = _step(Live(), s, dataclasses.replace(stage, steady=False))
         live.take((stage.flying - 1) * (waiting - (s.stream if s.gpu and not stage.last else 0)))  # outputs are sent
     activations = _step(live, s, stage)
-    attention_forward(attending, s)
+    attention_forward(attending, group_of(s) if s.head_groups.count else s)
     return StageMemory(
         activations=activations,
         attention=attending.top,
@@ -88,7 +96,7 @@ def stage_memory(s: Share, stage: Stage) -> StageMemory:
         moment=live.at,
         kept=live.kept_at,
         with_scratch=live.with_scratch,
-        host=s.stream * stage.recomputed * stage.flying if stage.offload and s.gpu else 0,
+        host=_away(s, _kinds(stage)[0][0]) * stage.recomputed * stage.flying if stage.offload and s.gpu else 0,
     )
 
 
@@ -102,23 +110,29 @@ def _step(live: Live, s: Share, stage: Stage) -> int:
     live.take(2 * sent + received)
     live.take(s.stream if away and not stage.first else 0)  # what was received, though the layer's input is away
     if stage.first:
-        embedding_forward(live, s)
+        if s.head_groups.count and s.split:
+            lean_embedding_forward(live, s)
+        else:
+            embedding_forward(live, s)
+        live.take(s.stream if away else 0)  # what the model's forward holds, though the layer's input is away
     else:
         live.take(s.stream)  # received
     for keep, layers in kinds:
         left = _left(s, keep, away)
         live.take((layers - 1) * left)
         live.kept = live.now - s.stream
-        layer_forward(live, s, keep)
-        live.drop(s.stream + kept_by_layer(s, keep) - left)
+        _forward(live, s, keep)
+        live.drop(s.stream + _kept(s, keep) - left)
     live.kept = live.now - s.stream
     if stage.last:
-        norm_forward(live, s)
+        if not s.head_groups.count:
+            norm_forward(live, s)
         live.doing = "loss"
         live.brief(_loss(s, stage))
         live.take(kept_by_loss(s.rows, s.width, stage.vocabulary, s.element))
-        live.drop(s.stream)  # the normed output
-        live.drop(s.stream if away or not _needs_input(s) else 0)
+        live.drop(s.stream)  # the normed output; of lean layers the input, which the loss norms
+        live.drop(s.stream if not s.head_groups.count and (away or not _needs_input(s)) else 0)
+    live.drop(s.stream if away and stage.first else 0)
     held = live.now
     live.drop(sent + received)
     live.kept = live.now
@@ -129,10 +143,25 @@ def _step(live: Live, s: Share, stage: Stage) -> int:
         live.kept = live.now
     if stage.first:
         table = stage.vocabulary * s.width * s.element
-        embedding_backward(live, s, stage.tensor, table)
+        if s.head_groups.count and s.split:
+            lean_embedding_backward(live, s, table)
+        else:
+            embedding_backward(live, s, stage.tensor, table)
         live.drop(table if stage.tied else 0)
     live.drop(sent + (s.stream if away and not stage.first else 0))
     return held
+
+
+def _forward(live: Live, s: Share, keep: Keep) -> None:
+    if s.head_groups.count:
+        lean_forward(live, s, keep == "attention")
+    else:
+        layer_forward(live, s, keep)
+
+
+def _kept(s: Share, keep: Keep) -> int:
+    """Beside the input and the output."""
+    return kept_by_lean(s, keep == "attention") if s.head_groups.count else kept_by_layer(s, keep)
 
 
 def _kinds(stage: Stage) -> list[tuple[Keep, int]]:
@@ -144,10 +173,17 @@ def _kinds(stage: Stage) -> list[tuple[Keep, int]]:
 
 def _left(s: Share, keep: Keep, away: bool) -> int:
     """What a layer leaves: what it keeps, and its input where something needs that."""
+    if s.head_groups.count and away:
+        return 0
     if keep != "all":
-        return kept_by_layer(s, keep) + (0 if away else s.stream)
+        return _kept(s, keep) + (0 if away else s.stream)
     offloaded = 4 * s.stream if away else 0  # inputs of norms and of column-parallel layers
     return kept_by_layer(s, keep) + (s.stream if _needs_input(s) else 0) - offloaded
+
+
+def _away(s: Share, keep: Keep) -> int:
+    """What a layer leaves in the host's memory."""
+    return s.stream + (kept_by_lean(s, keep == "attention") if s.head_groups.count else 0)
 
 
 def _needs_input(s: Share) -> bool:
@@ -170,6 +206,8 @@ def _start_backward(live: Live, s: Share, stage: Stage, away: bool) -> None:
     live.take(head * s.element if s.element == 2 else 0)
     live.drop(4 * head if s.element == 2 or not stage.tied else 0)
     live.drop(head * s.element if s.element == 2 and not stage.tied else 0)
+    if s.head_groups.count:
+        return
     live.take(2 * s.stream if away else 0)  # the last norm's input, and the next to come
     norm_backward(live, s, 0)
     live.drop(s.stream if away else 0)
@@ -180,6 +218,13 @@ def _layer_again_and_back(live: Live, s: Share, keep: Keep, away: bool, layers: 
     if keep == "all":
         live.take(4 * s.stream if away else 0)
         layer_backward(live, s)
+        return
+    if s.head_groups.count:
+        fetched = _away(s, keep) if away else 0
+        live.take(fetched)
+        ahead = fetched if layers > 1 else 0
+        lean_backward(live, s, keep == "attention", ahead)
+        live.drop(ahead)
         return
     live.take((2 if layers > 1 else 1) * s.stream if away else 0)
     if keep == "nothing":

@@ -60,8 +60,11 @@ def _state(config: RunConfig) -> int:
 
 
 def gather_buffer(s: Share) -> int:
-    """megatron-core's, into which sequence parallelism gathers a layer's input; it is never freed."""
-    return s.whole if s.split else 0
+    """megatron-core's, into which sequence parallelism gathers a layer's input; it is never freed.
+
+    The lean layer gathers a tile at a time.
+    """
+    return s.whole if s.split and not s.head_groups.count else 0
 
 
 def rotary_table(config: RunConfig, shape: ModelShape, s: Share) -> int:

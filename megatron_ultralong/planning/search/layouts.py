@@ -1,4 +1,4 @@
-"""Every way to lay one run over a cluster: TP x CP (ring x ulysses) x PP x DP, microbatch, recomputation, tiles.
+"""Every way to lay one run over a cluster: TP x CP (ring x ulysses) x PP x DP, microbatch, what is kept and how.
 
 Sizes are divisors; whether they go together is for `config.checks` to say, whose sentences become the reasons. A few
 thousand configurations for a thousand GPUs.
@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from megatron_ultralong.config.checks import check_config
 from megatron_ultralong.config.sections import RunConfig
+from megatron_ultralong.context_parallel import head_groups
 from megatron_ultralong.errors import UserError
 
 TILE = 4096
@@ -22,11 +23,21 @@ _MOST_AT_ONCE = 8
 
 @dataclasses.dataclass(frozen=True)
 class Saving:
-    """How activations are kept, the one that needs least memory last in `SAVINGS`."""
+    """How activations are kept, the one that needs least memory last in `SAVINGS`.
+
+    Attributes:
+        recompute: parallel.recompute.
+        offload: parallel.offload.
+        tiled: the MLP is in tiles of TILE positions.
+        groups: parallel.head_groups.
+        host_optimizer: optimizer.offload_fraction is 1, else what the run has.
+    """
 
     recompute: Literal["none", "selective", "full"]
     offload: bool
     tiled: bool
+    groups: int = 0
+    host_optimizer: bool = False
 
 
 SAVINGS = (
@@ -39,6 +50,22 @@ SAVINGS = (
     Saving("full", True, False),
     Saving("full", True, True),
 )
+
+
+def leaner(config: RunConfig, hf_config: dict[str, Any]) -> Iterator[Saving]:
+    """What is tried where none of `SAVINGS` fits, what costs least time first: groups of heads, Adam on the host."""
+    groups = head_group_counts(config, hf_config)
+    for host in (False, True):
+        for count in ([0] if host else []) + groups:
+            yield Saving("full", True, True, count, host)
+
+
+def head_group_counts(config: RunConfig, hf_config: dict[str, Any]) -> list[int]:
+    """Numbers of groups that a rank's heads can be cut into, ascending."""
+    heads = hf_config["num_attention_heads"]
+    kv_heads = hf_config.get("num_key_value_heads") or heads
+    N, K = heads // config.parallel.tensor, max(1, kv_heads // config.parallel.tensor)
+    return [n for n in divisors(N) if head_groups.problem(N, K, n) is None]
 
 
 def divisors(number: int) -> list[int]:
@@ -90,12 +117,16 @@ def _saved(saving: Saving) -> dict[str, Any]:
         "recompute_layers": 0,
         "offload": saving.offload,
         "mlp_chunk": TILE if saving.tiled else 0,
+        "head_groups": saving.groups,
     }
 
 
 def with_saving(config: RunConfig, saving: Saving) -> RunConfig:
     """The same layout, activations kept in another way."""
-    return dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, **_saved(saving)))
+    saved = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, **_saved(saving)))
+    if not saving.host_optimizer:
+        return saved
+    return dataclasses.replace(saved, optimizer=dataclasses.replace(config.optimizer, offload_fraction=1.0))
 
 
 def problem(config: RunConfig, hf_config: dict[str, Any], world_size: int) -> str | None:
@@ -114,4 +145,6 @@ def name_of(config: RunConfig) -> str:
     split = f" ({parallel.ulysses} ulysses x {ring} ring)" if parallel.ulysses > 1 else ""
     kept = f", microbatch {batch}, " if batch > 1 else ", "
     kept += parallel.recompute + (", offload" if parallel.offload else "") + (", tiles" if parallel.mlp_chunk else "")
+    kept += f", {parallel.head_groups} groups of heads" if parallel.head_groups else ""
+    kept += ", Adam on the host" if config.optimizer.offload_fraction == 1 else ""
     return f"TP {parallel.tensor} x CP {parallel.context}{split} x PP {parallel.pipeline}{kept}"

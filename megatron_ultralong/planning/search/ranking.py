@@ -11,7 +11,7 @@ from typing import Any
 from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.planning.hardware_profile import HardwareProfile
 from megatron_ultralong.planning.memory import PlannedMemory, predict
-from megatron_ultralong.planning.search.layouts import SAVINGS, layouts, problem, with_saving
+from megatron_ultralong.planning.search.layouts import SAVINGS, layouts, leaner, problem, with_saving
 from megatron_ultralong.planning.step_time import StepTime, stages_of, step_time
 from megatron_ultralong.rope.recipes import LONGEST
 
@@ -108,8 +108,9 @@ def rank(
             found.considered += 1
             continue
         least: tuple[int, RunConfig] | None = None
-        for saving in SAVINGS:
-            config = with_saving(layout, saving)
+        for config, further in _ways(layout, hf_config, world_size, profile):
+            if further and least is not None and least[0] <= most:
+                break
             found.considered += 1
             held = memories(config, hf_config, world_size, profile.asynchronous)
             highest = max(held, key=lambda one: one.needed)
@@ -126,6 +127,20 @@ def rank(
     return found
 
 
+def _ways(
+    layout: RunConfig, hf_config: dict[str, Any], world_size: int, profile: HardwareProfile
+) -> Iterator[tuple[RunConfig, bool]]:
+    """Ways of keeping activations, and whether one is only for where none before it fits."""
+    for saving in SAVINGS:
+        yield with_saving(layout, saving), False
+    if not profile.asynchronous or layout.train.micro_batch_size > 1:
+        return
+    for saving in leaner(layout, hf_config):
+        config = with_saving(layout, saving)
+        if problem(config, hf_config, world_size) is None:
+            yield config, True
+
+
 def _rule(sentence: str) -> str:
     """A reason with n for its numbers, so that equal ones count together; of several the first."""
     first = sentence.splitlines()[1].strip() if "\n" in sentence else sentence
@@ -138,11 +153,20 @@ def _fits(base: RunConfig, hf_config: dict[str, Any], world_size: int, profile: 
     for layout in layouts(base, hf_config, world_size):
         if layout.train.micro_batch_size > 1:
             continue
-        config = with_saving(layout, SAVINGS[-1])
-        held = memories(config, hf_config, world_size, profile.asynchronous)
-        if max(one.needed for one in held) <= most and problem(config, hf_config, world_size) is None:
-            return True
+        savings = [SAVINGS[-1], *(leaner(layout, hf_config) if profile.asynchronous else ())]
+        ways = (with_saving(layout, saving) for saving in (savings[-1], *savings))
+        if not _holds(next(ways), hf_config, world_size, profile, most):  # the leanest, allowed or not
+            continue
+        for config in ways:
+            if _holds(config, hf_config, world_size, profile, most) and problem(config, hf_config, world_size) is None:
+                return True
     return False
+
+
+def _holds(
+    config: RunConfig, hf_config: dict[str, Any], world_size: int, profile: HardwareProfile, most: float
+) -> bool:
+    return max(one.needed for one in memories(config, hf_config, world_size, profile.asynchronous)) <= most
 
 
 def longest(

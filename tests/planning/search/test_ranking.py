@@ -77,6 +77,15 @@ def test_none_of_those_left_out_fits() -> None:
             assert planned(config, LLAMA_8B, 8, H100).memory.needed > room(H100)
 
 
+def test_head_groups_are_tried_where_nothing_else_fits() -> None:
+    short, long = (rank(base(length, 1), LLAMA_8B, 8, H100) for length in (1 << 20, 6 << 20))
+    assert not any(plan.config.parallel.head_groups for plan in short.plans if plan.config.parallel.tensor == 8)
+    assert long.plans and all(plan.config.parallel.head_groups for plan in long.plans)
+    for plan in long.plans:
+        check_config(plan.config, hf_config=LLAMA_8B, world_size=8, inputs=False)
+        assert plan.config.optimizer.offload_fraction in (0, 1)
+
+
 def test_a_thousand_gpus_take_under_five_seconds() -> None:
     begun = time.process_time()
     found = rank(base(4 << 20), LLAMA_8B, 1024, H100)

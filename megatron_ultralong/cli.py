@@ -1,7 +1,8 @@
 """Command lines from typed functions; the only file that imports tyro.
 
 A tool is a docstring and `run(function)`: the flags, their types and their help come from the function's
-signature and docstring. A `UserError` becomes one sentence on stderr and exit status 2.
+signature and docstring. A `UserError` becomes one sentence on stderr and exit status 2, and so does a file that the
+user may not open.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.config import reading, sections
-from megatron_ultralong.errors import UserError, report
+from megatron_ultralong.errors import UserError, report, shown
 
 _PROGRAM = "python -m megatron_ultralong.train"
 _FIELDS = (
@@ -50,7 +51,7 @@ def run_commands(commands: dict[str, Callable[..., Any]], arguments: Sequence[st
 
 @contextlib.contextmanager
 def exit_status() -> Iterator[None]:
-    """Log to stderr, and turn a `UserError` into one message and status 2, Ctrl-C into status 130."""
+    """Log to stderr, and turn what the user can mend into one message and status 2, Ctrl-C into status 130."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("megatron").setLevel(logging.WARNING)  # megatron-core's own: every bucket, every import
     try:
@@ -59,6 +60,10 @@ def exit_status() -> Iterator[None]:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # one process of a machine speaks for it
             report(error)
         sys.exit(2)
+    except PermissionError as error:
+        if error.filename is None:  # of no file
+            raise
+        sys.exit(report(UserError(f"{shown(error.filename)}: {error.strerror}; mend its permissions.")))
     except KeyboardInterrupt as error:
         sys.exit(report(error))
 

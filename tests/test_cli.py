@@ -66,6 +66,16 @@ def test_a_bug_keeps_its_traceback():
         cli.run(broken, [])
 
 
+def test_a_file_that_may_not_be_opened_is_one_sentence(capsys):
+    def read() -> None:
+        raise PermissionError(13, "Permission denied", "a.bin")
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(read, [])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: a.bin: Permission denied; mend its permissions.\n"
+
+
 @pytest.mark.parametrize("spelling", [["--config", "{}"], ["--config={}"]])
 def test_the_configuration_comes_from_the_file_and_the_flags(toml, spelling):
     words = [word.format(toml) for word in spelling]

@@ -16,7 +16,7 @@ from megatron_ultralong.data.tokenizing.shards import FileRange
 from megatron_ultralong.data.tokenizing.streams import STDIN
 from megatron_ultralong.data.tokenizing.walk import find_files
 from megatron_ultralong.data.tokenizing.worker import place
-from megatron_ultralong.errors import UserError
+from megatron_ultralong.errors import UserError, shown
 
 
 def iterate_texts(path: Path | str) -> Iterator[str]:
@@ -59,4 +59,4 @@ def text_files(path: Path | str) -> list[FileRange]:
     """
     if str(path) == STDIN:
         raise UserError("-: texts are read more than once, and standard input cannot be; name a file.")
-    return find_files([path], choice="")
+    return find_files([path], flag=shown(path))

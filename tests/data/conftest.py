@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +141,16 @@ def text_file(tmp_path: Path) -> Path:
     documents = [{"text": f"document {i}: " + "word " * (7 * i), "source": "ab"[i % 2]} for i in range(9)]
     documents.insert(3, {"text": "", "source": "empty"})
     return write_lines(tmp_path / "in.jsonl", documents)
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Without the rights of root, whom no permission stops."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)

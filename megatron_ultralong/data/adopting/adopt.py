@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.adopting.end_ids import EndIds, drop_ends, say_beginnings
+from megatron_ultralong.data.adopting.end_ids import EndIds, drop_ends, named_end, say_beginnings
 from megatron_ultralong.data.adopting.foreign_files import ForeignFile, find_foreign, read_documents
 from megatron_ultralong.data.adopting.token_scan import ScannedFile, scan
 from megatron_ultralong.data.corpus import corpus
@@ -77,8 +77,9 @@ def adopt_files(
     made_from = _made_from(found, tokenizer, options)
     if not overwrite and (done := _existing(prefix, made_from)):
         return done
+    end = named_end(tokenizer, options.end_id)
     adopted, first_counts = _read(found, tokenizer)
-    ends = drop_ends(adopted, tokenizer, options.end_ids, options.end_id)
+    ends = drop_ends(adopted, tokenizer, options.end_ids, end)
     say_beginnings(tokenizer, first_counts)
     _say_text(tokenizer, adopted[0])
     empty = 0
@@ -172,7 +173,7 @@ def _read(found: Sequence[ForeignFile], tokenizer: Tokenizer) -> tuple[list[Scan
 def _say_text(tokenizer: Tokenizer, first: ScannedFile) -> None:
     """Show the beginning, by which a wrong tokenizer of the same size is known."""
     tokens = np.fromfile(first.file.path, dtype=first.dtype, count=40)
-    logger.info("The first tokens of %s read %.120r.", first.file.path, tokenizer.decode(tokens.tolist()))
+    logger.info("The first tokens of %s read %r.", first.file.path, tokenizer.decode(tokens.tolist())[:100])
 
 
 def _write(prefix: Path, adopted: Sequence[ScannedFile], about: dict[str, Any]) -> dict[str, Any]:

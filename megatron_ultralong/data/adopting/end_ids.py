@@ -20,22 +20,34 @@ NEARLY_ALL = 0.99
 """Share of the documents from which on a special token that ends them is taken for the end of a document."""
 
 
-def drop_ends(adopted: Sequence[ScannedFile], tokenizer: Tokenizer, how: EndIds, end_id: str) -> list[dict[str, Any]]:
+def named_end(tokenizer: Tokenizer, text: str) -> int | None:
+    """The id that a number or a token's text means; None of "".
+
+    Raises:
+        UserError: the tokenizer has no such id, or the text is not one token.
+    """
+    if not text:
+        return None
+    ids = [int(text)] if text.isdecimal() else tokenizer.encode(text)
+    if len(ids) != 1 or ids[0] >= tokenizer.vocab_size:
+        raise UserError(f"--end-id {text}: is no id or token of {tokenizer.path}; give one, such as its eos_token.")
+    return ids[0]
+
+
+def drop_ends(
+    adopted: Sequence[ScannedFile], tokenizer: Tokenizer, how: EndIds, named: int | None
+) -> list[dict[str, Any]]:
     """Shorten the documents of each file whose end id is dropped, and say what ends how many documents.
 
     Args:
         adopted: all files; `lengths` are changed.
         tokenizer: that made them.
         how: "auto": dropped in a file of which `NEARLY_ALL` documents end with it.
-        end_id: an id or the text of a token; "": the special token that ends most documents of a file.
+        named: the id (see `named_end`); None: the special token that ends most documents of a file.
 
     Returns:
         For the manifest: of each id and what becomes of it, files, documents, and documents that end with it.
-
-    Raises:
-        UserError: `end_id` is no id.
     """
-    named = _named(tokenizer, end_id) if end_id else None
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     without = 0
     for each in adopted:
@@ -71,14 +83,6 @@ def _say_end(tokenizer: Tokenizer, group: dict[str, Any], asked: bool) -> None:
     else:
         mend = 'pack with --separator "" where it is to be the separator, or adopt with --end-ids drop'
         logger.log(logging.INFO if asked else logging.WARNING, "%s, which is kept; %s.", what, mend)
-
-
-def _named(tokenizer: Tokenizer, text: str) -> int:
-    """The id that a number or a token's text means."""
-    ids = [int(text)] if text.isdecimal() else tokenizer.encode(text)
-    if len(ids) != 1 or ids[0] >= tokenizer.vocab_size:
-        raise UserError(f"--end-id {text}: is no id or token of {tokenizer.path}; give one, such as its eos_token.")
-    return ids[0]
 
 
 def _special(tokenizer: Tokenizer) -> set[int]:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import dataclasses
 import glob
 import logging
-from collections.abc import Callable, Sequence
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.corpus.corpus import is_manifest, manifest_path
+from megatron_ultralong.data.corpus.corpus import is_manifest, manifest_path, mask_prefix
 from megatron_ultralong.data.corpus.indexed_dataset import CODES, HEADER, MAGIC, bin_path, idx_path
 from megatron_ultralong.errors import UserError
 
@@ -59,13 +61,17 @@ def find_foreign(words: Sequence[Path], output: Path) -> list[ForeignFile]:
         output: PREFIX of the corpus that is written, which is none of them.
 
     Raises:
-        UserError: there is none, or one is missing, reached twice, or would be overwritten.
+        UserError: there is none, or one is missing, reached twice, elsewhere, of chats, or would be overwritten.
     """
     found: dict[Path, ForeignFile] = {}
     for word in words:
+        if url := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", str(word)):  # Path has made one slash of two
+            raise UserError(
+                f"--adopt {url[1]}://...: tokens are mapped, never fetched; copy them here and give a path."
+            )
         named = [str(word)]
         if glob.has_magic(str(word)) and not Path(word).exists():
-            named = [name for name in sorted(glob.glob(str(word))) if ".loss_mask." not in name]  # of chats of ours
+            named = sorted(glob.glob(str(word)))
         if not named:
             raise UserError(f"--adopt {word}: no file has such a name; give the PREFIX of a .bin and .idx.")
         files = [file for name in named for file in _below(Path(name))]
@@ -79,6 +85,8 @@ def find_foreign(words: Sequence[Path], output: Path) -> list[ForeignFile]:
         outputs = [bin_path(output).resolve(), idx_path(output).resolve(), manifest_path(output).resolve()]
         if path in outputs or file.index.resolve() in outputs:
             raise UserError(f"--output-prefix {output}: would overwrite {file.index}; choose another.")
+        if bin_path(mask_prefix(path.with_suffix(""))).exists():
+            raise UserError(f"--adopt: {file.tokens} is of chats, whose loss mask would be lost; pack it as it is.")
     return list(found.values())
 
 
@@ -87,15 +95,30 @@ def _below(path: Path) -> list[ForeignFile]:
     if not path.is_dir():
         return [_pair(path)]
     files = []
-    for name in sorted([*path.rglob("*.idx"), *path.rglob("*.ds")]):
+    for name in sorted(_walk(path)):
         prefix = name.with_suffix("")
-        is_ours = is_manifest(manifest_path(prefix)) and not bin_path(prefix).exists()  # an adopted corpus
-        if name.suffix == ".idx" and (is_ours or prefix.name.endswith(".loss_mask")):
+        if is_manifest(manifest_path(prefix)) and not bin_path(prefix).exists():  # an adopted corpus
             continue
         files.append(dataclasses.replace(_pair(name), source=name.parent.resolve().name))
     if not files:
         raise UserError(f"--adopt {path}: holds no .idx beside its .bin and no .ds; name another folder.")
     return files
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Every .idx and .ds below a folder, links followed, no folder entered twice."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"--adopt: {error.filename} cannot be read ({error.strerror}); mend its permissions.")
+
+    entered: set[str] = set()
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if os.path.realpath(parent) in entered:
+            folders.clear()
+            continue
+        entered.add(os.path.realpath(parent))
+        folders.sort()
+        yield from (Path(parent, name) for name in names if name.endswith((".idx", ".ds")))
 
 
 def _pair(path: Path) -> ForeignFile:
@@ -128,7 +151,7 @@ def read_documents(file: ForeignFile) -> Documents:
 
 def _read_datatrove(path: Path, size: int) -> Documents:
     content = path.read_bytes()
-    if not content:
+    if not any(content):  # no document, or none with a token
         return Documents(np.dtype("<u2"), np.zeros(1, dtype=np.int64))
     ends = np.frombuffer(content[: len(content) // 8 * 8], dtype="<u8").astype(np.int64)
     if len(content) % 8 or len(ends) == 0 or ends[0] < 0 or (np.diff(ends) < 0).any():

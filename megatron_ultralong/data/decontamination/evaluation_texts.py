@@ -38,9 +38,20 @@ class EvaluationText:
 
 
 def evaluation_files(paths: Sequence[str], output: Path) -> list[FileRange]:
-    """The files that paths, folders and globs name (see `walk.find_files`), but for the lists that tell of samples."""
-    files = find_files(paths, "auto", output, choice="")
-    return [file for file in files if Path(file.path).name != _LIST]
+    """The files that paths, folders and globs name (see `walk.find_files`), but for the lists that tell of samples.
+
+    Args:
+        paths: of --against.
+        output: the folder that is written; what an earlier run wrote there is no evaluation file.
+
+    Raises:
+        UserError: no file is left; or see `walk.find_files`.
+    """
+    files = [file for file in find_files(paths, flag="--against") if Path(file.path).name != _LIST]
+    files = [file for file in files if output.resolve() not in Path(file.path).resolve().parents]
+    if not files:
+        raise UserError("--against: names no evaluation file; give their files, folders or globs.")
+    return files
 
 
 def read_texts(file: FileRange, fields: Sequence[str]) -> Iterator[EvaluationText]:

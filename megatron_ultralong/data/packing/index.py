@@ -240,7 +240,7 @@ def open_packed_index(folder: Path, believed: str | None = None) -> PackedIndex:
     if corpus.tokens_fingerprint != manifest["tokens_fingerprint"]:
         raise UserError(
             f"{folder}: was packed from tokens with the fingerprint {manifest['tokens_fingerprint'][:12]}, but "
-            f"{corpus.prefix}.bin has {corpus.tokens_fingerprint[:12]}; bring those tokens back, or {_AGAIN}."
+            f"{corpus.prefix} has {corpus.tokens_fingerprint[:12]}; bring those tokens back, or {_AGAIN}."
         )
     expected = manifest["fingerprints"] if believed is None else dict.fromkeys(_ARRAYS)
     arrays = [_open_array(folder, name, expected[name]) for name in _ARRAYS]

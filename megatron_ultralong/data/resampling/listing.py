@@ -82,8 +82,11 @@ def write_resampled(
         documents: those to choose from, as decontamination lists them; None for all of the corpus.
 
     Raises:
-        UserError: an option is out of its range, no document is left, or the folder holds other things.
+        UserError: an option is out of its range, no document is left, the folder holds other things, or the documents
+            were resampled already.
     """
+    if documents is not None and "decontaminated" not in documents.made_by:
+        raise UserError("--documents: lists what was resampled already; name a folder of tools/decontaminate.py.")
     refuse_others(folder, [IDS, "manifest.json", "histogram.png"])
     policy.check()
     there = len(corpus.tokens) if documents is None else len(documents.ids)
@@ -109,13 +112,8 @@ def write_resampled(
         _plot(report["sources"], temporary / "histogram.png")
     for sentence in report["unmet"]:
         logger.warning("%s.", sentence)
-    logger.info(
-        "%s: %s tokens before, %s after, %s budgets unmet.",
-        folder,
-        f"{report['tokens_before']:,}",
-        f"{report['tokens_after']:,}",
-        len(report["unmet"]),
-    )
+    before, after = f"{report['tokens_before']:,}", f"{report['tokens_after']:,}"
+    logger.info("%s: %s tokens before, %s after, %s budgets unmet.", folder, before, after, len(report["unmet"]))
     return report
 
 
@@ -171,16 +169,16 @@ def read_documents(folder: Path, corpus: Corpus) -> Documents:
     Raises:
         UserError: it is missing or damaged, or was made for other tokens than `corpus`.
     """
-    again = "resample again with tools/resample_corpus.py"
+    again = "list its documents again with tools/resample_corpus.py or tools/decontaminate.py"
     path = Path(folder) / "manifest.json"
-    manifest = read_json(path, "the resampled list's manifest", again)
+    manifest = read_json(path, "the manifest of a list of documents", again)
     found = manifest.get("version") if isinstance(manifest, dict) else None
     if found != VERSION:
         raise UserError(f"{path}: has version {found!r}, not {VERSION}; {again}.")
     made_for = str(manifest.get("tokens_fingerprint"))
     if made_for != corpus.tokens_fingerprint:
         raise UserError(
-            f"{folder}: was resampled from tokens with the fingerprint {made_for[:12]}, but {corpus.prefix}.bin has "
+            f"{folder}: lists documents of tokens with the fingerprint {made_for[:12]}, but {corpus.prefix} has "
             f"{corpus.tokens_fingerprint[:12]}; {again}."
         )
     path = Path(folder) / IDS
@@ -190,7 +188,7 @@ def read_documents(folder: Path, corpus: Corpus) -> Documents:
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {again}.") from None
     if "fingerprint" not in manifest:
-        raise UserError(f"{folder}: is no resampled list (a packed index, perhaps); {again}.")
+        raise UserError(f"{folder}: is no list of documents (a packed index, perhaps); {again}.")
     expected = str(manifest["fingerprint"])
     if actual != expected:
         raise UserError(

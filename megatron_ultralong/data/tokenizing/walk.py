@@ -43,7 +43,7 @@ def find_files(
     inputs: Sequence[Path | str],
     format: Format | Literal["auto"] = "auto",
     prefix: Path | None = None,
-    choice: str = ", or say --input-format",
+    flag: str = "--input",
 ) -> list[FileRange]:
     """The files that `inputs` name, each as one whole piece, in their order.
 
@@ -51,17 +51,17 @@ def find_files(
         inputs: files, folders, globs, URLs of these, or -.
         format: what is in them; "auto": by their endings.
         prefix: PREFIX of the corpus that will be written, whose files are no input.
-        choice: how a sentence about an unknown ending ends, where the command has another mend; "" for none.
+        flag: what names them, for the log and for sentences; only --input has an --input-format beside it.
 
     Raises:
         UserError: an input is missing, unreadable, empty of files, named twice, or would be overwritten; the ending of
             a file does not say its format.
     """
-    walk = _Walk(format, choice)
+    walk = _Walk(format, flag)
     for each in inputs:
         walk.take(str(each))
     if not walk.files:
-        raise UserError("input: names no file; give files, folders or globs.")
+        raise UserError(f"{flag}: names no file; give files, folders or globs.")
     walk.log()
     for path in corpus.all_files(prefix) if prefix is not None else ():
         try:
@@ -76,8 +76,9 @@ def find_files(
 class _Walk:
     """What was found so far."""
 
-    def __init__(self, format: Format | Literal["auto"], choice: str) -> None:
-        self.format, self._choice = format, choice
+    def __init__(self, format: Format | Literal["auto"], flag: str) -> None:
+        self.format, self._flag = format, flag
+        self._choice = ", or say --input-format" if flag == "--input" else ""
         self.files: list[FileRange] = []
         self.seen: dict[Identity, str] = {}
         self._folders: dict[Identity, str] = {}
@@ -252,19 +253,19 @@ class _Walk:
         if self._endings:
             kinds = listing((f"{shown(ending)} {count}" for ending, count in self._endings.most_common()), most=8)
             logger.warning(
-                "input: %s files are left out for their endings (%s; the first is %s); name them%s.",
-                *(self._endings.total(), kinds, shown(self._first), self._choice),
+                "%s: %s files are left out for their endings (%s; the first is %s); name them%s.",
+                *(self._flag, self._endings.total(), kinds, shown(self._first), self._choice),
             )
         if self._hidden:
-            logger.info("input: %s hidden files or folders are left out.", self._hidden)
+            logger.info("%s: %s hidden files or folders are left out.", self._flag, self._hidden)
         unknown = [file.path for file in self.files if file.stamp[1] == ""]
         if unknown:
             logger.warning(
-                "input: of %s objects nothing but the size tells that they change; the first is %s.",
-                *(len(unknown), shown(unknown[0])),
+                "%s: of %s objects nothing but the size tells that they change; the first is %s.",
+                *(self._flag, len(unknown), shown(unknown[0])),
             )
         if self._named:
-            logger.info("input: left out: %s.", listing(self._named))
+            logger.info("%s: left out: %s.", self._flag, listing(self._named))
 
 
 def file_source(path: str) -> str:
@@ -284,4 +285,4 @@ def _identity(status: os.stat_result) -> Identity:
 
 def _named_twice(path: str, before: str) -> UserError:
     what = "is" if path == before else f"is {shown(before)}, which is"
-    return UserError(f"{shown(path)}: {what} named twice by --input; name it once.")
+    return UserError(f"{shown(path)}: {what} named twice; name it once.")

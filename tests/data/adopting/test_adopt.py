@@ -132,10 +132,11 @@ def test_files_of_tasks_without_a_document_are_left_out(tmp_path, tokenizer, cap
     caplog.set_level("INFO")
     for name, documents in (("0", []), ("1", [[5, 6]]), ("2", [[]])):
         build(tmp_path / "in" / name, documents)
-    for name in ("3.ds", "3.ds.index"):
+    for name in ("3.ds", "3.ds.index", "4.ds"):
         (tmp_path / "in" / name).touch()
+    np.zeros(2, dtype="<u8").tofile(tmp_path / "in" / "4.ds.index")
     assert adopt(tmp_path / "in", tmp_path / "c", tokenizer) == [[5, 6]]
-    assert "3 of 4 files hold no token and are left out" in caplog.text
+    assert "4 of 5 files hold no token and are left out" in caplog.text
     with pytest.raises(UserError, match="--adopt: no document has a token"):
         adopt(tmp_path / "in" / "0", tmp_path / "d", tokenizer)
 

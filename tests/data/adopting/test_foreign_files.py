@@ -1,4 +1,7 @@
+import os
 import struct
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +9,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from megatron_ultralong.data.adopting.foreign_files import find_foreign, read_documents
 from megatron_ultralong.errors import UserError
+from tests.data.conftest import as_nobody
 
 
 def build(prefix, dtype=np.uint16, multimodal=False):
@@ -71,6 +75,7 @@ def test_datatroves_damage_is_one_sentence(tmp_path):
     for ends, sentence in (
         ([2, 1, 6], r"a\.ds\.index: is no list of the ends of documents"),
         ([], r"a\.ds: holds 12 bytes where a\.ds\.index describes 0"),
+        ([0, 0], r"a\.ds: holds 12 bytes where a\.ds\.index describes 0"),
         ([2, 5], r"a\.ds: holds 12 bytes where a\.ds\.index describes 10"),
         ([2, 12], r"a\.ds\.index: its documents have 12 tokens, which are not 2 or 4 bytes each of the 12"),
     ):
@@ -82,7 +87,7 @@ def test_datatroves_damage_is_one_sentence(tmp_path):
 
 def test_files_are_found(tmp_path):
     (tmp_path / "in").mkdir()
-    for name in ("b", "a", "a.loss_mask"):
+    for name in ("b", "a"):
         build(tmp_path / "in" / name)
     by_folder = find_foreign([tmp_path / "in"], tmp_path / "c")
     assert [(file.tokens.name, file.source) for file in by_folder] == [("a.bin", "in"), ("b.bin", "in")]
@@ -92,9 +97,42 @@ def test_files_are_found(tmp_path):
         ([tmp_path / "in" / "c"], r"--adopt .*c: .*c\.bin is missing; give the PREFIX"),
         ([tmp_path / "x*"], r"--adopt .*x\*: no file has such a name"),
         ([tmp_path / "in" / "a", tmp_path / "in"], r"--adopt: .*in/a\.bin is reached twice; name it once"),
+        ([Path("s3://bucket/tokens")], r"--adopt s3://\.\.\.: tokens are mapped, never fetched; copy them here"),
     ):
         with pytest.raises(UserError, match=sentence):
             find_foreign(words, tmp_path / "c")
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match=r"none: holds no \.idx beside its \.bin and no \.ds"):
         find_foreign([tmp_path / "none"], tmp_path / "c")
+
+
+def test_a_folders_links_are_followed_once(tmp_path):
+    (tmp_path / "web").mkdir()
+    (tmp_path / "in" / "books").mkdir(parents=True)
+    build(tmp_path / "web" / "w")
+    build(tmp_path / "in" / "books" / "b")
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "web")
+    (tmp_path / "in" / "books" / "back").symlink_to(tmp_path / "in")
+    found = find_foreign([tmp_path / "in"], tmp_path / "c")
+    assert [(file.tokens.name, file.source) for file in found] == [("b.bin", "books"), ("w.bin", "web")]
+
+
+def test_a_folder_that_may_not_be_read_is_named():
+    with tempfile.TemporaryDirectory() as root:
+        os.chmod(root, 0o755)
+        shut = Path(root, "shut")
+        shut.mkdir()
+        build(Path(root, "a"))
+        shut.chmod(0)
+        sentence = r"--adopt: .*/shut cannot be read \(Permission denied\); mend its permissions"
+        with as_nobody(), pytest.raises(UserError, match=sentence):
+            find_foreign([Path(root)], Path(root, "c"))
+        shut.chmod(0o700)
+
+
+def test_chats_are_not_adopted_without_their_masks(tmp_path):
+    for name in ("a", "a.loss_mask"):
+        build(tmp_path / name)
+    for word in (tmp_path / "a", tmp_path, tmp_path / "*"):
+        with pytest.raises(UserError, match=r"--adopt: .*a\.bin is of chats, whose loss mask would be lost; pack"):
+            find_foreign([word], tmp_path / "c")

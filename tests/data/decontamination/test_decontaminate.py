@@ -103,6 +103,17 @@ def test_the_list_is_taken_by_resampling(corpus, tokenizer, tmp_path):
     assert report["tokens_before"] == int(corpus.tokens.lengths[[0, 2, 3]].sum())
 
 
+def test_an_earlier_list_is_no_evaluation_file(corpus, tokenizer, tmp_path):
+    (tmp_path / "samples").mkdir()
+    write_lines(tmp_path / "samples" / "clean.json", [{"text": QUESTION}])
+    first = run(corpus, tokenizer, [tmp_path / "samples"], tmp_path / "samples" / "clean")[0]
+    assert run(corpus, tokenizer, [tmp_path / "samples"], tmp_path / "samples" / "clean")[0] == first
+    with pytest.raises(UserError, match="--against: names no evaluation file"):
+        run(corpus, tokenizer, [tmp_path / "samples" / "clean"], tmp_path / "samples" / "clean")
+    with pytest.raises(UserError, match="--against: names no file"):
+        run(corpus, tokenizer, [], tmp_path / "clean")
+
+
 def test_chats_and_other_files(tokenizer, tmp_path):
     chats = [
         {"messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "ninety"}]},

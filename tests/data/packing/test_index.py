@@ -76,9 +76,7 @@ def test_what_cannot_be_packed(write_corpus, tmp_path, options, sentence):
 def test_other_tokens_than_those_packed_are_refused(write_corpus, tmp_path):
     write_packed_index(write_corpus(DOCUMENTS), tmp_path / "p", PackOptions(sequence_length=4))
     write_corpus([[10, 11, 12, 13, 15], *DOCUMENTS[1:]])
-    with pytest.raises(
-        UserError, match=r"p: was packed from tokens with .* \w{12}, but .*corpus\.bin has \w{12}; bring"
-    ):
+    with pytest.raises(UserError, match=r"p: was packed from tokens with .* \w{12}, but .*corpus has \w{12}; bring"):
         open_packed_index(tmp_path / "p")
 
 

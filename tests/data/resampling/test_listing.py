@@ -65,7 +65,7 @@ def test_nothing_left_is_an_error(write_corpus, tmp_path):
 def test_a_list_for_other_tokens_is_refused(write_corpus, tmp_path):
     write_resampled(write_corpus([[1] * 9]), tmp_path / "out", POLICY, None, 1)
     other = write_corpus([[2] * 9], name="other")
-    with pytest.raises(UserError, match=r"out: was resampled from tokens .* \w{12}, but .*other\.bin has \w{12}; res"):
+    with pytest.raises(UserError, match=r"out: lists documents of tokens .* \w{12}, but .*other has \w{12}; list"):
         read_documents(tmp_path / "out", other)
 
 
@@ -82,8 +82,16 @@ def test_a_damaged_list_is_refused(write_corpus, tmp_path):
     with pytest.raises(UserError, match=r"document_ids\.npy: cannot be read"):
         read_documents(tmp_path / "out", corpus)
     (tmp_path / "out" / "manifest.json").write_text('{"version": 1}')
-    with pytest.raises(UserError, match=r"manifest\.json: has version 1, not 2; resample again"):
+    with pytest.raises(UserError, match=r"manifest\.json: has version 1, not 2; list its documents again"):
         read_documents(tmp_path / "out", corpus)
+
+
+def test_what_was_resampled_is_not_resampled_again(write_corpus, tmp_path):
+    corpus = write_corpus([[1] * 9] * 2)
+    write_resampled(corpus, tmp_path / "out", POLICY, None, 1)
+    listed = read_documents(tmp_path / "out", corpus)
+    with pytest.raises(UserError, match=r"--documents: lists what was resampled already; name a folder of tools/dec"):
+        write_resampled(corpus, tmp_path / "out", POLICY, None, 1, listed)
 
 
 def test_weights_as_words(write_corpus, tmp_path):

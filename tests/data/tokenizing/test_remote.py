@@ -240,7 +240,7 @@ def test_what_the_walk_refuses(store):
     with pytest.raises(UserError, match=r"/walk/x\.parquet\.gz: Parquet compresses itself"):
         find_files([f"{url}/walk/x.parquet.gz"], "parquet")
     put("walk/in/x.jsonl", b"")
-    with pytest.raises(UserError, match=r"/walk/in/x\.jsonl: is named twice by --input"):
+    with pytest.raises(UserError, match=r"/walk/in/x\.jsonl: is named twice; name it once"):
         find_files([f"{url}/walk/in", f"{url}/walk/in/*"])
     put("walk/none/x.csv", b"")
     with pytest.raises(UserError, match=r"/walk/none: none of its 1 files ends in \.jsonl"):

@@ -47,7 +47,7 @@ def test_inputs_that_are_none(tmp_path, name, sentence):
 
 def test_an_input_named_twice(tmp_path):
     (tmp_path / "a.jsonl").write_text("")
-    with pytest.raises(UserError, match="is named twice by --input"):
+    with pytest.raises(UserError, match="is named twice; name it once"):
         find_files([tmp_path / "a.jsonl", tmp_path])
     with pytest.raises(UserError, match="names no file"):
         find_files([])

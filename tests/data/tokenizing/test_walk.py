@@ -1,7 +1,6 @@
 """The one walk over the input: what is taken, in which order, and what is left out or refused by name."""
 
 import bz2
-import contextlib
 import gzip
 import logging
 import lzma
@@ -21,7 +20,7 @@ from megatron_ultralong.data.tokenizing.run import TokenizeOptions, tokenize_cor
 from megatron_ultralong.data.tokenizing.walk import find_files
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.corpus_texts import iterate_texts
-from tests.data.conftest import same_bytes, write_lines
+from tests.data.conftest import as_nobody, same_bytes, write_lines
 
 
 def make(root, *names):
@@ -66,11 +65,11 @@ def test_linked_folders_are_followed_and_those_that_lead_back_named(tmp_path, ca
 def test_what_is_reached_twice_is_refused(tmp_path):
     folder = make(tmp_path / "in", "v3/b.jsonl")
     (folder / "c.jsonl").symlink_to(folder / "v3" / "b.jsonl")
-    with pytest.raises(UserError, match=r"v3/b\.jsonl: is .*c\.jsonl, which is named twice by --input; name it once"):
+    with pytest.raises(UserError, match=r"v3/b\.jsonl: is .*c\.jsonl, which is named twice; name it once"):
         find_files([folder])
     (folder / "c.jsonl").unlink()
     (folder / "latest").symlink_to(folder / "v3")
-    with pytest.raises(UserError, match=r"v3: is .*latest, which is named twice by --input; name it once"):
+    with pytest.raises(UserError, match=r"v3: is .*latest, which is named twice; name it once"):
         find_files([folder])
 
 
@@ -184,19 +183,6 @@ def test_names_of_any_bytes(tmp_path):
     assert (tmp_path / "c.skipped.tsv").read_text().startswith(f"{folder}/caf\\xe9.jsonl, line 2\tis not JSON")
     tokenize_corpus([folder], tmp_path / "d", raw, Fields(), skip)
     assert sorted(texts(tmp_path / "d")) == ["x0", "x1", "x2", "x3", "x4"]
-
-
-@contextlib.contextmanager
-def as_nobody():
-    """Without the rights of root, whom no permission stops."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.txt", "a.parquet", "a.jsonl.gz", "shut/a.jsonl"])

@@ -14,6 +14,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -117,12 +118,23 @@ def writable(folder: Path) -> bool:
     return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
 
 
+def refuse_output(path: Path, flag: str) -> None:
+    """Refuse to write to a URL.
+
+    Raises:
+        UserError: `path` is one.
+    """
+    if found := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", str(path)):  # Path has made one slash of two
+        raise UserError(f"{flag} {found[1]}://...: only local files are written; give a path, and copy them after.")
+
+
 def refuse_others(folder: Path, names: Collection[str]) -> None:
     """Refuse to replace what is no folder of the files `names` alone, since replacing deletes all that is there.
 
     Raises:
-        UserError: `folder` is a file, or holds something else.
+        UserError: `folder` is a file or a URL, or holds something else.
     """
+    refuse_output(folder, "--output")
     folder = Path(folder)
     if not folder.is_dir():
         if folder.exists():

@@ -197,6 +197,8 @@ def test_only_what_is_ones_own_is_replaced(tmp_path):
         refuse_others(tmp_path, ["b"])
     with pytest.raises(UserError, match=r"a is a file; name a folder\.$"):
         refuse_others(tmp_path / "a", ["a"])
+    with pytest.raises(UserError, match=r"--output s3://\.\.\.: only local files are written"):
+        refuse_others(Path("s3://bucket/list"), ["a"])
 
 
 def test_replace_directory_without_a_target(tmp_path):

@@ -32,7 +32,7 @@ from megatron_ultralong.data.tokenizer.tokenizer import Tokenizer
 from megatron_ultralong.data.tokenizing.existing import recorded
 from megatron_ultralong.data.tokenizing.parts import check_sources
 from megatron_ultralong.errors import UserError
-from megatron_ultralong.files import atomic_file, disk_errors_named, fingerprint, read_json
+from megatron_ultralong.files import atomic_file, disk_errors_named, fingerprint, read_json, refuse_output
 from megatron_ultralong.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ def adopt_files(
         UserError: a file is damaged, of another format, or has an id that the tokenizer has not; another corpus would
             be overwritten; no document has a token.
     """
+    refuse_output(prefix, "--output-prefix")
     found = find_foreign(options.adopt, prefix)
     if source:
         found = [dataclasses.replace(file, source=source) for file in found]

@@ -260,4 +260,4 @@ def _reason(error: BaseException) -> str:
         return f"may not be read ({text}); give credentials by the environment (docs/data.md), or ask for access."
     if kind == "FileExpired":
         return "changed while it was read; run again."
-    return f"cannot be read ({text}); run again, finished shards are kept."
+    return f"cannot be read ({text}); run again."

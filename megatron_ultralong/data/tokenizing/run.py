@@ -23,7 +23,7 @@ from megatron_ultralong.data.tokenizer.chat import Learnt
 from megatron_ultralong.data.tokenizer.encoders import Encoder
 from megatron_ultralong.data.tokenizer.identity import BYTES
 from megatron_ultralong.data.tokenizer.tokenizer import Tokenizer
-from megatron_ultralong.data.tokenizing import urls, worker
+from megatron_ultralong.data.tokenizing import worker
 from megatron_ultralong.data.tokenizing.documents import Fields
 from megatron_ultralong.data.tokenizing.existing import existing, how_made, recorded
 from megatron_ultralong.data.tokenizing.merge import merge_parts
@@ -36,6 +36,7 @@ from megatron_ultralong.data.tokenizing.readers import Reading
 from megatron_ultralong.data.tokenizing.recheck import DifferenceError
 from megatron_ultralong.data.tokenizing.shards import FileRange, Format, for_each
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.files import refuse_output
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def tokenize_corpus(
             does not give what was asked of it.
     """
     options = options or TokenizeOptions()
-    urls.refuse_output(prefix, "--output-prefix")
+    refuse_output(prefix, "--output-prefix")
     if options.workers < 1:
         raise UserError(f"--workers {options.workers}: is no number of processes; give 1 or more.")
     skip = options.malformed == "skip"

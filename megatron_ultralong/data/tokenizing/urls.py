@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from urllib.parse import unquote
 
 from megatron_ultralong.errors import UserError, shown
@@ -56,13 +55,3 @@ def checked(url: str) -> str:
             "give credentials by the environment (docs/data.md)."
         )
     return f"{scheme}://{rest}"
-
-
-def refuse_output(path: Path, flag: str) -> None:
-    """Refuse to write to a URL.
-
-    Raises:
-        UserError: `path` is one.
-    """
-    if found := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", str(path)):  # Path has made one slash of two
-        raise UserError(f"{flag} {found[1]}://...: only local files are written; give a path, and copy them after.")

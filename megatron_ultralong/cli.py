@@ -22,6 +22,7 @@ from megatron_ultralong.errors import UserError, report, shown
 _PROGRAM = "python -m megatron_ultralong.train"
 _FIELDS = (
     "The fields of the configuration, one TOML table a section; a flag here wins over the file. "
+    "A list's values follow one another, or stand in one word with commas. "
     "--dry-run takes two steps, says what they need in memory and time, and keeps nothing."
 )
 

@@ -109,6 +109,7 @@ def test_help_lists_every_field_with_its_docstring_type_and_default(capsys):
         assert f"--{name} " in text
     assert "--train.steps INT Optimizer steps in all, those before a resume included. (required)" in text
     assert "--rope.kind {keep,ultralong,linear,ntk,llama3,yarn}" in text
+    assert "What a run is judged by while it goes on" in text and "noqa" not in text
     assert "--optimizer.learning_rate FLOAT Peak learning rate. (default: 3e-05)" in text
 
 

@@ -27,7 +27,7 @@ class DataSource:
     index: Path
     """Folder written by tools/pack_corpus.py."""
     weight: float = 1.0
-    """Share of what data.blend counts, relative to the other sources' weights."""
+    """Share of what data.blend counts, relative to the other sources' weights; a validation's sources have none."""
     document_mask: bool | None = None
     """data.document_mask of this source alone; left out: what that says."""
     loss_on_separators: bool | None = None

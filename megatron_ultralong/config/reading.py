@@ -6,8 +6,8 @@ cannot run together is `checks`'s, what is written beside a checkpoint `provenan
 here too, so that a caller needs one module. Nothing here imports torch, and reading costs milliseconds.
 
 Overrides are `--section.field value` or `--section.field=value`; they win over the file and may supply what
-the file leaves out. A data source is named by its place, `--data.sources.0.index PATH`; a list of numbers is given
-with commas.
+the file leaves out. A data source is named by its place, `--data.sources.0.index PATH`; the values of a list follow
+one another, or stand in one word with commas; "" is a list or a text of nothing.
 """
 
 from __future__ import annotations
@@ -112,7 +112,10 @@ class _Reader:
             elif not separator and (not rest or rest[0].startswith("--")):
                 self.problems.append(f"{flag} has no value; give {flag} VALUE.")
             else:
-                self._place(table, name, _FlagText(text if separator else rest.pop(0)), flag)
+                value = text if separator else rest.pop(0)
+                while not separator and _is_list(name) and rest and not rest[0].startswith("--"):
+                    value += f" {rest.pop(0)}"
+                self._place(table, name, _FlagText(value), flag)
 
     def _place(self, table: dict[str, Any], name: str, text: _FlagText, flag: str) -> None:
         """Set one dotted name in nested tables and lists, making tables on the way."""
@@ -188,7 +191,7 @@ def _convert(kind: Any, value: Any) -> Any:
         if value in typing.get_args(kind):
             return str(value)
     elif kind in (str, Path):
-        if isinstance(value, str) and value:
+        if isinstance(value, str) and (value or kind is str):
             return kind(str(value))
     elif isinstance(value, _FlagText):
         try:
@@ -250,6 +253,14 @@ def field_names(kind: type = RunConfig, prefix: str = "") -> list[str]:
 def _exists(name: str) -> bool:
     """Whether a dotted name is a field, whatever the number of its data source."""
     return re.sub(r"\.\d+\.", ".0.", name) in field_names()
+
+
+def _is_list(name: str) -> bool:
+    """Whether a dotted field holds a list of plain values."""
+    kind: Any = RunConfig
+    for part in name.split("."):
+        kind = typing.get_args(kind)[0] if part.isdigit() else typing.get_type_hints(kind)[part]
+    return typing.get_origin(kind) is tuple
 
 
 def _line_numbers(text: str) -> dict[str, int]:

@@ -245,7 +245,7 @@ class RunConfig:
     rope: RopeConfig = RopeConfig()
     parallel: ParallelConfig = ParallelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    validation: ValidationConfig = ValidationConfig()  # noqa: RUF009  frozen, as the others
+    validation: ValidationConfig = dataclasses.field(default=ValidationConfig())
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
 

@@ -20,7 +20,7 @@ class ValidationConfig:
     at_start: bool = False
     """Validate before the first step too."""
     samples: int = 0
-    """Samples of each source, evenly spread over it and always the same; 0: all."""
+    """Samples of each source, evenly spread over it and always the same; 0, or more than there are: all."""
     bounds: tuple[int, ...] = ()
     """Tokens of context at which one bucket of positions ends and the next begins; default: 4096 and the context that
     the model had before, where they lie within the sequence."""

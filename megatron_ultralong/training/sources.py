@@ -38,7 +38,7 @@ def open_sources(config: RunConfig) -> list[PackedDataset]:
 
 
 def open_held_out(config: RunConfig, data: Sequence[PackedDataset]) -> list[PackedDataset]:
-    """The packed indexes of the run's validation, likewise; what they share with `data`, the run's own, is said.
+    """The packed indexes of the run's validation, likewise, each said, and what it shares with `data`, the run's own.
 
     Raises:
         UserError: on every rank, if any of them cannot open one.
@@ -47,6 +47,14 @@ def open_held_out(config: RunConfig, data: Sequence[PackedDataset]) -> list[Pack
         return []
     found = _open_together(config, config.validation.sources)
     if dist.get_rank() == 0:
+        for dataset in found:
+            logger.info(
+                "%s: a validation reads %s of its %s samples%s",
+                dataset.index.folder,
+                f"{min(config.validation.samples or len(dataset), len(dataset)):,}",
+                f"{len(dataset):,}",
+                "; documents isolated" if dataset.document_mask else "",
+            )
         for sentence in learnt_too(found, data):
             logger.warning("%s", sentence)
     return found

@@ -144,6 +144,20 @@ def test_flags_win_over_the_file_and_take_their_fields_types(tmp_path):
     assert config.data.sources == (DataSource(index=Path("packed/a"), weight=3.0),)
 
 
+@pytest.mark.parametrize(
+    "words", ["--validation.needles 8 16", "--validation.needles 8,16", "--validation.needles=8,16"]
+)
+def test_a_list_is_several_words_or_one(tmp_path, words):
+    config = load_config(write(tmp_path, MINIMAL), [*words.split(), "--train.steps", "40"])
+    assert config.validation.needles == (8, 16) and config.train.steps == 40
+
+
+def test_what_the_file_gives_can_be_taken_away(tmp_path):
+    path = write(tmp_path, MINIMAL + '[validation]\nkeep_best = "loss/a"\nneedles = [8]\n[log]\nwandb = ""\n')
+    config = load_config(path, ["--validation.keep_best", "", "--validation.needles="])
+    assert (config.validation.keep_best, config.validation.needles, config.log.wandb) == ("", (), "")
+
+
 def test_a_source_says_for_itself_how_it_is_read(tmp_path):
     """Or leaves it to the section, in the file as by a flag."""
     more = '[[data.sources]]\nindex = "packed/b"\ndocument_mask = true\nloss_on_first_tokens = false\n'

@@ -158,6 +158,8 @@ def _say_own(question: Question, given: RunConfig, gpus: int, json: Path | None)
         raise UserError(why)
     if len(set(given.data.masks)) > 1 and question.assumed.document is None:
         print("Some sources isolate documents: --document says how long; without it they count as whole samples.")
+    if given.validation.sources:
+        print("The job's hours are of its steps, without their validations.")
     plan = planned(given, question.hf_config, gpus, question.profile, question.assumed.document)
     job = question.job(plan)
     _plan_tables.show([_plan_tables.parts_table(plan, question.profile), _plan_tables.job_table({"run": job}, None)])

@@ -46,11 +46,12 @@ def _measure(run: Run) -> StepMemory:
     config = run.config
     tokens = config.train.global_batch_size * config.data.sequence_length
     logger.info(
-        "one step: %.2f s, %s tokens/s; %d steps take %s",
+        "one step: %.2f s, %s tokens/s; %d steps take %s%s",
         seconds,
         f"{tokens / seconds:,.0f}",
         config.train.steps - run.step,
         duration(seconds * (config.train.steps - run.step)),
+        " without their validations" if config.validation.sources else "",
     )
     return report(run, own)
 

@@ -8,7 +8,9 @@ of a position is that within its document.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
+import json
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -60,6 +62,16 @@ def tasks(run: Run) -> list[Task]:
     ]
     by_length = itertools.groupby(run.needles, key=lambda prompt: prompt.length)
     return found + [Needles(run, length, list(prompts)) for length, prompts in by_length]
+
+
+def identity(run: Run) -> str:
+    """A digest of which samples and needles a validation reads, and how: of another the losses are other ones."""
+    section = run.config.validation
+    options = [dataclasses.asdict(run.config.data.options(source)) for source in section.sources]
+    counts = [min(section.samples or len(dataset), len(dataset)) for dataset in run.held_out]
+    sources = sorted(zip((dataset.fingerprint for dataset in run.held_out), map(str, options), counts, strict=True))
+    needles = [section.needle_depths, section.needle_keys, section.needle_form] if section.needles else []
+    return hashlib.sha256(json.dumps([sources, section.needles, needles]).encode()).hexdigest()[:16]
 
 
 class HeldOutSource:

@@ -31,7 +31,7 @@ from megatron_ultralong.engine.device import to_device
 from megatron_ultralong.engine.replacing import replaced
 from megatron_ultralong.training.ahead import Ahead
 from megatron_ultralong.training.batches import Microbatch
-from megatron_ultralong.training.held_out import Task, tasks, unlabelled
+from megatron_ultralong.training.held_out import Task, identity, tasks, unlabelled
 from megatron_ultralong.training.metrics import ValidationMetrics
 from megatron_ultralong.training.recorder import Recorder
 from megatron_ultralong.training.setup import Run
@@ -53,6 +53,7 @@ class Standing:
         best_step: the step of that; -1: none.
         unimproved: validations since.
         ended: there were so many of these that the run ended.
+        judged_by: `held_out.identity` of what was measured, without which values cannot be compared.
     """
 
     step: int = -1
@@ -62,6 +63,17 @@ class Standing:
     best_step: int = -1
     unimproved: int = 0
     ended: bool = False
+    judged_by: str = ""
+
+    def take_up(self, metric: str, judged_by: str) -> bool:
+        """Go on under a run's configuration; whether what was found before is of other samples, and so forgotten."""
+        others = self.step >= 0 and judged_by != self.judged_by
+        if others:
+            self.lowest = {}
+        if others or metric != self.metric:
+            self.best, self.best_step, self.unimproved = None, -1, 0
+        self.metric, self.judged_by = metric, judged_by
+        return others
 
     def note(self, found: ValidationMetrics, warn: float) -> Iterator[str]:
         """Remember a validation; a sentence for each loss that has risen by more than `warn` nats, if that is not 0."""
@@ -98,9 +110,12 @@ class Validator:
         self.run, self.requests, self.watchdog, self.recorder = run, requests, watchdog, recorder
         self.section = run.config.validation
         self.standing = Standing(**run.standing or {})
-        if self.standing.metric != self.section.keep_best:
-            self.standing.metric, self.standing.best, self.standing.best_step = self.section.keep_best, None, -1
-            self.standing.unimproved = 0
+        if self.section.sources and self.standing.take_up(self.section.keep_best, identity(run)):
+            logger.warning(
+                "[validation] measures other samples than it did before step %d: its losses are compared, and the best "
+                "checkpoint is looked for, from here on.",
+                run.step,
+            )
         self.standing.ended = self._is_enough()
         self._ahead = Ahead()
 

@@ -53,7 +53,7 @@ def read_curves(named: Iterable[str]) -> dict[str, Stage]:
     for words in named:
         name, equals, path = words.partition("=")
         if not (name and equals and path):
-            raise UserError(f"--metrics {words}: write it as NAME=PATH.")
+            raise UserError(f"{words}: a run's metrics.jsonl is given as NAME=PATH.")
         curves[name] = _read(Path(path))
     return curves
 

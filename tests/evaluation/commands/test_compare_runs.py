@@ -42,7 +42,7 @@ def test_a_run_under_way_is_shown_as_far_as_it_is(run, tmp_path):
         (("gone",), {}, "gone/run.json: .*name a folder that tools/evaluate.py run has written"),
         (("=gone",), {}, "=gone: write a run as FOLDER or NAME=FOLDER"),
         (("{run}", "own={run}"), {}, "it is named twice; leave one out"),
-        (("{run}",), {"metrics": ("x",)}, "--metrics x: write it as NAME=PATH"),
+        (("{run}",), {"metrics": ("x",)}, "x: a run's metrics.jsonl is given as NAME=PATH."),
         (("{run}",), {"metrics": ("x=gone.jsonl",)}, "gone.jsonl: it cannot be read"),
         (("{run}",), {"metrics": ("x={run}/run.json",)}, "run.json, line 1: step, loss or grad_norm is missing"),
         (("{run}",), {"metrics": ("x=/dev/null",)}, "/dev/null: there is no step in it"),

@@ -133,9 +133,9 @@ def test_killed_and_resumed_a_mixed_run_repeats_itself(begin: Begin, short: Path
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     words = ["--data.sources.1.index", str(short), *SHORT, *BY_STEPS, "--train.steps", "12"]
-    words += ["--checkpoint.interval", "1"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     job = begin(1, *words, "--checkpoint.save", str(whole))
+    words += ["--checkpoint.interval", "2"]
     other = begin(1, *words, "--checkpoint.save", str(killed))
     other.until(lambda: len(rows_of(killed / "metrics.jsonl")) >= 5)
     other.signal(0, signal.SIGKILL)

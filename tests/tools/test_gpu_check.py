@@ -155,7 +155,7 @@ absent, tools, tests = {absent!r}, {tools!r}, {tests!r}
 find = importlib.machinery.PathFinder.find_spec
 def without(name, path=None, target=None):
     return None if name.split(".")[0] in absent else find(name, path, target)
-importlib.machinery.PathFinder.find_spec = without
+importlib.machinery.PathFinder.find_spec = staticmethod(without)
 for name in [path.stem for path in pathlib.Path(tools[0]).glob("_gpu_*.py")] + tests:
     importlib.import_module(name)
 """

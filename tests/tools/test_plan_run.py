@@ -170,7 +170,7 @@ def test_what_is_wrong_is_one_sentence(model: Path, tmp_path: Path, words: list[
 
 
 def test_a_length_that_fits_is_named(model: Path) -> None:
-    done = plan("--model", model, "--length", 16777216, "--gpus", 16)
+    done = plan("--model", model, "--length", 16777216, "--gpus", 8)
     assert done.returncode == 2 and "the longest that fits is " in done.stderr
 
 

@@ -67,6 +67,18 @@ def _toml_value(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
+def times(longest: float, hours: float) -> tuple[int, int]:
+    """Hours of a job, and seconds before its end at which it is told to save: three of the longest steps, of hours one
+    and a half and half an hour. A job has a day at most, unless that and one step more do not go into it.
+
+    Args:
+        longest: seconds of a step with a save, in any stage.
+        hours: of the longest stage.
+    """
+    warn = math.ceil(max(300.0, min(3 * longest, 1.5 * longest + 1800)))
+    return max(min(24, max(2, math.ceil(hours))), math.ceil((warn + longest) / 3600)), warn
+
+
 def write(folder: Path, stages: dict[str, RunConfig], jobs: dict[str, JobPlan], domain: int, heading: str) -> None:
     """The files; `folder` is being made whole by the caller.
 
@@ -85,7 +97,7 @@ def write(folder: Path, stages: dict[str, RunConfig], jobs: dict[str, JobPlan], 
     tensor, length = extend.parallel.tensor, extend.data.sequence_length
     whole = math.lcm(tensor, gpus)  # machines are asked for whole
     over = min(job.ranks, -(-tensor * extend.parallel.context // whole) * whole)
-    hours = min(24, max(2, math.ceil(max(one.hours for one in jobs.values()))))
+    hours, warn = times(longest, max(one.hours for one in jobs.values()))
     settings = _SETTINGS.format(
         model=extend.model.hf,
         run=extend.checkpoint.save.parent if extend.checkpoint.save else "runs/plan",
@@ -101,6 +113,6 @@ def write(folder: Path, stages: dict[str, RunConfig], jobs: dict[str, JobPlan], 
         nodes=job.ranks // gpus,
         gpus=gpus,
         limit=f"{hours:02}:00:00",
-        warn=math.ceil(max(300.0, 3 * longest)),
+        warn=warn,
     )
     (folder / "settings.sh").write_text(settings, encoding="utf-8")

@@ -37,6 +37,7 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--capability", default="9.0", metavar="8.0", help="compute capability of the GPU (9.0: Hopper)"
     )
+    parser.add_argument("--layers", type=int, default=0, metavar="N", help=_LAYERS)
     parser.add_argument("--every-microbatch", action="store_true", help="rehearse all, where one stands for many alike")
     parser.add_argument("--brief", action="store_true", help="print what is needed alone, without tables")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
@@ -53,6 +54,10 @@ _MEMORY = "of one GPU, in GB, or a hardware profile's name or path: exit status 
 _DOCUMENT = (
     "length of each document of a source with document_mask; 0: a sample is one. Of a run with sources of both kinds, "
     "the step is of one with document_mask if this is given, else of one without"
+)
+_LAYERS = (
+    "rehearse so many layers of each pipeline stage; what the others hold is then by planning/memory.py. Without it 2 "
+    "with parallel.head_groups, whose layers take thousands of operators, else all"
 )
 
 
@@ -71,8 +76,9 @@ def main() -> None:
 def _rehearse(own: argparse.Namespace, words: list[str]) -> None:
     config = parse_command_line(["--config", own.config, *(word for word in words if word not in _OF_A_RUN)])
     hf_config = decoder_at(_model(own.model or config.model.hf), _MODEL)
-    if own.world_size < 1 or own.document < 0:
-        raise UserError(f"--world-size {own.world_size} and --document {own.document}: give 1 and 0 or more.")
+    if own.world_size < 1 or own.document < 0 or own.layers < 0:
+        given = f"--world-size {own.world_size}, --document {own.document}, --layers {own.layers}"
+        raise UserError(f"{given}: give at least 1, 0 and 0.")
     for name, path in (("--json", own.json), ("--html", own.html)):
         if path is not None and (path.is_dir() or not writable(path.parent)):
             raise UserError(f"{name} is {path}; give a file in a folder that can be written.")
@@ -96,6 +102,7 @@ def _rehearse(own: argparse.Namespace, words: list[str]) -> None:
         capability=None if config.parallel.device == "cpu" else (major, minor),
         document=own.document,
         every_microbatch=own.every_microbatch,
+        layers=own.layers,
     )
     rehearsal_table.show(job, own.brief)
     if own.json is not None:

@@ -13,7 +13,8 @@
 # What it reads and where it runs stands in EXAMPLE/settings.sh; a variable set in the environment wins. Further words
 # go to sbatch as they are: --partition=big --account=me. DRY_RUN=1 prints the sbatch commands instead.
 # A training step is rehearsed before it is submitted, on this machine and without GPUs: whether it runs in that layout
-# and fits GPU_MEMORY. That takes a minute or so of one core; REHEARSE=0 turns it off.
+# and fits GPU_MEMORY. That takes a minute or so of one core (of lean layers, head_groups, two are rehearsed);
+# REHEARSE=0 turns it off.
 # The job numbers are printed; the logs are in RUN/logs. examples/slurm/README.md explains every line.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

@@ -42,7 +42,11 @@ def normed(norm: torch.nn.RMSNorm, x: Tensor, weight: Tensor | None = None) -> T
 
 
 def norm_gradients(norm: torch.nn.RMSNorm, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of the norm's input and weight, from its input and its output's gradient."""
+    """The gradients of the norm's input and weight, from its input and its output's gradient.
+
+    The weight's is in its dtype, rounded once a call: for one in fp32 PyTorch leaves its fused kernel, and holds the
+    input in fp32 several times.
+    """
     with torch.enable_grad():
         x, weight = x.detach().requires_grad_(), norm.weight.detach().requires_grad_()
         out = normed(norm, x, weight)

@@ -86,7 +86,4 @@ class LeanWork(RankWork):
         return self.tiles * (gathers * gather + sums * scatter)
 
     def _weight_gradients(self) -> float:
-        train = self.config.train
-        numbers = self.shape.layer_weights / self.tensor
-        wide = 4 if train.grad_reduce_in_fp32 or not train.gradient_accumulation_fusion else self.element
-        return self.tiles * self.moved(numbers, 2 * wide)
+        return self.tiles * self.moved(self.shape.layer_weights / self.tensor, 2 * 4)  # of sums in fp32

@@ -12,7 +12,9 @@ from typing import Any
 from megatron_ultralong.config.checks import check_config
 from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.families.defaults import completed
 from megatron_ultralong.rehearsal.rehearse import GPU, Rehearsal, rehearse
+from megatron_ultralong.rehearsal.shallow import LeftOut, left_out, shallow
 
 logger = logging.getLogger(__name__)
 
@@ -47,15 +49,23 @@ class JobRehearsal:
     Attributes:
         found: in order of rank.
         names: what each stands for.
+        layers: of the model, and how many of them were rehearsed.
+        left_out: what the others would add, by rank.
     """
 
     found: tuple[Rehearsal, ...]
     names: dict[int, str]
+    layers: tuple[int, int]
+    left_out: dict[int, LeftOut]
 
     @property
     def worst(self) -> Rehearsal:
         """The rank that needs most of its device's memory."""
-        return max(self.found, key=lambda one: one.peak.bytes)
+        return max(self.found, key=self.needed)
+
+    def needed(self, one: Rehearsal) -> int:
+        """Bytes of its device's memory that a rank needs, with all layers."""
+        return one.peak.bytes + self.left_out[one.rank].device
 
 
 def rehearse_job(
@@ -67,8 +77,9 @@ def rehearse_job(
     capability: tuple[int, int] | None = GPU,
     document: int = 0,
     every_microbatch: bool = False,
+    layers: int = 0,
 ) -> JobRehearsal:
-    """Rehearse these ranks; none: all that differ.
+    """Rehearse these ranks; none: all that differ. `layers`: of each stage, as `shallow` takes it.
 
     Raises:
         UserError: the configuration cannot run with so many processes, a rank is none of the job's, or a rank's step
@@ -80,8 +91,13 @@ def rehearse_job(
             raise UserError(f"--rank {rank} is none of {world_size} processes; give one from 0 to {world_size - 1}.")
     differing = differing_ranks(config, world_size)
     names = {rank: differing.get(rank, f"rank {rank}") for rank in (ranks or differing)}
+    whole, cut = (config, completed(hf_config)), shallow(config, hf_config, layers)
+    found = tuple(_all(*cut, world_size, names, capability, document, every_microbatch))
     return JobRehearsal(
-        tuple(_all(config, hf_config, world_size, names, capability, document, every_microbatch)), names
+        found,
+        names,
+        (whole[1]["num_hidden_layers"], cut[1]["num_hidden_layers"]),
+        {one.rank: left_out(whole, cut, world_size, one.coordinates.pipeline, one.gpu) for one in found},
     )
 
 

@@ -43,11 +43,11 @@ def check_fits(job: JobRehearsal, memory: int) -> None:
         UserError: it does, with by how much and what takes most.
     """
     worst, room = job.worst, round(memory * (1 - RESERVED))
-    if worst.peak.bytes <= room:
+    if job.needed(worst) <= room:
         return
     (state, part), most = next(iter(worst.peak.parts.items()))
     raise UserError(
-        f"Rank {worst.rank} ({job.names[worst.rank]}) needs {worst.peak.bytes / 1e9:.1f} GB, and of "
+        f"Rank {worst.rank} ({job.names[worst.rank]}) needs {job.needed(worst) / 1e9:.1f} GB, and of "
         f"{memory / 1e9:.0f} GB a GPU has {room / 1e9:.1f} for tensors (a tenth is left for the driver, communicators "
         f"and fragments); most of it, {most / 1e9:.1f} GB, is {part} ({state}): docs/training.md says what makes "
         "that smaller, such as parallel.recompute, a larger parallel.context or parallel.tensor."

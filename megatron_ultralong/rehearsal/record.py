@@ -117,8 +117,17 @@ def as_json(job: JobRehearsal) -> dict[str, Any]:
         "world_size": job.worst.world_size,
         "path": "gpu" if job.worst.gpu else "cpu",
         "assumptions": list(ASSUMPTIONS),
+        "layers": job.layers[0],
+        "layers_rehearsed": job.layers[1],
         "worst_rank": job.worst.rank,
-        "ranks": [one_rank(found, job.names[found.rank]) for found in job.found],
+        "ranks": [
+            {
+                **one_rank(found, job.names[found.rank]),
+                "left_out_bytes": job.left_out[found.rank].device,
+                "left_out_host_bytes": job.left_out[found.rank].host,
+            }
+            for found in job.found
+        ],
         "seconds": sum(found.seconds for found in job.found),
         "own_peak_bytes": own_memory(),
     }
@@ -169,6 +178,14 @@ def cost(job: JobRehearsal) -> str:
     """What was assumed, left out, and what the rehearsal itself took."""
     count, taken = job.worst.microbatches
     left_out = f"Of {count} microbatches {taken} were rehearsed; one stands for the rest. " if taken < count else ""
+    if job.layers[1] < job.layers[0]:
+        others = job.left_out[job.worst.rank]
+        left_out += (
+            f"Of {job.layers[0]} layers {job.layers[1]} were rehearsed (--layers). The others take "
+            f"{_giga(others.device, 2)} GB more on that rank's device and {_giga(others.host, 2)} GB of host memory by "
+            "planning/memory.py: the first is in what is needed, neither in tables, and no operator, message or FLOP "
+            "of theirs is counted. "
+        )
     seconds = sum(found.seconds for found in job.found)
     return (
         f"Assumed: {'; '.join(ASSUMPTIONS)}. {left_out}Rehearsed in {seconds:.1f} s and {_giga(own_memory(), 2)} GB of "

@@ -36,10 +36,10 @@ def page(job: JobRehearsal, title: str, memory: int = 0) -> str:
         memory: bytes of a device, drawn as a line; 0: unknown.
     """
     worst = job.worst
-    head = f"{title}: rank {worst.rank} of {worst.world_size} needs {worst.peak.bytes / 1e9:.1f} GB"
+    head = f"{title}: rank {worst.rank} of {worst.world_size} needs {job.needed(worst) / 1e9:.1f} GB"
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        f'<p><span class="big">{worst.peak.bytes / 1e9:.1f} GB</span> on rank {worst.rank} of {worst.world_size} '
+        f'<p><span class="big">{job.needed(worst) / 1e9:.1f} GB</span> on rank {worst.rank} of {worst.world_size} '
         f"({html.escape(job.names[worst.rank])}), the most that any rank needs: {html.escape(moment(worst))}.</p>",
         "<h2>Memory over one step</h2>",
         timeline(worst, memory),

@@ -26,7 +26,7 @@ def show(job: JobRehearsal, brief: bool = False) -> None:
         console.print()
     console.print(
         f"Most is needed by rank {worst.rank} of {worst.world_size} ({job.names[worst.rank]}): "
-        f"{worst.peak.bytes / 1e9:.2f} GB, in {moment(worst)}.",
+        f"{job.needed(worst) / 1e9:.2f} GB, in {moment(worst)}.",
         markup=False,
     )
     console.print(cost(job), markup=False)

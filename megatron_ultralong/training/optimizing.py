@@ -16,10 +16,11 @@ from megatron_ultralong.model import build
 def fusions(config: RunConfig, device: torch.device) -> build.Fusions:
     """What is asked for and can be had here; SwiGLU's is for GPUs, where it is compiled."""
     half = config.train.precision == "bf16"
-    into = torch.bfloat16 if half and not config.train.grad_reduce_in_fp32 else torch.float32
     dtype = torch.bfloat16 if half else torch.float32
     # What torch.utils.checkpoint computes again it computes from copies of the weights, which are not known to DDP.
     parallel = config.parallel
+    narrow = half and not config.train.grad_reduce_in_fp32 and not parallel.head_groups  # lean layers' sums are fp32
+    into = torch.bfloat16 if narrow else torch.float32
     copies = parallel.mlp_chunk or (parallel.recompute, parallel.attention) == ("selective", "torch")
     copies = copies and not parallel.head_groups
     wanted = config.train.gradient_accumulation_fusion and not copies

@@ -1,4 +1,6 @@
-"""Every example's training step, rehearsed for the processes that it declares, at full length and depth.
+"""Every example's training step, rehearsed for the processes that it declares, at full length.
+
+At full depth too, but for lean layers, of which two are and planning/memory.py gives the others.
 
 `make rehearse` runs them; in `make test` they are slow, and a process that has run other tests holds more.
 """
@@ -39,14 +41,13 @@ def test_a_step_of_every_example_runs_and_fits(path: Path) -> None:
     config, model = load_config(path), model_of(load_config(path).model.hf)
     processes = WANTED[name(path.parent)][-1] if name(path.parent) in WANTED else 2
     on_gpu = name(path.parent) in WANTED
-    if config.parallel.head_groups:  # an hour of operators, tile by tile: two layers and one sample say what all do
-        model |= {"num_hidden_layers": 2}
+    if config.parallel.head_groups:  # one sample says what all do
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch_size=1))
     job = rehearse_job(config, model, processes, [0], capability=(9, 0) if on_gpu else None)
     assert config.parallel.pipeline == 1
     check_fits(job, int(1e9 * card(path.parent)) if on_gpu else 80_000_000_000)
     assert own_memory() < 1.5e9
     (found,) = job.found
-    layers, forwards = model["num_hidden_layers"], 2 if config.parallel.recompute == "full" else 1
+    layers, forwards = job.layers[1], 2 if config.parallel.recompute == "full" else 1
     assert found.operators["attention"].total() >= layers * (forwards + 1)
     assert job.worst.rank in differing_ranks(config, processes)

@@ -131,6 +131,20 @@ def test_weights_gradients_go_straight_into_ddps_buffers(process: None) -> None:
     assert apart({**found, **{name: weights[name].main_grad for name in added}}, wanted) < EXACT[torch.float32]
 
 
+def test_tiles_are_not_added_up_in_bf16(process: None) -> None:
+    """Where DDP's buffers are in bf16: a layer's sums are its own, in fp32, and autograd gets each once."""
+    options: dict[str, Any] = {"recompute": "full", "head_groups": 4, "mlp_chunk": 3}
+    wanted = whole(model_of("llama", "bf16", **options))
+    assert fused.gradient_accumulation(torch.device("cpu"), torch.float32, torch.bfloat16)
+    model = model_of("llama", "bf16", fusions=Fusions(gradient_accumulation=True), **options)
+    for parameter in model.parameters():  # as DDP
+        parameter.main_grad, parameter.grad_added_to_main_grad = torch.zeros_like(parameter), False
+    found = whole(model)
+    assert wanted.keys() == found.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    layers = [weight for name, weight in model.named_parameters() if "layers" in name]
+    assert not any(weight.grad_added_to_main_grad or weight.main_grad.any() for weight in layers)
+
+
 def test_the_most_that_is_held(process: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """In streams of [L, D]: input, attention's output, gradient, keys' and values' gradients (1, with half the heads),
     and of one of four groups queries, keys and values (1/2), as much and 1/4 for gradients, log-sum-exps (1/4)."""

@@ -135,6 +135,8 @@ MORE = [
             mlp_chunk=65536),
     _layout("lean, gradients unfused", 512 * K, 2, model=LLAMA | NARROW, tensor=2, recompute="full", head_groups=4,
             mlp_chunk=65536, train={"gradient_accumulation_fusion": False}),
+    _layout("lean, gradients in bf16", 256 * K, 1, model=LLAMA | NARROW, recompute="full", head_groups=8,
+            mlp_chunk=65536, offload=True, train={"grad_reduce_in_fp32": False}),
     _layout("lean stages", 512 * K, 4, layers=4, model=LLAMA | NARROW, tensor=2, pipeline=2, batch=4, recompute="full",
             head_groups=2, mlp_chunk=65536),
 ]  # fmt: skip

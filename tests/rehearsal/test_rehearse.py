@@ -12,13 +12,17 @@ import torch
 
 from megatron_ultralong.config.reading import load_config
 from megatron_ultralong.config.sections import RunConfig
+from megatron_ultralong.config.stages import layers_of_stages
 from megatron_ultralong.context_parallel import ring_exchange
 from megatron_ultralong.errors import UserError
+from megatron_ultralong.files import read_json
 from megatron_ultralong.model import loss
 from megatron_ultralong.planning.memory import predict
 from megatron_ultralong.rehearsal.differing import differing_ranks, rehearse_job
 from megatron_ultralong.rehearsal.limits import check_fits, device_memory
+from megatron_ultralong.rehearsal.record import cost
 from megatron_ultralong.rehearsal.rehearse import Rehearsal, rehearse
+from megatron_ultralong.rehearsal.shallow import LeftOut, shallow
 from tests.examples.test_examples import MODELS, ROOT
 
 LLAMA = {**MODELS["models/Llama-3.1-8B-Instruct"], "num_hidden_layers": 2}
@@ -240,3 +244,32 @@ def test_every_field_is_of_a_plain_kind() -> None:
     assert isinstance(found.peak.bytes, int) and all(isinstance(n, int) for n in found.products.values())
     assert dataclasses.asdict(found.memory)["weights"] == found.standing["weights"]
     assert Path(ROOT / "docs/rehearsal.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "ranks"),
+    [
+        ("--parallel.context 1 --parallel.head_groups 2 --parallel.recompute full --parallel.offload true", 1),
+        ("--parallel.pipeline 2 --parallel.context 1 --parallel.recompute selective --parallel.recompute_layers 2", 2),
+    ],
+)
+def test_what_layers_that_were_left_out_would_hold_is_added(options: str, ranks: int) -> None:
+    """One of four layers, or of a stage's two, beside a rehearsal of all."""
+    config = load_config(ROOT / "examples/tiny_cpu/extend.toml", options.split())
+    model = read_json(ROOT / "examples/tiny_cpu/base/config.json", "the model", "")
+    few, every = (rehearse_job(config, model, ranks, layers=n) for n in (1, 4))
+    assert few.layers == (4, config.parallel.pipeline) and every.layers == (4, 4)
+    for some, whole in zip(few.found, every.found, strict=True):
+        assert some.peak.bytes < 0.9 * whole.peak.bytes and every.left_out[whole.rank] == LeftOut()
+        assert few.needed(some) == pytest.approx(whole.peak.bytes, rel=0.01)
+        assert some.host + few.left_out[some.rank].host == pytest.approx(whole.host, rel=0.01)
+    assert f"Of 4 layers {few.layers[1]} were rehearsed" in cost(few) and "--layers" not in cost(every)
+
+
+def test_of_lean_layers_two_are_rehearsed_unless_more_are_asked_for() -> None:
+    model, lean = {**LLAMA, "num_hidden_layers": 6}, config_of("--parallel.head_groups 2")
+    assert [shallow(lean, model, n)[1]["num_hidden_layers"] for n in (0, 3, 9)] == [2, 3, 6]
+    assert shallow(config_of(), model, 0)[1]["num_hidden_layers"] == 6
+    uneven = config_of("--parallel.pipeline 2 --parallel.first_stage_layers 1")
+    cut, few = shallow(uneven, model, 2)
+    assert (few["num_hidden_layers"], layers_of_stages(cut.parallel, 3)) == (3, [1, 2])

@@ -13,6 +13,7 @@ import pytest
 
 from megatron_ultralong.config.checks import check_config
 from megatron_ultralong.config.reading import load_config
+from tools._plan_folder import times
 
 ROOT = Path(__file__).parents[2]
 LLAMA_8B: dict[str, Any] = {
@@ -172,6 +173,14 @@ def test_what_is_wrong_is_one_sentence(model: Path, tmp_path: Path, words: list[
 def test_a_length_that_fits_is_named(model: Path) -> None:
     done = plan("--model", model, "--length", 16777216, "--gpus", 8)
     assert done.returncode == 2 and "the longest that fits is " in done.stderr
+
+
+def test_a_job_has_time_for_its_steps() -> None:
+    """Minutes; hours, of which a day holds two; and more than a day."""
+    assert times(60.0, 1.5) == (2, 300) and times(600.0, 100.0) == (24, 1800)
+    assert times(28_438.0, 1003.0) == (24, 44_457)
+    hours, warn = times(100_000.0, 1003.0)
+    assert warn > 100_000 and 3600 * hours >= warn + 100_000
 
 
 def test_no_torch_is_imported(model: Path) -> None:

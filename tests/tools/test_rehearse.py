@@ -35,6 +35,7 @@ def test_a_table_a_record_and_a_page(tmp_path: Path) -> None:
         ((*TINY, "--world-size", "3"), "3 processes are no multiple of parallel.tensor 1"),
         ((*TINY, "--world-size", "2", "--rank", "2"), "--rank 2 is none of 2 processes"),
         ((*TINY, "--world-size", "0"), "--world-size 0"),
+        ((*TINY, "--world-size", "2", "--layers", "-1"), "--layers -1: give at least 1, 0 and 0."),
         ((*TINY, "--world-size", "2", "--memory", "plenty"), '--memory is "plenty"; give GB'),
         ((*TINY, "--world-size", "2", "--capability", "new"), "--capability is new"),
         ((*TINY, "--world-size", "2", "--train.stpes", "1"), "--train.stpes is not a field, the nearest"),

@@ -72,7 +72,7 @@ def lean_backward(live: Live, s: Share, known: bool, ahead: int) -> None:
     if not known:
         _attend(live, s)
     left = live.now - s.q - s.lse
-    sums = 0 if s.fused_gradients else s.weights_up + s.weights_down + s.weights_proj
+    sums = s.weights_up + s.weights_down + s.weights_proj if s.own_sums else 0
     live.take(sums if s.element == 4 else 2 * sums)
     t = tile_of(s)
     live.doing = "MLP, backward"
@@ -89,7 +89,7 @@ def lean_backward(live: Live, s: Share, known: bool, ahead: int) -> None:
     live.take(2 * s.kv if several else 0)  # made once the first heads' gradients are known
     _attention_backward(live, s)
     live.take(0 if several else 2 * s.kv)
-    sums += 0 if s.fused_gradients else s.weights_qkv
+    sums += s.weights_qkv if s.own_sums else 0
     live.take(ahead)
     _input_backward(live, s, t)
     live.now = left + ahead + (sums if s.element == 4 else 2 * sums)

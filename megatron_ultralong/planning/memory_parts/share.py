@@ -63,7 +63,8 @@ class Share:
         weights_qkv, weights_proj, weights_up, weights_down: a layer's matrices.
         kv_heads: of the rank.
         head_groups: of the lean layer; count 0: layers are megatron-core's.
-        fused_gradients: products add to the gradients' buffers themselves.
+        fused_gradients: products add to a lean layer's sums themselves.
+        own_sums: these are the layer's own, for they are not DDP's buffers, which may be in bf16.
         tile: share of the positions that go through the MLP at once, and `tiles` how many there are.
         fused_swiglu: SwiGLU is one operator.
         qkv_bias, qk_norm: as of the family.
@@ -99,6 +100,7 @@ class Share:
     kv_heads: int
     head_groups: HeadGroups
     fused_gradients: bool
+    own_sums: bool
     tile: float
     tiles: int
     fused_swiglu: bool
@@ -115,6 +117,7 @@ class Share:
 def share_of(config: RunConfig, shape: ModelShape, kind: Family, gpu: bool) -> Share:
     """Of any rank of the run: layers are alike on all."""
     parallel, train = config.parallel, config.train
+    fused = train.gradient_accumulation_fusion and parallel.head_groups > 0
     layout = _Layout(
         element=2 if train.precision == "bf16" else 4,
         batch=train.micro_batch_size,
@@ -125,7 +128,8 @@ def share_of(config: RunConfig, shape: ModelShape, kind: Family, gpu: bool) -> S
         split=parallel.sequence_parallel,
         groups=parallel.head_groups,
         mlp_chunk=_tile(parallel),
-        fused_gradients=train.gradient_accumulation_fusion and parallel.head_groups > 0,
+        fused_gradients=fused,
+        own_sums=not fused or (train.precision == "bf16" and not train.grad_reduce_in_fp32),
         fused_swiglu=gpu and train.swiglu_fusion,
         deterministic=train.deterministic,
     )
@@ -152,6 +156,7 @@ class _Layout:
     groups: int
     mlp_chunk: int
     fused_gradients: bool
+    own_sums: bool
     fused_swiglu: bool
     deterministic: bool
 
@@ -187,6 +192,7 @@ def _share(shape: ModelShape, kind: Family, gpu: bool, at: _Layout) -> Share:
         kv_heads=kv_heads,
         head_groups=HeadGroups.of(heads, kv_heads, at.groups) if at.groups else HeadGroups(0, heads, kv_heads, 1),
         fused_gradients=at.fused_gradients,
+        own_sums=at.own_sums,
         tile=chunk / rows,
         tiles=-(-rows // chunk) if at.mlp_chunk else 0,
         fused_swiglu=at.fused_swiglu,

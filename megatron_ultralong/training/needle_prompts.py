@@ -11,16 +11,19 @@ import dataclasses
 import itertools
 import random
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch.distributed as dist
 
 from megatron_ultralong.config.sections import RunConfig, ValidationConfig
-from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.benchmarks import keys
 from megatron_ultralong.training.sources import together
+
+if TYPE_CHECKING:
+    from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 
 Ids = npt.NDArray[np.int64]
 _TEXT = "HAYSTACK"  # stands for the text while a chat is rendered
@@ -69,6 +72,8 @@ def prepare_needles(config: RunConfig) -> list[NeedlePrompt]:
     section = config.validation
     if not section.needles:
         return []
+    from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
+
     first = dist.get_rank() == 0
     made = [together(lambda: _made(section, ChatTokenizer(config.model.hf, chat=False)) if first else [])]
     dist.broadcast_object_list(made)

@@ -60,6 +60,7 @@ def test_checkpoints_cross_between_host_and_device(train: Train, tmp_path: Path,
 
 
 @pytest.mark.gloo
+@pytest.mark.slow
 def test_tensor_parallel_ranks_step_on_their_hosts(train: Train) -> None:
     words = [*STEPS, "--parallel.tensor", "2", "--parallel.sequence_parallel", "true"]
     wanted = numbers(train(2, *words))

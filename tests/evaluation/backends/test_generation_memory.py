@@ -38,14 +38,18 @@ def measure(folder: Path, layout: Layout) -> tuple[int, int, list[int]]:
         model.next_token(5)
 
     whole()  # what is made once (plans, connections) is there
-    model.cache = None
-    found = [peak_bytes(call)[0] for call in (whole, read)]
+    found = []
+    for _ in range(3):
+        model.cache = None
+        found.append([peak_bytes(call)[0] for call in (whole, read)])
     steps = []
     for length in (TOKENS // 2, TOKENS - 1):
         model.begin(ids, 0, TOKENS)
         model.read(length)
         steps.append(peak_bytes(token)[0])
-    return found[0], found[1], steps
+    # The least of three: gloo's threads let go of a message's buffers when they get to it.
+    at_most, reading = map(min, zip(*found, strict=True))
+    return at_most, reading, steps
 
 
 @pytest.mark.gloo

@@ -33,8 +33,8 @@ test-s3: $(READY)  ## inputs from S3 as moto's server speaks it (tests/object_st
 	tests/object_store.sh
 
 rehearse: $(READY)  ## a step of every example for the cluster that it declares, on this machine
-	@python -m pytest -k "small and llama" tests/examples/test_rehearsals.py & first=$$!; \
-	python -m pytest -k "not (small and llama)" tests/examples/test_rehearsals.py && wait $$first
+	@python -m pytest -k "(small and llama) or single_gpu" tests/examples/test_rehearsals.py & first=$$!; \
+	python -m pytest -k "not ((small and llama) or single_gpu)" tests/examples/test_rehearsals.py && wait $$first
 
 test-slurm: $(READY)  ## the cluster's scripts on a real SLURM of two nodes (tests/slurm/cluster.sh install)
 	REQUIRE_SLURM=1 python -m pytest -m slurm tests/slurm $(PYTEST)

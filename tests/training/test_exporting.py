@@ -56,13 +56,13 @@ def test_training_that_changes_nothing_returns_the_source(train: Train, workspac
 
 
 def slow_last_export(rank: int) -> None:
-    """Have the wait for the last exports take 25 seconds on rank 0, longer than a rank may be silent or waited for."""
+    """Have the wait for the last exports take 17 seconds on rank 0, longer than a rank may be silent or waited for."""
     from megatron_ultralong.training.exporting import Exporter
 
     finish = Exporter.finish
 
     def slow(self: Exporter, stopped: Callable[[], bool]) -> None:
-        end = time.monotonic() + 25 * (rank == 0)
+        end = time.monotonic() + 17 * (rank == 0)
         while time.monotonic() < end and not stopped():
             time.sleep(0.1)
         finish(self, stopped)
@@ -70,7 +70,7 @@ def slow_last_export(rank: int) -> None:
     Exporter.finish = slow
 
 
-EXPORTED = ["--checkpoint.export_interval", "2", "--train.steps", "2", "--parallel.timeout", "20"]
+EXPORTED = ["--checkpoint.export_interval", "2", "--train.steps", "2", "--parallel.timeout", "14"]
 
 
 @pytest.mark.gloo
@@ -92,4 +92,4 @@ def test_a_warning_ends_the_wait_for_exports(begin: Callable[..., Job], tmp_path
         job.signal(rank, signal.SIGUSR1)
     started = time.monotonic()
     assert job.statuses() == [0, 0], job.log()
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 14

@@ -362,7 +362,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killed]:
     yield Killed(tmp_path_factory.mktemp("ablations"))
 
 
-@pytest.mark.slow  # .ci/run runs it by itself
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(killed: Killed) -> None:
     assert killed.record["attempts"] == 2
     assert sorted(killed.losses) == list(range(1, 9))
@@ -372,7 +372,7 @@ def test_a_killed_run_goes_on_and_ends_as_one_that_was_not(killed: Killed) -> No
     assert killed.again["measures"] == killed.result["measures"]
 
 
-@pytest.mark.slow  # .ci/run runs it by itself
+@pytest.mark.slow
 def test_a_run_leaves_its_figures_with_what_made_them(killed: Killed) -> None:
     result = killed.result
     assert (result["arm"], result["scale"], result["seed"], result["target"]) == ("recipe", "tiny", 3, 512)
@@ -385,7 +385,7 @@ def test_a_run_leaves_its_figures_with_what_made_them(killed: Killed) -> None:
     assert killed.second == "1 of 1 runs stand; run.py table shows them\n"  # a result that stands is not made again
 
 
-@pytest.mark.slow  # .ci/run runs it by itself
+@pytest.mark.slow
 def test_what_ran_is_in_the_table_and_the_report(killed: Killed) -> None:
     table = [*killed.words[:2], "table", *killed.words[3:5], *killed.words[7:]]
     done = subprocess.run(table, cwd=ROOT, env=killed.environment, capture_output=True, text=True, check=True)

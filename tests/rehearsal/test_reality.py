@@ -49,9 +49,9 @@ CASES = {
     "tensor whole": (2, "--parallel.tensor 2"),
     "pipeline": (2, "--parallel.pipeline 2"),
     "data": (2, ""),
+    "lean": (1, LEAN + "--parallel.head_groups 2 --parallel.recompute full"),
 }
 MORE = {
-    "lean": (1, LEAN + "--parallel.head_groups 2 --parallel.recompute full"),
     "lean fp32": (1, LEAN + "--parallel.head_groups 4 --parallel.recompute full --train.precision fp32"),
     "lean offload": (1, LEAN + "--parallel.head_groups 2 --parallel.recompute full --parallel.offload true"),
     "lean selective": (1, LEAN + "--parallel.head_groups 2 --parallel.recompute selective"),

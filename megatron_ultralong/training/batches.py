@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from megatron_ultralong.config.sections import RunConfig
 from megatron_ultralong.context_parallel import document_zigzag, zigzag
+from megatron_ultralong.context_parallel.core_attention import SequenceLayout
 from megatron_ultralong.data.reading.blend import BlendedDataset
 from megatron_ultralong.data.reading.dataset import Sample
 from megatron_ultralong.engine import mcore
@@ -45,6 +47,21 @@ class Microbatch:
     pairs: int
     source: int
 
+    def to(self, device: torch.device) -> Microbatch:
+        """The same with what goes to the model's device on its way there."""
+        return dataclasses.replace(self, tokens=to_device(self.tokens, device), labels=to_device(self.labels, device))
+
+    def through(self, model: Any) -> Any:
+        """What the model returns for it: a sum of losses, or what it judges of each label."""
+        return model(
+            input_ids=self.tokens,
+            position_ids=self.position_ids,
+            attention_mask=None,
+            labels=self.labels,
+            loss_mask=self.loss_mask,
+            packed_seq_params=SequenceLayout(position_ids=self.position_ids, documents=self.documents),
+        )
+
 
 def microbatches(run: Run, step: int) -> Iterator[Microbatch]:
     """This rank's microbatches of optimizer step `step` (0 for the first).
@@ -64,9 +81,7 @@ def microbatches(run: Run, step: int) -> Iterator[Microbatch]:
         if config.train.prefetch:
             following = first + together if m + 1 < count else start + config.train.global_batch_size
             run.ahead.start(following, functools.partial(_read, run, following))
-        yield dataclasses.replace(
-            batch, tokens=to_device(batch.tokens, run.device), labels=to_device(batch.labels, run.device)
-        )
+        yield batch.to(run.device)
 
 
 def held_spans(

@@ -19,7 +19,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_ultralong.config.sections import RunConfig
-from megatron_ultralong.context_parallel.core_attention import SequenceLayout
 from megatron_ultralong.engine import host_adam, mcore, optimizer_parts
 from megatron_ultralong.engine.device import to_device
 from megatron_ultralong.training.batches import Microbatch, microbatches
@@ -29,15 +28,7 @@ from megatron_ultralong.training.setup import Run
 def _forward(batches: Iterator[Microbatch], model: Any) -> tuple[Tensor, Any]:
     """What megatron-core's schedule calls for each microbatch."""
     batch = next(batches)
-    total = model(
-        input_ids=batch.tokens,
-        position_ids=batch.position_ids,
-        attention_mask=None,
-        labels=batch.labels,
-        loss_mask=batch.loss_mask,
-        packed_seq_params=SequenceLayout(position_ids=batch.position_ids, documents=batch.documents),
-    )
-    return total, functools.partial(_count, batch)
+    return batch.through(model), functools.partial(_count, batch)
 
 
 Report = tuple[Tensor, Tensor, Tensor, int]

@@ -25,9 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_ultralong.config.validation_checks import higher_is_better
-from megatron_ultralong.context_parallel.core_attention import SequenceLayout
 from megatron_ultralong.engine import mcore
-from megatron_ultralong.engine.device import to_device
 from megatron_ultralong.engine.replacing import replaced
 from megatron_ultralong.training.ahead import Ahead
 from megatron_ultralong.training.batches import Microbatch
@@ -218,27 +216,13 @@ class Validator:
             if self.run.config.train.prefetch and place + 1 < len(own):
                 following = own[place + 1]
                 self._ahead.start((id(task), place + 1, following), functools.partial(read, following))
-            device = self.run.device
-            yield (
-                number,
-                dataclasses.replace(
-                    batch, tokens=to_device(batch.tokens, device), labels=to_device(batch.labels, device)
-                ),
-            )
+            yield number, batch.to(self.run.device)
 
 
 def _forward_step(task: Task, batches: Iterator[tuple[int, Microbatch]], model: Any) -> tuple[Tensor, Any]:
     """What megatron-core's schedule calls for each microbatch."""
     number, batch = next(batches)
-    judged = model(
-        input_ids=batch.tokens,
-        position_ids=batch.position_ids,
-        attention_mask=None,
-        labels=batch.labels,
-        loss_mask=batch.loss_mask,
-        packed_seq_params=SequenceLayout(position_ids=batch.position_ids, documents=batch.documents),
-    )
-    return judged, functools.partial(_note, task, number, batch)
+    return batch.through(model), functools.partial(_note, task, number, batch)
 
 
 def _note(task: Task, number: int, batch: Microbatch, judged_2BL: Tensor) -> tuple[Tensor, Tensor, tuple[()]]:

@@ -56,15 +56,8 @@ def judged(
 ) -> Tensor:
     """How likely each label was, and whether it was the likeliest token.
 
-    Args:
-        hidden_LBD: output of the last norm; with `sequence_parallel`, this rank's L / tp consecutive positions.
-        weight_VD: this rank's rows of the head, V / tp, in the hidden states' dtype.
-        labels_BL: int64; the same on every rank of the group.
-        loss_mask_BL: float32; where 0, nothing is computed and both numbers are 0. Best on the host, as for the loss.
-        group: the tensor-parallel group.
-        sequence_parallel: hidden states are split over the group along L.
-        options: `chunk` and `vocabulary`; there is no z-loss in it.
-        norm: the last norm, if `hidden_LBD` is its input.
+    Arguments are those of `loss.sum_of_losses`; where the mask is 0, nothing is computed and both numbers are 0, and a
+    z-loss does not count.
 
     Returns:
         fp32 [2, B, L], the same on every rank: the log-likelihood in nats, and 1.0 where the label is the likeliest.

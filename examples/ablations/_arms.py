@@ -103,7 +103,9 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """That each measure of `arm`, or its lead over `against`, lies above a number."""
+    """That each measure of `arm`, or its lead over `against`, lies above a number; its picture also shows the leads
+    over the arms `beside`.
+    """
 
     name: str
     arm: str
@@ -111,6 +113,7 @@ class Claim:
     above: float
     scales: tuple[str, ...]
     against: str = ""
+    beside: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +242,7 @@ def _check(found: Experiment, path: Path) -> None:
                     f"{len(arm.schedule)} lengths of arms.{name}; give a multiple."
                 )
     names: list[tuple[tuple[str, ...], tuple[str, ...]]] = [(block.arms, (block.scale,)) for block in found.plan]
-    names += [((claim.arm, *filter(None, [claim.against])), claim.scales) for claim in found.claims]
+    names += [((claim.arm, *filter(None, [claim.against]), *claim.beside), claim.scales) for claim in found.claims]
     for arms, scales in names:
         for arm_name in arms:
             if arm_name not in found.arms:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from _arms import Claim, Experiment
+from _arms import REFERENCE, Claim, Experiment
 from _results import MEASURES, lower_is_better
 
 SHOWN = ("needles", "needles_worst_length", "long", "distractors", "ruler", "ruler_past", "short", "loss_short",
@@ -75,12 +75,7 @@ def seeds_to_tell(values: Sequence[float], above: float) -> int | None:
 
 def verdict(claim: Claim, scale: str, measure: str, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the seeds that are there say of one measure of a claim."""
-    arm, against = (_by_seed(results, scale, name, measure) for name in (claim.arm, claim.against))
-    sign = -1.0 if lower_is_better(measure) else 1.0
-    if claim.against:
-        values = [sign * (arm[seed] - against[seed]) for seed in sorted(arm.keys() & against.keys())]
-    else:
-        values = [sign * arm[seed] for seed in sorted(arm)]
+    values = leads(results, scale, claim.arm, claim.against, measure)
     row: dict[str, Any] = {"claim": claim.name, "scale": scale, "measure": measure, "above": claim.above}
     row |= {"seeds": len(values), "verdict": OPEN, "values": values}
     if len(values) < 2:
@@ -101,6 +96,15 @@ def verdict(claim: Claim, scale: str, measure: str, results: Sequence[dict[str, 
     return row
 
 
+def leads(results: Sequence[Mapping[str, Any]], scale: str, arm: str, against: str, measure: str) -> list[float]:
+    """How much better `arm` is than `against`, seed by seed; without an `against`, how good."""
+    sign = -1.0 if lower_is_better(measure) else 1.0
+    if not against:
+        return [sign * value for _, value in sorted(_measured(results, scale, arm, measure).items())]
+    own, other = (_measured(results, scale, name, measure) for name in (arm, against))
+    return [sign * (own[seed] - other[seed]) for seed in sorted(own.keys() & other.keys())]
+
+
 def claims_table(experiment: Experiment, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row a claim, scale and measure."""
     return [
@@ -114,7 +118,7 @@ def arms_table(experiment: Experiment, results: Sequence[dict[str, Any]]) -> dic
     found: dict[str, dict[str, dict[str, Interval]]] = {}
     for scale in experiment.scales:
         for arm in experiment.arms:
-            measured = {name: list(_by_seed(results, scale, arm, name).values()) for name in MEASURES}
+            measured = {name: list(_measured(results, scale, arm, name).values()) for name in MEASURES}
             shown = {name: interval(values) for name, values in measured.items() if values}
             if shown:
                 found.setdefault(scale, {})[arm] = shown
@@ -149,17 +153,53 @@ def markdown(experiment: Experiment, results: Sequence[dict[str, Any]]) -> str:
             name = f"{arm} (apart)" if experiment.arms[arm].apart else arm
             cells = " | ".join(_cell(found.get(column), column) for column in columns)
             words.append(f"| {name} | {cells} | {max(each.seeds for each in found.values())} |")
+        words += _leads_over_recipe(experiment, scale, [arm for arm in arms if arm != REFERENCE], results)
     return "\n".join(words)
 
 
-def _cell(found: Interval | None, measure: str) -> str:
+def _leads_over_recipe(
+    experiment: Experiment, scale: str, arms: Sequence[str], results: Sequence[dict[str, Any]]
+) -> Iterator[str]:
+    """A table of how much better than the recipe each arm is, seed by seed."""
+    rows = {
+        arm: {
+            measure: interval(found) for measure in SHOWN if (found := leads(results, scale, arm, REFERENCE, measure))
+        }
+        for arm in arms
+    }  # fmt: skip
+    columns = [name for name in SHOWN if any(name in row for row in rows.values())]
+    if not columns:
+        return
+    yield from ("", f"Better than the recipe by, paired by seed ({scale}; bold: the interval leaves out 0):", "")
+    yield from (f"| arm | {' | '.join(columns)} | seeds |", "|---" * (len(columns) + 2) + "|")
+    for arm, row in rows.items():
+        if row:
+            cells = " | ".join(_lead(row.get(column), column) for column in columns)
+            name = f"{arm} (apart)" if experiment.arms[arm].apart else arm
+            yield f"| {name} | {cells} | {max(each.seeds for each in row.values())} |"
+
+
+def _lead(found: Interval | None, measure: str) -> str:
+    words = _cell(found, measure, sign="+")
+    return f"**{words}**" if found and not found.low <= 0 <= found.high else words
+
+
+def _cell(found: Interval | None, measure: str, sign: str = "") -> str:
     if found is None:
         return "-"
     digits = 3 if lower_is_better(measure) else 1
-    return f"{found.mean:.{digits}f}" + (f" ± {found.half:.{digits}f}" if found.seeds > 1 else "")
+    return f"{found.mean:{sign}.{digits}f}" + (f" ± {found.half:.{digits}f}" if found.seeds > 1 else "")
 
 
-def _by_seed(results: Iterable[dict[str, Any]], scale: str, arm: str, measure: str) -> dict[int, float]:
+def by_seed(
+    results: Iterable[Mapping[str, Any]], scale: str, arm: str, against: str
+) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Results of two arms at one scale, in pairs of one seed."""
+    own, other = ({r["seed"]: r for r in results if (r["scale"], r["arm"]) == (scale, name)} for name in (arm, against))
+    return [(own[seed], other[seed]) for seed in sorted(own.keys() & other.keys())]
+
+
+def _measured(results: Iterable[Mapping[str, Any]], scale: str, arm: str, measure: str) -> dict[int, float]:
     return {
         result["seed"]: result["measures"][measure]
         for result in results

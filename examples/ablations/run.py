@@ -3,6 +3,7 @@
     python examples/ablations/run.py list                  what is planned, what it costs, what is done
     python examples/ablations/run.py run --hours 4         go on with it; twice, in two terminals, for two cores
     python examples/ablations/run.py table                 means, intervals and verdicts of the results there are
+    python examples/ablations/run.py pictures              a picture a claim, and the heatmap of needles
     python examples/ablations/run.py base --output build/ablations_base   a base that can do more, first
     python examples/ablations/run.py report --scale x16 --seed 1     arms side by side, by tools/evaluate.py compare
 
@@ -23,6 +24,7 @@ from typing import Any, Literal
 
 from _arms import QUICK, Experiment, Run, read_experiment
 from _base import base_stages
+from _pictures import draw_pictures
 from _results import MEASURES, read_results, write_result
 from _stages import Stage, stages
 from _table import claims_table, core_hours, markdown
@@ -180,6 +182,17 @@ def show_table(chosen: Chosen, *, form: Literal["markdown", "json"] = "markdown"
     print(markdown(experiment, found) if form == "markdown" else json.dumps(_said(experiment, found), indent=2))
 
 
+def pictures(chosen: Chosen, *, output: Path = Path("docs")) -> None:
+    """Draw heatmap.png and, for each claim of one arm against another, ablations_LETTER.png from all results.
+
+    Args:
+        chosen: where the results are.
+        output: folder of the pictures.
+    """
+    for path in draw_pictures(chosen.experiment, read_results(chosen.results_folder), output):
+        print(path)
+
+
 def _said(experiment: Experiment, found: list[dict[str, Any]]) -> dict[str, Any]:
     """What the table says, as data."""
     return {"claims": claims_table(experiment, found), "core_hours": round(core_hours(found), 3)}
@@ -255,4 +268,13 @@ def train_base(
 
 
 if __name__ == "__main__":
-    run_commands({"list": show_plan, "run": go_on, "table": show_table, "report": report, "base": train_base})
+    run_commands(
+        {
+            "list": show_plan,
+            "run": go_on,
+            "table": show_table,
+            "pictures": pictures,
+            "report": report,
+            "base": train_base,
+        }
+    )

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from _arms import Claim, Run, read_experiment
 from _base import base_stages
+from _pictures import draw_pictures, mean_grid
 from _results import figures, read_results
 from _stages import Stage, stages
 from _table import AGREES, DISAGREES, NO_RESULTS, OPEN, interval, markdown, seeds_to_tell, t_quantile, verdict
@@ -216,6 +217,36 @@ def test_verdicts_are_of_differences_within_a_seed():
     assert row["more"] == "51 seeds in all if mean and spread stay, 46.0 core hours more"
     assert said("a", "c", 0.0)["seeds"] == 0
     assert said("a", "", 99.0)["verdict"] == DISAGREES
+
+
+def test_the_table_compares_each_arm_with_the_recipe_seed_by_seed():
+    results = [result("recipe", seed, long=50.0 + seed, loss_long=2.0) for seed in (1, 2, 3)]
+    results += [result("ntk", seed, long=40.0 + 2 * seed, loss_long=2.0 + seed / 10) for seed in (1, 2, 3)]
+    lines = markdown(read_experiment(ARMS), results).splitlines()
+    start = lines.index("Better than the recipe by, paired by seed (x16; bold: the interval leaves out 0):")
+    # -9, -8 and -7 points; 0.1, 0.2 and 0.3 nats more: 4.303 errors of 1 / sqrt(3) and of a tenth of it
+    assert lines[start + 2 :] == [
+        "| arm | long | loss_long | seeds |", "|---|---|---|---|", "| ntk | **-8.0 ± 2.5** | -0.200 ± 0.248 | 3 |"
+    ]  # fmt: skip
+
+
+def test_pictures_are_of_what_seeds_have_in_common(tmp_path: Path) -> None:
+    spans = {f"16384 {low}-{high}": 20.0 for low, high in ((0, 32), (32, 8192), (8192, 16384))}
+    results = [
+        result(arm, seed, long=50.0 + seed, loss_long=2.0)
+        | {"scale": scale, "needles": {"4096": "100 90", "8192": f"80 {10 * seed}"}, "perplexity": spans}
+        for scale, arm, seeds in (("x32", "recipe", (1, 2)), ("x32", "ntk", (2, 3)), ("x32_grid", "recipe", (1, 2)))
+        for seed in seeds
+    ]
+    experiment = read_experiment(ARMS)
+    assert [path.name for path in draw_pictures(experiment, results, tmp_path)] == ["ablations_c.png"]
+    results += [results[-1] | {"arm": "base"}]
+    assert [path.name for path in draw_pictures(experiment, results, tmp_path)] == ["heatmap.png", "ablations_c.png"]
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in tmp_path.iterdir())
+    rows = mean_grid([each["needles"] for each in results if each["scale"] == "x32_grid" and each["arm"] == "recipe"])
+    assert [(row["length"], row["depth"], row["score"]) for row in rows] == [
+        (4096, 0.0, 100.0), (4096, 1.0, 90.0), (8192, 0.0, 80.0), (8192, 1.0, 15.0)
+    ]  # fmt: skip
 
 
 def test_figures_are_means_over_lengths_and_tasks():

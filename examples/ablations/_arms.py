@@ -24,42 +24,45 @@ REFERENCE, QUICK = "recipe", "quick"
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Needles: `grid` lengths up to the target (of the grid alone), depths, samples of each."""
+    """Needles: so many lengths up to the target, depths, and samples of each."""
 
+    lengths: int
     depths: int
     trials: int
-    grid: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How far, how long, and how much is asked; the same for every arm.
+    """From what, how far, how long, and how much is asked; the same for every arm.
 
     Attributes:
+        base: folder of the model in Hugging Face format, with a chat template.
         target: tokens of context to reach.
         steps: optimizer steps, of `batch` x `target` tokens whatever the length of the samples.
         batch: samples a step at the target.
-        learning_rate: of the extension.
+        learning_rate: of the extension, of which a tenth is left at its end (cosine).
         tune_steps: of instruction tuning, 8 x 1,024 tokens each.
+        tune_learning_rate: of instruction tuning.
         chats: chats made for it.
         needles: the grid.
-        distractors: one key among eight others, at the base's context and a quarter, half, all and twice of the target;
-            0 trials: none.
-        recall: chats within the base's context, of one key and of three.
-        ruler: samples of each of RULER's tasks and lengths; 0: none.
+        short: chats within the base's context, of one key, and as many in RULER's wording.
+        ruler: samples of each of RULER's tasks at the target; 0: none.
+        ruler_beside: at a quarter, half and twice of it.
         windows: of held-out text, a length.
     """
 
+    base: str
     target: int
     steps: int
     batch: int
     learning_rate: float
     tune_steps: int
+    tune_learning_rate: float
     chats: int
     needles: Grid
-    distractors: Grid
-    recall: int
+    short: int
     ruler: int
+    ruler_beside: int
     windows: int
 
 
@@ -144,9 +147,8 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """arms.toml."""
+    """arms.toml; `context` is what every base was trained at."""
 
-    base: str
     context: int
     scales: dict[str, Scale]
     arms: dict[str, Arm]

@@ -1,12 +1,12 @@
-"""The base trained further at its own context, on what the claims' tasks ask: `run.py base`.
+"""A base trained further at its own context on what the claims' tasks ask: `run.py base`, train_base.sh's last lesson.
 
-The shipped base finds one key and mixes the digits of several. Before an arm can keep or lose an ability at length the
-base must have it: keys by name among others, all values of a key, a chain of variables. Its own data goes on beside.
+After two lessons it finds one key and mixes the digits of several. Before an arm can keep or lose an ability at length
+the base must have it: keys by name among others, all values of a key, a chain of variables. Its own data goes on
+beside.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from _arms import Experiment, Run
@@ -16,17 +16,17 @@ BATCH, MICRO = 16, 8
 TEXT, NOTES, RULER = 1.0, 2.0, 4.0  # weights of what the samples are drawn from
 
 
-def base_stages(experiment: Experiment, shipped: str, steps: int, seed: int, output: Path) -> list[Stage]:
+def base_stages(experiment: Experiment, base: str, steps: int, seed: int, output: Path) -> list[Stage]:
     """The commands, each after what it reads; the last exports to `output`.
 
     Args:
         experiment: for the length and the costs.
-        shipped: the model that is trained further.
+        base: the model that is trained further.
         steps: of BATCH samples of the base's context.
         seed: of data and order.
         output: folder of the model.
     """
-    commands = Commands(dataclasses.replace(experiment, base=shipped), Run(next(iter(experiment.scales)), "base", seed))
+    commands = Commands(experiment, Run(next(iter(experiment.scales)), "base", seed), base)
     length, samples = experiment.context, steps * BATCH / (TEXT + NOTES + RULER)
     script, own = f"{TINY}/make_data.py", "examples/ablations/make_arm_data.py"
     made = commands.add(
@@ -35,7 +35,7 @@ def base_stages(experiment: Experiment, shipped: str, steps: int, seed: int, out
     )  # fmt: skip
     data = commands.add("data", script, "extend", "--output", "@out/data", files=[script])
     asked = commands.add(
-        "ruler", own, "ruler", "--corpus", data.at("data/corpus.jsonl"), "--tokenizer", shipped,
+        "ruler", own, "ruler", "--corpus", data.at("data/corpus.jsonl"), "--tokenizer", base,
         "--length", str(length), "--tokens", str(int(samples * RULER * length / 2)), "--seed", str(seed),
         "--output", "@out/ruler.jsonl", files=[own], estimate=samples * RULER / 2 * 0.004,
     )  # fmt: skip

@@ -23,14 +23,11 @@ Rows = list[dict[str, Any]]
 MEASURES = {
     "needles": "needles found, mean over the grid to the target",
     "needles_worst_length": "the grid's worst length",
-    "long": "mean of needles beyond half the target and one of nine keys at the target",
-    "distractors": "one of nine keys, mean over lengths beyond the base's context to the target",
-    "distractors_past": "the same at twice the target",
+    "long": "mean of needles beyond half the target and RULER's three tasks at the target",
     "ruler": "RULER's multi-key, multi-value and variable tracking, mean over tasks and lengths to the target",
     "ruler_past": "the same at twice the target",
     "short": "one key within the base's context",
-    "short_three": "one of three keys within the base's context",
-    "short_nine": "one of nine keys within the base's context",
+    "short_ruler": "the three tasks' questions and wording within the base's context",
     "loss_short": "nats a token at positions within the base's context",
     "loss_long": "nats a token from half the target to the target",
     "loss_past": "nats a token from the target to twice the target",
@@ -46,7 +43,7 @@ def figures(answers: dict[str, Any], perplexity: dict[str, Any], target: int, co
     """The measures above, from results.json of both evaluation runs; what was not asked is left out.
 
     Args:
-        answers: of needles, distractors, recall and RULER.
+        answers: of needles, recall and RULER.
         perplexity: of `perplexity/by_position`.
         target: tokens of context that the scale reaches for.
         context: the base's.
@@ -66,20 +63,17 @@ def figures(answers: dict[str, Any], perplexity: dict[str, Any], target: int, co
     found = {
         "needles": mean(lambda row: row["task"] == "needles"),
         "needles_worst_length": min(grid) if grid else None,
-        "distractors": mean(lambda row: row["task"] == "needles/distractors" and context < row["length"] <= target),
-        "distractors_past": mean(lambda row: row["task"] == "needles/distractors" and row["length"] > target),
-        "ruler": mean(lambda row: row["task"].startswith("ruler/") and row["length"] <= target),
+        "ruler": mean(lambda row: row["task"].startswith("ruler/") and context < row["length"] <= target),
         "ruler_past": mean(lambda row: row["task"].startswith("ruler/") and row["length"] > target),
         "short": mean(lambda row: row["task"] == "recall"),
-        "short_three": mean(lambda row: row["task"] == "recall/three"),
-        "short_nine": mean(lambda row: row["task"] == "needles/distractors" and row["length"] == context),
+        "short_ruler": mean(lambda row: row["task"].startswith("ruler/") and row["length"] == context),
         "loss_short": nats(target, 0, context),
         "loss_long": nats(target, target // 2, target),
         "loss_past": nats(2 * target, target, 2 * target),
     }
     far = mean(lambda row: row["task"] == "needles" and 2 * row["length"] > target)
-    keys = mean(lambda row: row["task"] == "needles/distractors" and row["length"] == target)
-    found["long"] = None if far is None or keys is None else (far + keys) / 2
+    ruler = mean(lambda row: row["task"].startswith("ruler/") and row["length"] == target)
+    found["long"] = None if far is None or ruler is None else (far + ruler) / 2
     return {name: round(value, 5) for name in MEASURES if (value := found[name]) is not None}
 
 
@@ -97,7 +91,7 @@ def write_result(
         "scale": run.scale,
         "seed": run.seed,
         "target": scale.target,
-        "base": experiment.base,
+        "base": scale.base,
         "apart": experiment.arms[run.arm].apart,
         "measures": measures,
         "scores": {

@@ -16,13 +16,14 @@ import math
 from pathlib import Path
 
 from _arms import Arm, Experiment, Grid, Run, Scale, Seconds
+from make_arm_data import MULTIKEY, MULTIVALUE, TRACKING
 
 from megatron_ultralong.files import fingerprint
 
 TINY = "examples/tiny_cpu"
 SHORT_BELOW, LONG_ABOVE = 4, 8  # of the base's context; the paper's 4K and 8K, and the quickstart's
 TUNE_LENGTH, TUNE_BATCH, TUNE_ANSWER = 1024, 8, 256
-MULTIKEY, MULTIVALUE, TRACKING = "ruler/niah_multikey_1", "ruler/niah_multivalue", "ruler/vt"
+RULER = (MULTIKEY, MULTIVALUE, TRACKING)
 RULER_SHORTEST = 1024  # tokens: below it variable tracking's solved example leaves no room
 WARMUP = 5
 _SAVES = 6  # checkpoints of a training stage, from which it goes on after a kill
@@ -64,12 +65,12 @@ def stages(experiment: Experiment, run: Run) -> list[Stage]:
 
 
 class Commands:
-    """The commands of one run, in `found`, each once and after what it reads."""
+    """The commands of one run, in `found`, each once and after what it reads; `base` instead of its scale's."""
 
-    def __init__(self, experiment: Experiment, run: Run) -> None:
-        self.base, self.context, self.seed = experiment.base, experiment.context, str(run.seed)
+    def __init__(self, experiment: Experiment, run: Run, base: str = "") -> None:
         self.arm: Arm = experiment.arms[run.arm]
         self.scale: Scale = experiment.scales[run.scale]
+        self.base, self.context, self.seed = base or self.scale.base, experiment.context, str(run.seed)
         self.name, self.seconds = run.arm, experiment.seconds
         self.found: list[Stage] = []
 
@@ -81,7 +82,7 @@ class Commands:
         if self.arm.trained:
             checkpoint = self.extended(data)
             if self.arm.tuned:
-                checkpoint = self.tuned(checkpoint)
+                checkpoint = self.tuned(checkpoint, data)
             export = self.add(
                 "export", "tools/convert_megatron_to_hf.py", "--load", checkpoint, "--output", "@out/model",
                 "--overwrite",
@@ -130,13 +131,9 @@ class Commands:
         total = self.scale.steps * self.scale.batch * self.scale.target
         for kind, share, longest in (("short", arm.short_share, self.context), ("needles", arm.needle_share, length)):
             if share:
-                script = "examples/ablations/make_arm_data.py"
-                made = self.add(
-                    kind, script, kind, "--corpus", data.at("data/corpus.jsonl"), "--tokenizer", self.base,
-                    "--length", str(longest), "--tokens", str(math.ceil(share * total)),
-                    "--seed", self.seed, "--output", f"@out/{kind}.jsonl", files=[script],
-                )  # fmt: skip
-                tokens = self.tokens(kind, made.at(f"{kind}.jsonl"))
+                tokens = self.tokens(
+                    kind, self.made(kind, data.at("data/corpus.jsonl"), longest, math.ceil(share * total))
+                )
                 found.append((self.packed(kind, tokens, length, "--packing", "best-fit"), share))
         found[0] = (found[0][0], 1.0 - arm.short_share - arm.needle_share)
         flags = [
@@ -155,7 +152,8 @@ class Commands:
             checkpoint = self.trained(
                 "train", "extend", length, steps, scale.batch * scale.target // length, checkpoint,
                 *self.rope(length), *self.sources(length, data), "--data.document_mask", _word(self.arm.document_mask),
-                "--optimizer.learning_rate", f"{scale.learning_rate:g}",
+                "--optimizer.learning_rate", f"{scale.learning_rate:g}", "--optimizer.decay", "cosine",
+                "--optimizer.min_learning_rate", f"{scale.learning_rate / 10:g}",
                 each=self.context if self.arm.document_mask else length,
             )  # fmt: skip
         return checkpoint
@@ -179,20 +177,37 @@ class Commands:
             fields |= {"kind": "linear", "original_length": length}
         return [word for name, value in fields.items() for word in (f"--rope.{name}", _word(value))]
 
-    def tuned(self, checkpoint: str) -> str:
-        """The checkpoint after instruction tuning on short chats, as the recipe has it."""
+    def tuned(self, checkpoint: str, data: Stage) -> str:
+        """The checkpoint after instruction tuning on short chats, as the recipe has it: of one key, and of several."""
         scale, script = self.scale, f"{TINY}/make_data.py"
-        chats = self.add(
+        length = min(TUNE_LENGTH, scale.target)
+        one_key = self.add(
             "chats", script, "chat", "--output", "@out/data", "--tokenizer", self.base, "--count", str(scale.chats),
             "--seed", self.seed, files=[script],
         )  # fmt: skip
-        tokens = self.tokens("chats", chats.at("data/sft.jsonl"))
-        length = min(TUNE_LENGTH, scale.target)
-        packed = self.packed("chats", tokens, length, "--packing", "best-fit")
+        several = self.made("ruler", data.at("data/corpus.jsonl"), self.context, scale.tune_steps * TUNE_BATCH * length)
+        sources = [
+            word for number, (name, written) in enumerate((("chats", one_key.at("data/sft.jsonl")), ("ruler", several)))
+            for word in (
+                f"--data.sources.{number}.index",
+                self.packed(name, self.tokens(name, written), length, "--packing", "best-fit"),
+                f"--data.sources.{number}.weight", "1",
+            )
+        ]  # fmt: skip
         return self.trained(
-            "tune", "sft", length, scale.tune_steps, TUNE_BATCH, checkpoint, "--data.sources.0.index", packed,
-            each=TUNE_ANSWER,
+            "tune", "sft", length, scale.tune_steps, TUNE_BATCH, checkpoint, *sources, "--optimizer.learning_rate",
+            f"{scale.tune_learning_rate:g}", each=TUNE_ANSWER,
         )  # fmt: skip
+
+    def made(self, kind: str, texts: str, length: int, tokens: int) -> str:
+        """A file that make_arm_data.py makes of documents."""
+        script = "examples/ablations/make_arm_data.py"
+        stage = self.add(
+            kind, script, kind, "--corpus", texts, "--tokenizer", self.base, "--length",
+            str(length), "--tokens", str(tokens), "--seed", self.seed, "--output", f"@out/{kind}.jsonl",
+            files=[script],
+        )  # fmt: skip
+        return stage.at(f"{kind}.jsonl")
 
     def trained(
         self, name: str, config: str, length: int, steps: int, batch: int, checkpoint: str, *options: str, each: int
@@ -214,23 +229,21 @@ class Commands:
         """Prompts, the same for every arm of a scale and seed, the model's answers, and its perplexity."""
         scale, heldout = self.scale, data.at("data/heldout.jsonl")
         target = scale.target
-        ruler = (MULTIKEY, MULTIVALUE, TRACKING)
         asked: list[tuple[tuple[str, ...], list[int], tuple[str, ...]]] = [
-            (("needles",), [target], (*_grid(scale.needles), "--grid", str(scale.needles.grid), "--lead-in")),
-            (("recall", "recall/three"), [self.context], ("--samples", str(scale.recall), "--lead-in")),
+            (("needles",), [target], (*_grid(scale.needles), "--lead-in")),
+            (("recall",), [self.context], ("--samples", str(scale.short), "--lead-in")),
         ]
-        if scale.distractors.trials:
-            lengths = distractor_lengths(target, self.context)
-            asked.append((("needles/distractors",), lengths, (*_grid(scale.distractors), "--lead-in")))
         if scale.ruler:
-            asked.append((ruler, ruler_lengths(target), ("--samples", str(scale.ruler))))
-        prompts = [self.prompts(heldout, *words) for words in asked]
-        tasks = [task for found, _, _ in asked for task in found]
+            asked.append((RULER, [target], ("--samples", str(scale.ruler))))
+        if scale.ruler_beside:
+            asked.append((RULER, beside(target), ("--samples", str(scale.ruler_beside))))
+        prompts = [self.prompts(heldout, *words).at("prompts/**/*.jsonl") for words in asked]
+        prompts.append(self.made("short_ruler", heldout, self.context, scale.short * self.context))
+        tasks = dict.fromkeys([task for found, _, _ in asked for task in found] + list(RULER))
         asking = ("tools/evaluate.py", "run", "--model", model, "--name", self.name, "--past-context")
         files = [] if self.arm.trained else self.model_files
         self.add(
-            "answers", *asking, "--form", "chat", "--task", *tasks,
-            "--samples-file", *(stage.at("prompts/**/*.jsonl") for stage in prompts), "--output", "@out/run",
+            "answers", *asking, "--form", "chat", "--task", *tasks, "--samples-file", *prompts, "--output", "@out/run",
             files=files, estimate=_asking_seconds(scale, self.context, self.seconds),
         )  # fmt: skip
         seconds = self.seconds
@@ -249,21 +262,13 @@ class Commands:
         )  # fmt: skip
 
 
-def distractor_lengths(target: int, context: int) -> list[int]:
-    """The base's context, and a quarter, half, all and twice of the target."""
-    return sorted({context, *(length for length in (target // 4, target // 2, target, 2 * target) if length > context)})
-
-
-def ruler_lengths(target: int) -> list[int]:
-    """From the shortest that variable tracking fits to twice the target, doubling."""
-    lengths = [RULER_SHORTEST]
-    while lengths[-1] < 2 * target:
-        lengths.append(2 * lengths[-1])
-    return lengths
+def beside(target: int) -> list[int]:
+    """Lengths at which RULER's tasks are asked besides the target: variable tracking's solved example takes 1,000."""
+    return [length for length in (target // 4, target // 2, 2 * target) if length >= RULER_SHORTEST]
 
 
 def _grid(grid: Grid) -> tuple[str, ...]:
-    return "--depths", str(grid.depths), "--trials", str(grid.trials)
+    return "--grid", str(grid.lengths), "--depths", str(grid.depths), "--trials", str(grid.trials)
 
 
 def _word(value: object) -> str:
@@ -272,13 +277,11 @@ def _word(value: object) -> str:
 
 def _asking_seconds(scale: Scale, context: int, seconds: Seconds) -> float:
     """Of reading all prompts, and of generating RULER's answers."""
-    needles, far = scale.needles, scale.distractors
-    counts = {scale.target * (n + 1) // needles.grid: needles.depths * needles.trials for n in range(needles.grid)}
-    for length in distractor_lengths(scale.target, context):
-        counts[length] = counts.get(length, 0) + far.depths * far.trials
-    counts[context] = counts.get(context, 0) + 2 * scale.recall
-    lengths = ruler_lengths(scale.target) if scale.ruler else []
-    for length in lengths:
-        counts[length] = counts.get(length, 0) + 3 * scale.ruler
+    grid = scale.needles
+    counts = {scale.target * (n + 1) // grid.lengths: grid.depths * grid.trials for n in range(grid.lengths)}
+    generated = {scale.target: len(RULER) * scale.ruler, context: scale.short}
+    generated |= {length: len(RULER) * scale.ruler_beside for length in beside(scale.target)}
+    for length, count in (*generated.items(), (context, scale.short)):
+        counts[length] = counts.get(length, 0) + count
     read = sum(n * length * (seconds.read_token + length * seconds.read_token_length) for length, n in counts.items())
-    return read + len(lengths) * 3 * scale.ruler * seconds.answer
+    return read + sum(generated.values()) * seconds.answer

@@ -18,7 +18,7 @@ from typing import Any
 from _arms import REFERENCE, Claim, Experiment
 from _results import MEASURES, lower_is_better
 
-SHOWN = ("needles", "needles_worst_length", "long", "distractors", "ruler", "ruler_past", "short", "loss_short",
+SHOWN = ("needles", "needles_worst_length", "long", "ruler", "ruler_past", "short", "short_ruler", "loss_short",
          "loss_long", "loss_past")  # fmt: skip
 MOST_SEEDS = 100
 AGREES, DISAGREES, OPEN = "agrees", "disagrees", "cannot tell"

@@ -4,7 +4,7 @@
     python examples/ablations/run.py run --hours 4         go on with it; twice, in two terminals, for two cores
     python examples/ablations/run.py table                 means, intervals and verdicts of the results there are
     python examples/ablations/run.py pictures              a picture a claim, and the heatmap of needles
-    python examples/ablations/run.py base --output build/ablations_base   a base that can do more, first
+    python examples/ablations/run.py base --base MODEL --output FOLDER    the last lesson of train_base.sh
     python examples/ablations/run.py report --scale x16 --seed 1     arms side by side, by tools/evaluate.py compare
 
 A run may be killed at any time: the same command goes on where it was. docs/ablations.md has design and results.
@@ -59,13 +59,14 @@ class Chosen:
 
     @functools.cached_property
     def experiment(self) -> Experiment:
-        """What arms.toml says, with a base that is there."""
+        """What arms.toml says, with bases that are there."""
         found = read_experiment(self.plan)
-        if not (Path(found.base) / "config.json").exists():
-            raise UserError(
-                f"{self.plan}: base is {found.base}, where there is no config.json; name a model's folder from the "
-                f"repository's root, or make it: run.py base --output {found.base}."
-            )
+        for name, scale in found.scales.items():
+            if not (Path(scale.base) / "config.json").exists():
+                raise UserError(
+                    f"{self.plan}: scales.{name}: base is {scale.base}, where there is no config.json; name a model's "
+                    "folder from the repository's root."
+                )
         if unknown := [m for claim in found.claims for m in claim.measures if m not in MEASURES]:
             raise UserError(f"{self.plan}: {unknown[0]} is no measure; claims take {listing(MEASURES, 20)}.")
         return found
@@ -232,21 +233,21 @@ def report(chosen: Chosen, *, output: Path | None = None) -> None:
 
 def train_base(
     *,
+    base: str,
     output: Path,
     plan: Path = Chosen.plan,
     work: Path = Chosen.work,
-    base: str = "examples/tiny_cpu/base",
     steps: int = 6000,
     seed: int = 1234,
     hours: float = 0.0,
 ) -> None:
-    """Train the shipped base further on several keys, several values and chains of variables, within its context.
+    """Train a base further on several keys, several values and chains of variables, within its context.
 
     Args:
-        output: folder of the model; name it as `base` in arms.toml.
+        base: the model that is trained further.
+        output: folder of the new one.
         plan: arms.toml, for the context.
         work: folder of all stages.
-        base: the model that is trained further.
         steps: of 16 samples.
         seed: of data and order.
         hours: stop before a stage that would end later than so many hours from now; 0: no limit.

@@ -35,19 +35,20 @@ ROOT = Path(__file__).parents[2]
 ARMS = ROOT / "examples/ablations/arms.toml"
 BASE = "examples/tiny_cpu/base"
 TINY = f"""
-base = "{BASE}"
 context = 256
 [scales.tiny]
+base = "{BASE}"
 target = 512
 steps = 8
 batch = 1
 learning_rate = 1e-4
 tune_steps = 1
+tune_learning_rate = 5e-5
 chats = 8
-needles = {{ grid = 1, depths = 2, trials = 1 }}
-distractors = {{ depths = 1, trials = 0 }}
-recall = 2
+needles = {{ lengths = 1, depths = 2, trials = 1 }}
+short = 2
 ruler = 0
+ruler_beside = 0
 windows = 1
 [arms.recipe]
 separator = "<s>"
@@ -117,7 +118,7 @@ def test_arms_differ_where_they_say_and_seeds_in_their_data():
         "natural": {"pack_corpus", "resample"},
         "mixed": {"short", "tokens_short", "pack_short"},
         "two_steps": {"pack_corpus"},
-        "untuned": {"chats", "tokens_chats", "pack_chats", "tune"},
+        "untuned": {"chats", "tokens_chats", "pack_chats", "ruler", "tokens_ruler", "pack_ruler", "tune"},
     }
     for arm, names in moved.items():
         found = folders(arm)
@@ -255,20 +256,17 @@ def test_figures_are_means_over_lengths_and_tasks():
 
     answers = {"scores": [
         scored("needles", 256, 100.0), scored("needles", 512, 80.0), scored("needles", 1024, 60.0),
-        scored("needles/distractors", 256, 50.0), scored("needles/distractors", 512, 40.0),
-        scored("needles/distractors", 1024, 20.0), scored("needles/distractors", 2048, 10.0),
-        scored("ruler/vt", 1024, 8.0), scored("ruler/niah_multikey_1", 1024, 4.0), scored("ruler/vt", 2048, 2.0),
-        scored("recall", 256, 99.0), scored("recall/three", 256, 66.0),
+        scored("ruler/vt", 512, 18.0), scored("ruler/vt", 1024, 8.0), scored("ruler/niah_multikey_1", 1024, 4.0),
+        scored("ruler/vt", 2048, 2.0), scored("recall", 256, 99.0), scored("ruler/vt", 256, 66.0),
     ]}  # fmt: skip
     rows = [(1024, 0, 32, 8.0, 62), (1024, 32, 256, 4.0, 186), (1024, 256, 512, 9.0, 256), (1024, 512, 1024, np.e, 512),
             (2048, 1024, 2048, np.e**2, 1024)]  # fmt: skip
     names = ("length", "from", "to", "perplexity", "tokens")
     found = figures(answers, {"perplexity": [dict(zip(names, row, strict=True)) for row in rows]}, 1024, 256)
     assert found == {
-        "needles": 80.0, "needles_worst_length": 60.0, "long": (60 + 20) / 2, "distractors": 30.0,
-        "distractors_past": 10.0, "ruler": 6.0, "ruler_past": 2.0, "short": 99.0, "short_three": 66.0,
-        "short_nine": 50.0, "loss_short": round(float((62 * np.log(8) + 186 * np.log(4)) / 248), 5), "loss_long": 1.0,
-        "loss_past": 2.0,
+        "needles": 80.0, "needles_worst_length": 60.0, "long": (60 + 6) / 2, "ruler": 10.0, "ruler_past": 2.0,
+        "short": 99.0, "short_ruler": 66.0, "loss_short": round(float((62 * np.log(8) + 186 * np.log(4)) / 248), 5),
+        "loss_long": 1.0, "loss_past": 2.0,
     }  # fmt: skip
 
 
@@ -408,7 +406,7 @@ def test_a_run_leaves_its_figures_with_what_made_them(killed: Killed) -> None:
     result = killed.result
     assert (result["arm"], result["scale"], result["seed"], result["target"]) == ("recipe", "tiny", 3, 512)
     assert set(result["measures"]) == {
-        "needles", "needles_worst_length", "short", "short_three", "loss_short", "loss_long", "loss_past"
+        "needles", "needles_worst_length", "short", "short_ruler", "loss_short", "loss_long", "loss_past"
     }  # fmt: skip
     assert 1 < result["measures"]["loss_long"] < 4 and list(result["needles"]) == ["512"]
     assert {"data", "train", "export", "answers", "perplexity"} <= {name.split("-")[0] for name in result["stages"]}

@@ -15,13 +15,17 @@ READY := $(VENV)/.megatron_ultralong
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-newest rehearse test-s3 test-slurm test-gpu test-gpus sanitize checks format clean
+.PHONY: help quickstart ablation test test-newest rehearse test-s3 test-slurm test-gpu test-gpus sanitize checks format clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: $(READY)  ## the whole way on this machine: prepare, extend, tune, convert, evaluate, report
 	bash examples/tiny_cpu/run.sh
+
+ablation: $(READY)  ## one arm of examples/ablations in short form: shows that it runs, not what it finds
+	rm -rf build/ablation
+	python examples/ablations/run.py run --quick --arm recipe --work build/ablation
 
 test: $(READY)  ## the whole test suite, but for what is slow or needs SLURM
 	python -m pytest -m "not slow and not slurm"

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ _FIELDS = (
 def run(function: Callable[..., Any], arguments: Sequence[str] | None = None) -> None:
     """Parse the command line into `function`'s parameters, a dataclass's fields beside them, call it, and exit.
 
-    Exit status: 0, or 2 for a bad flag or a `UserError`, or 130 after Ctrl-C.
+    Exit status: 0, or 2 for a bad flag or a `UserError`, or 130 after Ctrl-C, or 141 where stdout's reader has left.
     """
     import tyro
 
@@ -52,11 +53,15 @@ def run_commands(commands: dict[str, Callable[..., Any]], arguments: Sequence[st
 
 @contextlib.contextmanager
 def exit_status() -> Iterator[None]:
-    """Log to stderr, and turn what the user can mend into one message and status 2, Ctrl-C into status 130."""
+    """Log to stderr; what the user can mend becomes one message and status 2, Ctrl-C status 130, `| head` 141."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("megatron").setLevel(logging.WARNING)  # megatron-core's own: every bucket, every import
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _leave_without_reader()
+        raise
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # one process of a machine speaks for it
             report(error)
@@ -67,6 +72,15 @@ def exit_status() -> Iterator[None]:
         sys.exit(report(UserError(f"{shown(error.filename)}: {error.strerror}; mend its permissions.")))
     except KeyboardInterrupt as error:
         sys.exit(report(error))
+
+
+def _leave_without_reader() -> None:
+    """Exit as after SIGPIPE where whoever read stdout has seen enough (`| head`); return where another pipe broke."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if any(events & select.POLLERR for _, events in poll.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's own flush is quiet
+        sys.exit(141)
 
 
 def parse_command_line(arguments: Sequence[str] | None = None) -> sections.RunConfig:

@@ -51,6 +51,19 @@ def test_a_tools_exit_status(capsys, flags, status, said):
     assert capsys.readouterr().err == said
 
 
+def test_a_reader_that_has_seen_enough_is_no_trouble():
+    code = "from megatron_ultralong import cli\ndef count():\n  for i in range(10**6): print(i)\ncli.run(count, [])"
+    for unbuffered in ([], ["-u"]):
+        running = subprocess.Popen(
+            [sys.executable, *unbuffered, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert running.stdout and running.stderr
+        assert running.stdout.readline() == "0\n"
+        running.stdout.close()
+        assert running.stderr.read() == ""
+        assert running.wait() == 141
+
+
 @pytest.mark.parametrize("flags", [["--nmae", "you"], [], ["--name", "you", "--times", "often"]])
 def test_a_bad_flag_exits_with_2(capsys, flags):
     with pytest.raises(SystemExit) as stopped:

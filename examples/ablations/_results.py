@@ -23,7 +23,7 @@ Rows = list[dict[str, Any]]
 MEASURES = {
     "needles": "needles found, mean over the grid to the target",
     "needles_worst_length": "the grid's worst length",
-    "long": "mean of needles beyond half the target and RULER's three tasks at the target",
+    "long": "needles beyond half the target; with RULER's three tasks at the target, where asked, the mean of both",
     "ruler": "RULER's multi-key, multi-value and variable tracking, mean over tasks and lengths to the target",
     "ruler_past": "the same at twice the target",
     "short": "one key within the base's context",
@@ -73,7 +73,7 @@ def figures(answers: dict[str, Any], perplexity: dict[str, Any], target: int, co
     }
     far = mean(lambda row: row["task"] == "needles" and 2 * row["length"] > target)
     ruler = mean(lambda row: row["task"].startswith("ruler/") and row["length"] == target)
-    found["long"] = None if far is None or ruler is None else (far + ruler) / 2
+    found["long"] = far if far is None or ruler is None else (far + ruler) / 2
     return {name: round(value, 5) for name in MEASURES if (value := found[name]) is not None}
 
 

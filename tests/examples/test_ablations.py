@@ -406,7 +406,7 @@ def test_a_run_leaves_its_figures_with_what_made_them(killed: Killed) -> None:
     result = killed.result
     assert (result["arm"], result["scale"], result["seed"], result["target"]) == ("recipe", "tiny", 3, 512)
     assert set(result["measures"]) == {
-        "needles", "needles_worst_length", "short", "short_ruler", "loss_short", "loss_long", "loss_past"
+        "needles", "needles_worst_length", "long", "short", "short_ruler", "loss_short", "loss_long", "loss_past"
     }  # fmt: skip
     assert 1 < result["measures"]["loss_long"] < 4 and list(result["needles"]) == ["512"]
     assert {"data", "train", "export", "answers", "perplexity"} <= {name.split("-")[0] for name in result["stages"]}

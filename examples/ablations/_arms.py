@@ -76,6 +76,7 @@ class Arm:
         document_mask: tokens see their own document alone.
         resample: documents drawn by length, as the recipe has it; False: each once.
         short_share: of the samples, made of pieces within the base's context.
+        replay_share: of the samples, made of the base's own chats, none longer than its context.
         needle_share: of the samples, chats of the target's length about keys.
         rope: fields of [rope], or kind "none".
         schedule: lengths in turn, as shares of the target.
@@ -88,6 +89,7 @@ class Arm:
     document_mask: bool = False
     resample: bool = True
     short_share: float = 0.0
+    replay_share: float = 0.0
     needle_share: float = 0.0
     rope: dict[str, Any] = dataclasses.field(default_factory=dict)
     schedule: tuple[float, ...] = (1.0,)
@@ -235,7 +237,8 @@ def _check(found: Experiment, path: Path) -> None:
             raise UserError(
                 f"{path}: arms.{name}: schedule is {list(arm.schedule)}; lengths ascend to 1.0, the target."
             )
-        if not 0 <= arm.short_share + arm.needle_share < 1 or min(arm.short_share, arm.needle_share) < 0:
+        shares = (arm.short_share, arm.replay_share, arm.needle_share)
+        if not 0 <= sum(shares) < 1 or min(shares) < 0:
             raise UserError(f"{path}: arms.{name}: the shares leave nothing of the corpus; give less than 1 in all.")
         for label, scale in found.scales.items():
             if scale.steps % len(arm.schedule) or any(scale.target * share % 2 for share in arm.schedule):

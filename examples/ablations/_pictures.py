@@ -144,7 +144,7 @@ def _line(axes: Axes, seeds: Sequence[Mapping[int, float]], color: str, label: s
     found = [interval([seed[place] for seed in seeds]) for place in places]
     axes.plot(places, [each.mean for each in found], color=color, label=label, linewidth=1.6, marker=".")
     if len(seeds) > 1:
-        axes.fill_between(places, [e.low for e in found], [e.high for e in found], color=color, alpha=0.16, linewidth=0)
+        axes.fill_between(places, [e.low for e in found], [e.high for e in found], color=color, alpha=0.13, linewidth=0)
 
 
 def _leads(axes: Axes, claim: Claim, measure: str, results: Results) -> None:

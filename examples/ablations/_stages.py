@@ -127,20 +127,32 @@ class Commands:
                 str(SHORT_BELOW * self.context), "--long-above", str(LONG_ABOVE * self.context), "--seed", self.seed,
             )  # fmt: skip
             listed = ("--documents", chosen.at("list"))
-        found = [(self.packed("corpus", corpus, length, "--separator", arm.separator, *listed), 1.0)]
-        total = self.scale.steps * self.scale.batch * self.scale.target
-        for kind, share, longest in (("short", arm.short_share, self.context), ("needles", arm.needle_share, length)):
+        own = self.packed("corpus", corpus, length, "--separator", arm.separator, *listed)
+        found = [(own, 1.0 - arm.short_share - arm.replay_share - arm.needle_share, arm.document_mask)]
+        tokens, texts = self.scale.steps * self.scale.batch * self.scale.target, data.at("data/corpus.jsonl")
+        for kind, share, isolated, write in (
+            ("short", arm.short_share, True, lambda n: self.made("short", texts, self.context, n)),
+            ("replay", arm.replay_share, True, self.replayed),
+            ("needles", arm.needle_share, arm.document_mask, lambda n: self.made("needles", texts, length, n)),
+        ):
             if share:
-                tokens = self.tokens(
-                    kind, self.made(kind, data.at("data/corpus.jsonl"), longest, math.ceil(share * total))
-                )
-                found.append((self.packed(kind, tokens, length, "--packing", "best-fit"), share))
-        found[0] = (found[0][0], 1.0 - arm.short_share - arm.needle_share)
-        flags = [
-            word for number, (index, share) in enumerate(found)
-            for word in (f"--data.sources.{number}.index", index, f"--data.sources.{number}.weight", f"{share:g}")
+                written = self.tokens(kind, write(math.ceil(share * tokens)))
+                found.append((self.packed(kind, written, length, "--packing", "best-fit"), share, isolated))
+        return [
+            word for number, (index, share, isolated) in enumerate(found)
+            for word in (
+                f"--data.sources.{number}.index", index, f"--data.sources.{number}.weight", f"{share:g}",
+                *((f"--data.sources.{number}.document_mask", "true") if isolated and not arm.document_mask else ()),
+            )
         ]  # fmt: skip
-        return [*flags, "--data.sources.1.document_mask", "true"] if arm.short_share else flags
+
+    def replayed(self, tokens: int) -> str:
+        """Chats of the kind that the base learnt from first."""
+        script, count = f"{TINY}/make_data.py", str(-(-tokens // (self.context // 2)))
+        made = self.add(
+            "replay", script, "base", "--output", "@out/data", "--count", count, "--seed", self.seed, files=[script]
+        )
+        return made.at(f"data/notes_{self.context}.jsonl")
 
     def extended(self, data: Stage) -> str:
         """The checkpoint after the lengths of the arm's schedule, the same number of tokens in each."""

@@ -6,6 +6,7 @@ the other with the same documents, chats and prompts.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import statistics
@@ -28,20 +29,23 @@ HEATMAP = "heatmap.png"
 
 
 def draw_pictures(experiment: Experiment, results: Results, folder: Path) -> list[Path]:
-    """Write heatmap.png, and ablations_LETTER.png for each claim of one arm against another.
+    """Write heatmap.png, and ablations_LETTER.png for the claims of one letter, of one arm against another.
 
     Returns:
         What was written; a claim whose arms have no seed in common has no picture.
     """
-    written = []
+    drawn = dict[str, bytes | None]()
     for claim in experiment.claims:
-        if claim.against:
-            found, name = _claim(experiment, claim, results), f"ablations_{claim.name[0]}.png"
-        else:
-            found, name = _heatmap(experiment, claim, results), HEATMAP
-        if found and folder / name not in written:
+        if not claim.against:
+            drawn[HEATMAP] = drawn.get(HEATMAP) or _heatmap(experiment, claim, results)
+        elif (name := f"ablations_{claim.name[0]}.png") not in drawn:
+            alike = [other.measures for other in experiment.claims if other.name[0] == claim.name[0]]
+            drawn[name] = _claim(experiment, dataclasses.replace(claim, measures=sum(alike, ())), results)
+    written = []
+    for name, picture in drawn.items():
+        if picture:
             with atomic_file(folder / name) as temporary:
-                temporary.write_bytes(found)
+                temporary.write_bytes(picture)
             written.append(folder / name)
     return written
 

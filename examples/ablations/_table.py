@@ -140,11 +140,16 @@ def markdown(experiment: Experiment, results: Sequence[dict[str, Any]]) -> str:
     words += ["", "| claim | scale | measure | mean | 95 % interval | seeds | verdict | to know more |",
               "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in claims_table(experiment, results):
+        if not row["seeds"]:
+            continue
         bounds = f"{row['mean']:.3f} | {row['low']:.3f} to {row['high']:.3f}" if "mean" in row else "- | -"
         words.append(
             f"| {row['claim']} | {row['scale']} | {row['measure']} above {row['above']:g} | {bounds} | {row['seeds']} "
             f"| {row['verdict']} | {row['more']} |"
         )
+    ran = {result["scale"] for result in results}
+    if missing := [scale for scale in dict.fromkeys(block.scale for block in experiment.plan) if scale not in ran]:
+        words += ["", f"Not run yet: {', '.join(missing)}."]
     for scale, arms in arms_table(experiment, results).items():
         columns = [name for name in SHOWN if any(name in found for found in arms.values())]
         words += ["", f"{scale}, {experiment.scales[scale].target:,} tokens:", ""]

@@ -159,7 +159,7 @@ def test_every_rope_is_the_one_named():
         ("schedule = [0.5, 1.0]", "schedule = [0.1, 1.0]", "are not divided by the 2 lengths of arms.two_steps"),
         ("short_share = 0.25", "short_share = 1.5", "arms.mixed: the shares leave nothing of the corpus"),
         ('against = "ntk"', 'against = "ntc"', "ntc is no arm; it has base, recipe"),
-        ('scale = "x32"', 'scale = "x64"', "x64 is no scale; it has x16, x32"),
+        ('scale = "x32"', 'scale = "x64"', "x64 is no scale; it has x8, x16, x32"),
         ("[arms.recipe]", "[arms.ours]", "[arms.recipe] is missing; every other arm differs from it."),
         ("[seconds]", "[seconds", "not TOML"),
     ],

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -135,7 +136,7 @@ def markdown(experiment: Experiment, results: Sequence[dict[str, Any]]) -> str:
     """The results as docs/ablations.md has them."""
     if not results:
         return NO_RESULTS
-    commits = sorted({str(result["git_commit"]) for result in results})
+    commits = sorted({re.sub(r"(\w{10})\w+", r"\1", str(result["git_commit"])) for result in results})
     words = [f"{len(results)} runs, {core_hours(results):.1f} core hours, commit {', '.join(commits)}."]
     words += ["", "| claim | scale | measure | mean | 95 % interval | seeds | verdict | to know more |",
               "|---|---|---|---|---|---|---|---|"]  # fmt: skip

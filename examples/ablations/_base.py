@@ -1,6 +1,6 @@
-"""A base trained further at its own context on what the claims' tasks ask: `run.py base`, train_base.sh's last lesson.
+"""A base trained further at its own context on what the claims' tasks ask: `run.py base`, which made base/.
 
-After two lessons it finds one key and mixes the digits of several. Before an arm can keep or lose an ability at length
+The quickstart's base finds one key and mixes the digits of several. Before an arm can keep or lose an ability at length
 the base must have it: keys by name among others, all values of a key, a chain of variables. Its own data goes on
 beside.
 """

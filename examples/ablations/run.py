@@ -4,7 +4,7 @@
     python examples/ablations/run.py run --hours 4         go on with it; twice, in two terminals, for two cores
     python examples/ablations/run.py table                 means, intervals and verdicts of the results there are
     python examples/ablations/run.py pictures              a picture a claim, and the heatmap of needles
-    python examples/ablations/run.py base --base MODEL --output FOLDER    the last lesson of train_base.sh
+    python examples/ablations/run.py base --base MODEL --output FOLDER    what made base/
     python examples/ablations/run.py report --scale x16 --seed 1     arms side by side, by tools/evaluate.py compare
 
 A run may be killed at any time: the same command goes on where it was. docs/ablations.md has design and results.

@@ -28,22 +28,18 @@ def base_stages(experiment: Experiment, base: str, steps: int, seed: int, output
     """
     commands = Commands(experiment, Run(next(iter(experiment.scales)), "base", seed), base)
     length, samples = experiment.context, steps * BATCH / (TEXT + NOTES + RULER)
-    script, own = f"{TINY}/make_data.py", "examples/ablations/make_arm_data.py"
+    script = f"{TINY}/make_data.py"
     made = commands.add(
         "lessons", script, "base", "--output", "@out/data", "--count", str(max(64, int(samples * NOTES))),
         "--seed", str(seed), files=[script], estimate=samples * NOTES * 0.004,
     )  # fmt: skip
     data = commands.add("data", script, "extend", "--output", "@out/data", files=[script])
-    asked = commands.add(
-        "ruler", own, "ruler", "--corpus", data.at("data/corpus.jsonl"), "--tokenizer", base,
-        "--length", str(length), "--tokens", str(int(samples * RULER * length / 2)), "--seed", str(seed),
-        "--output", "@out/ruler.jsonl", files=[own], estimate=samples * RULER / 2 * 0.004,
-    )  # fmt: skip
+    asked = commands.made("ruler", data.at("data/corpus.jsonl"), length, int(samples * RULER * length / 2))
     sources: list[str] = []
     for name, written, packing, weight in (
         ("text", made.at("data/text.jsonl"), "concatenate", TEXT),
         ("notes", made.at(f"data/notes_{length}.jsonl"), "best-fit", NOTES),
-        ("ruler", asked.at("ruler.jsonl"), "best-fit", RULER),
+        ("ruler", asked, "best-fit", RULER),
     ):
         index = commands.packed(name, commands.tokens(name, written), length, "--packing", packing)
         number = len(sources) // 4

@@ -217,7 +217,7 @@ class Commands:
         stage = self.add(
             kind, script, kind, "--corpus", texts, "--tokenizer", self.base, "--length",
             str(length), "--tokens", str(tokens), "--seed", self.seed, "--output", f"@out/{kind}.jsonl",
-            files=[script],
+            files=[script], estimate=tokens / length * 0.004,
         )  # fmt: skip
         return stage.at(f"{kind}.jsonl")
 

@@ -38,7 +38,7 @@ class Scale:
     Attributes:
         base: folder of the model in Hugging Face format, with a chat template.
         target: tokens of context to reach.
-        steps: optimizer steps, of `batch` x `target` tokens whatever the length of the samples.
+        steps: optimizer steps of `batch` x `target` tokens; other lengths get as many tokens, to the nearest step.
         batch: samples a step at the target.
         learning_rate: of the extension, of which a tenth is left at its end (cosine).
         tune_steps: of instruction tuning, 8 x 1,024 tokens each.
@@ -79,7 +79,7 @@ class Arm:
         replay_share: of the samples, made of the base's own chats, none longer than its context.
         needle_share: of the samples, chats of the target's length about keys.
         rope: fields of [rope], or kind "none".
-        schedule: lengths in turn, as shares of the target.
+        schedule: lengths in turn, as shares of the target, of which the last may lie past it.
         tuned: by short chats after the extension.
         apart: not to be compared with the others: it is trained on what is asked.
     """
@@ -109,7 +109,7 @@ class Block:
 @dataclasses.dataclass(frozen=True)
 class Claim:
     """That each measure of `arm`, or its lead over `against`, lies above a number; its picture also shows the leads
-    over the arms `beside`.
+    over the arms `beside`. `pooled`: of needles_worst_length alone, the worst length of all seeds' needles together.
     """
 
     name: str
@@ -119,6 +119,7 @@ class Claim:
     scales: tuple[str, ...]
     against: str = ""
     beside: tuple[str, ...] = ()
+    pooled: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,18 +234,19 @@ def _check(found: Experiment, path: Path) -> None:
     for name, arm in found.arms.items():
         if unknown := set(arm.rope) - {field.name for field in dataclasses.fields(RopeConfig)}:
             raise UserError(f"{path}: arms.{name}: rope has no {min(unknown)}; it takes the fields of a run's [rope].")
-        if not arm.schedule or list(arm.schedule) != sorted(arm.schedule) or arm.schedule[-1] != 1.0:
+        if not arm.schedule or list(arm.schedule) != sorted(arm.schedule) or not 1.0 <= arm.schedule[-1] <= 2.0:
             raise UserError(
-                f"{path}: arms.{name}: schedule is {list(arm.schedule)}; lengths ascend to 1.0, the target."
+                f"{path}: arms.{name}: schedule is {list(arm.schedule)}; lengths ascend to 1.0, the target, or past it "
+                "to at most 2.0."
             )
         shares = (arm.short_share, arm.replay_share, arm.needle_share)
         if not 0 <= sum(shares) < 1 or min(shares) < 0:
             raise UserError(f"{path}: arms.{name}: the shares leave nothing of the corpus; give less than 1 in all.")
         for label, scale in found.scales.items():
-            if scale.steps % len(arm.schedule) or any(scale.target * share % 2 for share in arm.schedule):
+            if scale.steps < len(arm.schedule) or any(scale.target * share % 2 for share in arm.schedule):
                 raise UserError(
-                    f"{path}: scales.{label}: steps {scale.steps} and target {scale.target} are not divided by the "
-                    f"{len(arm.schedule)} lengths of arms.{name}; give a multiple."
+                    f"{path}: scales.{label}: steps {scale.steps} and target {scale.target} do not make the "
+                    f"{len(arm.schedule)} lengths of arms.{name}; each takes a step, and an even number of tokens."
                 )
     names: list[tuple[tuple[str, ...], tuple[str, ...]]] = [(block.arms, (block.scale,)) for block in found.plan]
     names += [((claim.arm, *filter(None, [claim.against]), *claim.beside), claim.scales) for claim in found.claims]

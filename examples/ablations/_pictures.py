@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from _arms import Claim, Experiment
-from _results import lower_is_better
+from _results import lower_is_better, mean_grid
 from _table import by_seed, interval, leads
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -69,19 +69,6 @@ def _heatmap(experiment: Experiment, claim: Claim, results: Results) -> bytes | 
         f"and of {seeds['base']} of prompts for the base. Dashed: the base's {context} tokens"
     )
     return heatmap_png(grids, dict(zip(grids, (context, target), strict=True)), headline, words)
-
-
-def mean_grid(grids: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """Rows {length, depth, score, samples} of the mean of results' "needles", whose depths are evenly spread."""
-    rows = []
-    for length in sorted(grids[0], key=int):
-        columns = [[float(score) for score in grid[length].split()] for grid in grids if length in grid]
-        for place, scores in enumerate(zip(*columns, strict=True)):
-            depth = place / max(1, len(columns[0]) - 1)
-            rows.append(
-                {"length": int(length), "depth": depth, "score": statistics.fmean(scores), "samples": len(scores)}
-            )
-    return rows
 
 
 def _claim(experiment: Experiment, claim: Claim, results: Results) -> bytes | None:

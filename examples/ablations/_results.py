@@ -6,7 +6,8 @@ Scores are 0 to 100. Losses are nats a token of held-out text, so their differen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,19 @@ def _grid(cells: Rows) -> dict[str, str]:
         if row["task"] == "needles":
             found.setdefault(str(row["length"]), []).append((row["depth"], row["score"]))
     return {length: " ".join(f"{score:g}" for _, score in sorted(theirs)) for length, theirs in found.items()}
+
+
+def mean_grid(grids: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Rows {length, depth, score, samples} of the mean of results' "needles", depths evenly spread; samples: seeds."""
+    rows = []
+    for length in sorted(grids[0], key=int):
+        columns = [[float(score) for score in grid[length].split()] for grid in grids if length in grid]
+        for place, scores in enumerate(zip(*columns, strict=True)):
+            depth = place / max(1, len(columns[0]) - 1)
+            rows.append(
+                {"length": int(length), "depth": depth, "score": statistics.fmean(scores), "samples": len(scores)}
+            )
+    return rows
 
 
 def read_results(folder: Path) -> Rows:

@@ -155,14 +155,15 @@ class Commands:
         return made.at(f"data/notes_{self.context}.jsonl")
 
     def extended(self, data: Stage) -> str:
-        """The checkpoint after the lengths of the arm's schedule, the same number of tokens in each."""
+        """The checkpoint after the lengths of the arm's schedule, of as many tokens each, to the nearest step."""
         scale, schedule = self.scale, self.arm.schedule
         checkpoint = self.converted()
-        steps = scale.steps // len(schedule)
         for share in schedule:
             length = int(scale.target * share)
+            batch = max(1, round(scale.batch * scale.target / length))
+            steps = round(scale.steps * scale.batch * scale.target / (len(schedule) * batch * length))
             checkpoint = self.trained(
-                "train", "extend", length, steps, scale.batch * scale.target // length, checkpoint,
+                "train", "extend", length, steps, batch, checkpoint,
                 *self.rope(length), *self.sources(length, data), "--data.document_mask", _word(self.arm.document_mask),
                 "--optimizer.learning_rate", f"{scale.learning_rate:g}", "--optimizer.decay", "cosine",
                 "--optimizer.min_learning_rate", f"{scale.learning_rate / 10:g}",

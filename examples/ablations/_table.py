@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from _arms import REFERENCE, Claim, Experiment
-from _results import MEASURES, lower_is_better
+from _results import MEASURES, lower_is_better, mean_grid
 
 SHOWN = ("needles", "needles_worst_length", "long", "ruler", "ruler_past", "short", "short_ruler", "loss_short",
          "loss_long", "loss_past")  # fmt: skip
@@ -79,6 +79,10 @@ def verdict(claim: Claim, scale: str, measure: str, results: Sequence[dict[str, 
     values = leads(results, scale, claim.arm, claim.against, measure)
     row: dict[str, Any] = {"claim": claim.name, "scale": scale, "measure": measure, "above": claim.above}
     row |= {"seeds": len(values), "verdict": OPEN, "values": values}
+    if claim.pooled and values:
+        worst = worst_length(results, scale, claim.arm)
+        said = AGREES if worst["score"] >= claim.above else DISAGREES
+        return row | {"mean": worst["score"], "verdict": said, "more": f"at {worst['length']:,} tokens, seeds together"}
     if len(values) < 2:
         return row | {"more": "at least two seeds are needed"}
     found = interval(values)
@@ -95,6 +99,15 @@ def verdict(claim: Claim, scale: str, measure: str, results: Sequence[dict[str, 
             if needed is not None and needed > len(values) else "no number of seeds under 100 would"
         )  # fmt: skip
     return row
+
+
+def worst_length(results: Sequence[Mapping[str, Any]], scale: str, arm: str) -> dict[str, Any]:
+    """{length, score}: of the lengths of an arm's needle grid, the worst in the mean of all seeds and depths."""
+    columns: dict[int, list[float]] = {}
+    for row in mean_grid([r["needles"] for r in results if (r["scale"], r["arm"]) == (scale, arm)]):
+        columns.setdefault(row["length"], []).append(row["score"])
+    score, length = min((statistics.fmean(scores), length) for length, scores in columns.items())
+    return {"length": length, "score": score}
 
 
 def leads(results: Sequence[Mapping[str, Any]], scale: str, arm: str, against: str, measure: str) -> list[float]:
@@ -143,7 +156,8 @@ def markdown(experiment: Experiment, results: Sequence[dict[str, Any]]) -> str:
     for row in claims_table(experiment, results):
         if not row["seeds"]:
             continue
-        bounds = f"{row['mean']:.3f} | {row['low']:.3f} to {row['high']:.3f}" if "mean" in row else "- | -"
+        mean = f"{row['mean']:.3f}" if "mean" in row else "-"
+        bounds = f"{mean} | {row['low']:.3f} to {row['high']:.3f}" if "low" in row else f"{mean} | -"
         words.append(
             f"| {row['claim']} | {row['scale']} | {row['measure']} above {row['above']:g} | {bounds} | {row['seeds']} "
             f"| {row['verdict']} | {row['more']} |"

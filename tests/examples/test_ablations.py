@@ -158,7 +158,7 @@ def test_every_rope_is_the_one_named():
         ('rope = { kind = "ntk" }', 'rope = { knd = "ntk" }', "arms.ntk: rope has no knd"),
         ("schedule = [0.5, 1.0]", "schedule = [1.0, 0.5]", "arms.two_steps: schedule is [1.0, 0.5]; lengths ascend"),
         ("schedule = [0.5, 1.0]", "schedule = [0.1, 1.0]", "do not make the 2 lengths of arms.two_steps; each"),
-        ("schedule = [1.25]", "schedule = [2.5]", "arms.past: schedule is [2.5]; lengths ascend to 1.0"),
+        ("schedule = [1.5]", "schedule = [2.5]", "arms.past: schedule is [2.5]; lengths ascend to 1.0"),
         ("short_share = 0.25", "short_share = 1.5", "arms.mixed: the shares leave nothing of the corpus"),
         ('against = "ntk"', 'against = "ntc"', "ntc is no arm; it has base, recipe"),
         ('scale = "x32"', 'scale = "x64"', "x64 is no scale; it has x8, x16, x32"),

@@ -39,7 +39,8 @@ def draw_pictures(experiment: Experiment, results: Results, folder: Path) -> lis
         if not claim.against:
             drawn[HEATMAP] = drawn.get(HEATMAP) or _heatmap(experiment, claim, results)
         elif (name := f"ablations_{claim.name[0]}.png") not in drawn:
-            alike = [other.measures for other in experiment.claims if other.name[0] == claim.name[0]]
+            pair = (claim.name[0], claim.arm, claim.against)
+            alike = [c.measures for c in experiment.claims if (c.name[0], c.arm, c.against) == pair]
             drawn[name] = _claim(experiment, dataclasses.replace(claim, measures=sum(alike, ())), results)
     written = []
     for name, picture in drawn.items():

@@ -5,7 +5,7 @@
     python examples/ablations/run.py table                 means, intervals and verdicts of the results there are
     python examples/ablations/run.py pictures              a picture a claim, and the heatmap of needles
     python examples/ablations/run.py base --base MODEL --output FOLDER    what made base/
-    python examples/ablations/run.py report --scale x16 --seed 1     arms side by side, by tools/evaluate.py compare
+    python examples/ablations/run.py report --scale x32 --seed 1     arms side by side, by tools/evaluate.py compare
 
 A run may be killed at any time: the same command goes on where it was. docs/ablations.md has design and results.
 """
@@ -203,13 +203,13 @@ def report(chosen: Chosen, *, output: Path | None = None) -> None:
     """Put finished runs side by side by tools/evaluate.py compare, with the table of all seeds.
 
     Args:
-        chosen: of one scale and seed: --scale x16 --seed 1.
+        chosen: of one scale and seed: --scale x32 --seed 1.
         output: folder for the report; by default report_SCALE_SEED in the folder of all stages.
     """
     state, runs = Work(chosen.work_folder), [run for run in chosen.runs if chosen.stands(run)]
     if len(kinds := {(run.scale, run.seed) for run in runs}) != 1:
         raise UserError(
-            f"--scale and --seed leave finished runs of {len(kinds)} kinds; name one: --scale x16 --seed 1."
+            f"--scale and --seed leave finished runs of {len(kinds)} kinds; name one: --scale x32 --seed 1."
         )
     words, metrics = list[str](), list[str]()
     for run in runs:

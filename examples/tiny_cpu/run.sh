@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole way on a laptop: a small Llama from 256 to 2,048 tokens of context, every stage the one a cluster runs.
+# The whole way on a laptop: a small Llama from 256 to 8,192 tokens of context, 32x, every stage the one a cluster runs.
 #
 #   bash examples/tiny_cpu/run.sh            under 12 minutes on two cores
 #   QUICK=1 bash examples/tiny_cpu/run.sh    every stage, few steps: shows that it runs, not that it works
@@ -11,13 +11,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 BASE=examples/tiny_cpu/base
 OUT=build/quickstart
 HELDOUT=$OUT/data/heldout.jsonl
-LENGTH=2048
+LENGTH=12288 # of a sample of the extension, half past the target
 PROCESSES=2 CONTEXT=2
-LENGTHS=(256 512 1024 2048)
+LENGTHS=(256 1024 2048 4096 8192)
 RULER=(ruler/niah_single_1 ruler/niah_multikey_1 ruler/vt) RULER_LENGTHS=(1024 2048)
-EXTEND_STEPS=60 SFT_STEPS=100 CHATS=8000 CELL=8 RECALL=400 WINDOWS=24 DEPTHS=11 RULER_SAMPLES=5
+EXTEND_STEPS=80 SFT_STEPS=40 CHATS=4000 REPLAY=1920 CELL=3 RECALL=400 WINDOWS=8 DEPTHS=11 RULER_SAMPLES=5
 if [[ -n "${QUICK:-}" ]]; then
-  EXTEND_STEPS=5 SFT_STEPS=5 CHATS=200 CELL=1 RECALL=32 WINDOWS=4 DEPTHS=3 RULER_SAMPLES=1 RULER_LENGTHS=(1024)
+  EXTEND_STEPS=5 SFT_STEPS=5 CHATS=200 REPLAY=200 CELL=1 RECALL=32 WINDOWS=1 DEPTHS=3 RULER_SAMPLES=1 RULER_LENGTHS=(1024)
 fi
 export LC_ALL=C PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=true
 
@@ -34,6 +34,8 @@ stage() { # NAME COMMAND...: run one stage and note how long it took
 train() { OMP_NUM_THREADS=1 torchrun --nproc-per-node "$PROCESSES" -m megatron_ultralong.train "$@"; }
 
 stage make_data python examples/tiny_cpu/make_data.py extend --output "$OUT/data"
+# Chats of the kind that the base learnt first, within its own 256 tokens: a quarter of the extension's samples.
+stage make_replay python examples/tiny_cpu/make_data.py base --output "$OUT/replay" --count "$REPLAY"
 stage make_chats python examples/tiny_cpu/make_data.py chat --output "$OUT/data" --tokenizer "$BASE" --count "$CHATS"
 
 stage preprocess python tools/preprocess_data.py \
@@ -43,14 +45,20 @@ stage resample python tools/resample_corpus.py --tokens "$OUT/corpus" --output "
 stage pack python tools/pack_corpus.py --tokens "$OUT/corpus" --documents "$OUT/resampled" --output "$OUT/packed" \
   --sequence-length "$LENGTH" --separator "<s>" --tokenizer-model "$BASE"
 
+stage preprocess_replay python tools/preprocess_data.py \
+  --input "$OUT/replay/notes_256.jsonl" --output-prefix "$OUT/replay_chats" --tokenizer-model "$BASE"
+stage pack_replay python tools/pack_corpus.py --tokens "$OUT/replay_chats" --output "$OUT/packed_replay" \
+  --sequence-length "$LENGTH" --packing best-fit --tokenizer-model "$BASE"
+
 stage hf_to_megatron python tools/convert_hf_to_megatron.py --hf "$BASE" --output "$OUT/megatron_base"
-stage extend train --config examples/tiny_cpu/extend.toml --train.steps "$EXTEND_STEPS" --parallel.context "$CONTEXT"
+stage extend train --config examples/tiny_cpu/extend_8k.toml --train.steps "$EXTEND_STEPS" --parallel.context "$CONTEXT"
 
 stage preprocess_sft python tools/preprocess_data.py \
   --input "$OUT/data/sft.jsonl" --output-prefix "$OUT/sft_chats" --tokenizer-model "$BASE"
 stage pack_sft python tools/pack_corpus.py --tokens "$OUT/sft_chats" --output "$OUT/packed_sft" \
   --sequence-length 1024 --packing best-fit --tokenizer-model "$BASE"
-stage sft train --config examples/tiny_cpu/sft.toml --train.steps "$SFT_STEPS" --parallel.context "$CONTEXT" \
+stage sft train --config examples/tiny_cpu/sft.toml --train.steps "$SFT_STEPS" \
+  --optimizer.learning_rate 3e-5 --parallel.context "$CONTEXT" \
   --checkpoint.load "$OUT/extend/step_$(printf %06d "$EXTEND_STEPS")"
 
 stage megatron_to_hf python tools/convert_megatron_to_hf.py \

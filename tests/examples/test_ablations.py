@@ -108,7 +108,7 @@ def test_arms_differ_where_they_say_and_seeds_in_their_data():
 
     def folders(arm: str, seed: int = 1) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
-        for stage in stages(experiment, Run("x16", arm, seed)):
+        for stage in stages(experiment, Run("x32", arm, seed)):
             found.setdefault(stage.name, set()).add(stage.folder)
         return found
 
@@ -137,13 +137,13 @@ def test_every_rope_is_the_one_named():
     def rope(arm: str) -> list[dict[str, str]]:
         return [
             {word[7:]: flag(stage, word) for word in stage.words if word.startswith("--rope.")}
-            for stage in stages(experiment, Run("x16", arm, 1))
+            for stage in stages(experiment, Run("x32", arm, 1))
             if stage.name == "train"
         ]
 
     plain = {"form": "paper", "temperature": "false", "angles": "fp32"}
     assert rope("recipe") == [{"kind": "yarn", **plain, "alpha": "1.0", "beta": "4.0"}]
-    assert rope("unscaled") == [{"kind": "linear", "original_length": "4096", **plain}]
+    assert rope("unscaled") == [{"kind": "linear", "original_length": "8192", **plain}]
     assert rope("coded") == [{**rope("recipe")[0], "form": "coded", "beta": "32.0", "temperature": "true"}]
     assert rope("fp64") == [{**rope("recipe")[0], "angles": "fp64"}]
     assert rope("two_steps") == rope("recipe") * 2
@@ -153,7 +153,7 @@ def test_every_rope_is_the_one_named():
     ("old", "new", "said"),
     [
         ("trained = false", "train = false", "train is not known; it takes trained"),
-        ("steps = 60 ", 'steps = "60" ', "steps is '60'; give int."),
+        ("steps = 32 ", 'steps = "32" ', "steps is '32'; give int."),
         ("context = 256 ", "# ", "context is missing; state it."),
         ('rope = { kind = "ntk" }', 'rope = { knd = "ntk" }', "arms.ntk: rope has no knd"),
         ("schedule = [0.5, 1.0]", "schedule = [1.0, 0.5]", "arms.two_steps: schedule is [1.0, 0.5]; lengths ascend"),
@@ -161,7 +161,7 @@ def test_every_rope_is_the_one_named():
         ("schedule = [1.5]", "schedule = [2.5]", "arms.past: schedule is [2.5]; lengths ascend to 1.0"),
         ("short_share = 0.25", "short_share = 1.5", "arms.mixed: the shares leave nothing of the corpus"),
         ('against = "ntk"', 'against = "ntc"', "ntc is no arm; it has base, recipe"),
-        ('scale = "x32"', 'scale = "x64"', "x64 is no scale; it has x8, x16, x32"),
+        ('scale = "x32"', 'scale = "x64"', "x64 is no scale; it has x8, x32"),
         ("[arms.recipe]", "[arms.ours]", "[arms.recipe] is missing; every other arm differs from it."),
         ("[seconds]", "[seconds", "not TOML"),
     ],
@@ -198,7 +198,7 @@ def test_an_interval_is_students():
 def result(arm: str, seed: int, **measures: float) -> dict[str, Any]:
     stage = {"command": "", "seconds": 1.0, "cpu_seconds": 1800.0, "attempts": 1}
     stages = {f"train-{arm}{seed}": stage, "data-0": stage}
-    return {"scale": "x16", "arm": arm, "seed": seed, "measures": measures, "stages": stages, "git_commit": "0" * 40}
+    return {"scale": "x32", "arm": arm, "seed": seed, "measures": measures, "stages": stages, "git_commit": "0" * 40}
 
 
 def test_verdicts_are_of_differences_within_a_seed():
@@ -208,7 +208,7 @@ def test_verdicts_are_of_differences_within_a_seed():
     results += [result("b", 9, long=0.0, loss_long=9.0)]  # no partner: not counted
 
     def said(arm: str, against: str, above: float, measure: str = "long") -> dict[str, Any]:
-        return verdict(Claim("c", arm, (measure,), above, ("x16",), against), "x16", measure, results)
+        return verdict(Claim("c", arm, (measure,), above, ("x32",), against), "x32", measure, results)
 
     row = said("a", "b", 0.0)
     assert (row["mean"], row["seeds"], row["verdict"]) == (4.0, 5, AGREES)
@@ -226,7 +226,7 @@ def test_the_table_compares_each_arm_with_the_recipe_seed_by_seed():
     results = [result("recipe", seed, long=50.0 + seed, loss_long=2.0) for seed in (1, 2, 3)]
     results += [result("ntk", seed, long=40.0 + 2 * seed, loss_long=2.0 + seed / 10) for seed in (1, 2, 3)]
     lines = markdown(read_experiment(ARMS), results).splitlines()
-    start = lines.index("Better than the recipe by, paired by seed (x16; bold: the interval leaves out 0):")
+    start = lines.index("Better than the recipe by, paired by seed (x32; bold: the interval leaves out 0):")
     # -9, -8 and -7 points; 0.1, 0.2 and 0.3 nats more: 4.303 errors of 1 / sqrt(3) and of a tenth of it
     assert lines[start + 2 :] == [
         "| arm | long | loss_long | seeds |", "|---|---|---|---|", "| ntk | **-8.0 ± 2.5** | -0.200 ± 0.248 | 3 |"

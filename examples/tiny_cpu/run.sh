@@ -8,14 +8,14 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-BASE=examples/tiny_cpu/base
+BASE=examples/ablations/base
 OUT=build/quickstart
 HELDOUT=$OUT/data/heldout.jsonl
 LENGTH=12288 # of a sample of the extension, half past the target
 PROCESSES=2 CONTEXT=2
 LENGTHS=(256 1024 2048 4096 8192)
-RULER=(ruler/niah_single_1 ruler/niah_multikey_1 ruler/vt) RULER_LENGTHS=(1024 2048)
-EXTEND_STEPS=80 SFT_STEPS=40 CHATS=4000 REPLAY=1920 CELL=3 RECALL=400 WINDOWS=8 DEPTHS=11 RULER_SAMPLES=5
+RULER=(ruler/niah_single_1 ruler/niah_multikey_1 ruler/vt) RULER_LENGTHS=(1024 8192)
+EXTEND_STEPS=60 SFT_STEPS=40 CHATS=4000 REPLAY=1440 CELL=3 RECALL=400 WINDOWS=8 DEPTHS=11 RULER_SAMPLES=5
 if [[ -n "${QUICK:-}" ]]; then
   EXTEND_STEPS=5 SFT_STEPS=5 CHATS=200 REPLAY=200 CELL=1 RECALL=32 WINDOWS=1 DEPTHS=3 RULER_SAMPLES=1 RULER_LENGTHS=(1024)
 fi
@@ -58,7 +58,7 @@ stage preprocess_sft python tools/preprocess_data.py \
 stage pack_sft python tools/pack_corpus.py --tokens "$OUT/sft_chats" --output "$OUT/packed_sft" \
   --sequence-length 1024 --packing best-fit --tokenizer-model "$BASE"
 stage sft train --config examples/tiny_cpu/sft.toml --train.steps "$SFT_STEPS" \
-  --optimizer.learning_rate 3e-5 --parallel.context "$CONTEXT" \
+  --optimizer.learning_rate 5e-5 --model.hf "$BASE" --parallel.context "$CONTEXT" \
   --checkpoint.load "$OUT/extend/step_$(printf %06d "$EXTEND_STEPS")"
 
 stage megatron_to_hf python tools/convert_megatron_to_hf.py \

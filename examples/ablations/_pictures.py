@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from _arms import Claim, Experiment
-from _results import lower_is_better, mean_grid
+from _results import lower_is_better, mean_grid, of_arm
 from _table import by_seed, interval, leads
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -57,7 +57,7 @@ def _heatmap(experiment: Experiment, claim: Claim, results: Results) -> bytes | 
     target, context = experiment.scales[scale].target, experiment.context
     grids, seeds = dict[str, list[dict[str, Any]]](), dict[str, int]()
     for arm in ("base", claim.arm):
-        theirs = _of(results, scale, arm)
+        theirs = of_arm(results, scale, arm)
         label = "the base" if arm == "base" else f"after one step to {length_label(target)} tokens"
         if theirs:
             grids[label], seeds[arm] = mean_grid([result["needles"] for result in theirs]), len(theirs)
@@ -96,7 +96,7 @@ def _needles(axes: Axes, scale: str, arms: Iterable[str], results: Results) -> N
     for place, arm in enumerate(arms):
         seeds = [
             {int(length): statistics.fmean(map(float, scores.split())) for length, scores in result["needles"].items()}
-            for result in _of(results, scale, arm)
+            for result in of_arm(results, scale, arm)
         ]
         _line(axes, seeds, COLORS[place], arm)
     axes.set_ylim(-3, 103)
@@ -166,7 +166,3 @@ def _finish(axes: Axes, title: str, below: str) -> None:
     axes.grid(color=GRID, linewidth=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-
-
-def _of(results: Results, scale: str, arm: str) -> list[Mapping[str, Any]]:
-    return [result for result in results if (result["scale"], result["arm"]) == (scale, arm)]

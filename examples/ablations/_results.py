@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from _arms import Experiment, Run
 from _stages import Stage
@@ -20,6 +20,7 @@ from megatron_ultralong.provenance import git_commit, versions
 
 FORMAT = 1
 Rows = list[dict[str, Any]]
+Result = TypeVar("Result", bound=Mapping[str, Any])
 
 MEASURES = {
     "needles": "needles found, mean over the grid to the target",
@@ -133,6 +134,11 @@ def mean_grid(grids: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
                 {"length": int(length), "depth": depth, "score": statistics.fmean(scores), "samples": len(scores)}
             )
     return rows
+
+
+def of_arm(results: Sequence[Result], scale: str, arm: str) -> list[Result]:
+    """The results of one arm at one scale, in their order."""
+    return [result for result in results if (result["scale"], result["arm"]) == (scale, arm)]
 
 
 def read_results(folder: Path) -> Rows:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from _arms import REFERENCE, Claim, Experiment
-from _results import MEASURES, lower_is_better, mean_grid
+from _results import MEASURES, lower_is_better, mean_grid, of_arm
 
 SHOWN = ("needles", "needles_worst_length", "long", "ruler", "ruler_past", "short", "short_ruler", "loss_short",
          "loss_long", "loss_past")  # fmt: skip
@@ -104,7 +104,7 @@ def verdict(claim: Claim, scale: str, measure: str, results: Sequence[dict[str, 
 def worst_length(results: Sequence[Mapping[str, Any]], scale: str, arm: str) -> dict[str, Any]:
     """{length, score}: of the lengths of an arm's needle grid, the worst in the mean of all seeds and depths."""
     columns: dict[int, list[float]] = {}
-    for row in mean_grid([r["needles"] for r in results if (r["scale"], r["arm"]) == (scale, arm)]):
+    for row in mean_grid([result["needles"] for result in of_arm(results, scale, arm)]):
         columns.setdefault(row["length"], []).append(row["score"])
     score, length = min((statistics.fmean(scores), length) for length, scores in columns.items())
     return {"length": length, "score": score}
@@ -212,26 +212,25 @@ def _cell(found: Interval | None, measure: str, sign: str = "") -> str:
 
 
 def by_seed(
-    results: Iterable[Mapping[str, Any]], scale: str, arm: str, against: str
+    results: Sequence[Mapping[str, Any]], scale: str, arm: str, against: str
 ) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """Results of two arms at one scale, in pairs of one seed."""
-    own, other = ({r["seed"]: r for r in results if (r["scale"], r["arm"]) == (scale, name)} for name in (arm, against))
+    own, other = ({result["seed"]: result for result in of_arm(results, scale, name)} for name in (arm, against))
     return [(own[seed], other[seed]) for seed in sorted(own.keys() & other.keys())]
 
 
-def _measured(results: Iterable[Mapping[str, Any]], scale: str, arm: str, measure: str) -> dict[int, float]:
+def _measured(results: Sequence[Mapping[str, Any]], scale: str, arm: str, measure: str) -> dict[int, float]:
     return {
         result["seed"]: result["measures"][measure]
-        for result in results
-        if (result["scale"], result["arm"]) == (scale, arm) and measure in result["measures"]
+        for result in of_arm(results, scale, arm)
+        if measure in result["measures"]
     }
 
 
-def _seed_hours(results: Iterable[dict[str, Any]], scale: str, arm: str) -> float:
+def _seed_hours(results: Sequence[dict[str, Any]], scale: str, arm: str) -> float:
     """Core hours of one more seed of an arm, from those there are."""
     found = [
         sum(stage["cpu_seconds"] for folder, stage in result["stages"].items() if folder.rpartition("-")[0] in _OWN)
-        for result in results
-        if (result["scale"], result["arm"]) == (scale, arm)
+        for result in of_arm(results, scale, arm)
     ]
     return statistics.fmean(found) / 3600

@@ -2,7 +2,7 @@
 # The whole way on a laptop: a small Llama from 256 to 8,192 tokens of context, 32x, every stage the one a cluster runs.
 #
 #   bash examples/tiny_cpu/run.sh            under 12 minutes on two cores
-#   QUICK=1 bash examples/tiny_cpu/run.sh    every stage, few steps: shows that it runs, not that it works
+#   QUICK=1 bash examples/tiny_cpu/run.sh    every stage, few and short steps: shows that it runs, not that it works
 #
 # Results: build/quickstart/results.json and build/quickstart/report.html.
 set -euo pipefail
@@ -17,6 +17,7 @@ LENGTHS=(256 1024 2048 4096 8192)
 RULER=(ruler/niah_single_1 ruler/niah_multikey_1 ruler/vt) RULER_LENGTHS=(1024 8192)
 EXTEND_STEPS=60 SFT_STEPS=40 CHATS=4000 REPLAY=1440 CELL=3 RECALL=400 WINDOWS=8 DEPTHS=11 RULER_SAMPLES=5
 if [[ -n "${QUICK:-}" ]]; then
+  LENGTH=3072 LENGTHS=(256 1024 2048)
   EXTEND_STEPS=5 SFT_STEPS=5 CHATS=200 REPLAY=200 CELL=1 RECALL=32 WINDOWS=1 DEPTHS=3 RULER_SAMPLES=1 RULER_LENGTHS=(1024)
 fi
 export LC_ALL=C PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=true
@@ -51,7 +52,8 @@ stage pack_replay python tools/pack_corpus.py --tokens "$OUT/replay_chats" --out
   --sequence-length "$LENGTH" --packing best-fit --tokenizer-model "$BASE"
 
 stage hf_to_megatron python tools/convert_hf_to_megatron.py --hf "$BASE" --output "$OUT/megatron_base"
-stage extend train --config examples/tiny_cpu/extend_8k.toml --train.steps "$EXTEND_STEPS" --parallel.context "$CONTEXT"
+stage extend train --config examples/tiny_cpu/extend_8k.toml --data.sequence_length "$LENGTH" \
+  --train.steps "$EXTEND_STEPS" --parallel.context "$CONTEXT"
 
 stage preprocess_sft python tools/preprocess_data.py \
   --input "$OUT/data/sft.jsonl" --output-prefix "$OUT/sft_chats" --tokenizer-model "$BASE"

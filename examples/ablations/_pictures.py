@@ -55,19 +55,19 @@ def _heatmap(experiment: Experiment, claim: Claim, results: Results) -> bytes | 
     """The base and the claim's arm on the grid of its first scale, each the mean of its seeds."""
     scale = claim.scales[0]
     target, context = experiment.scales[scale].target, experiment.context
-    grids, seeds = dict[str, list[dict[str, Any]]](), dict[str, int]()
-    for arm in ("base", claim.arm):
-        theirs = of_arm(results, scale, arm)
-        label = "the base" if arm == "base" else f"after one step to {length_label(target)} tokens"
-        if theirs:
-            grids[label], seeds[arm] = mean_grid([result["needles"] for result in theirs]), len(theirs)
+    grids, seeds = dict[str, list[dict[str, Any]]](), list[int]()
+    for arm, label in (("base", "the base"), (claim.arm, f"after one step to {length_label(target)} tokens")):
+        if theirs := of_arm(results, scale, arm):
+            grids[label] = mean_grid([result["needles"] for result in theirs])
+            seeds.append(len(theirs))
     if len(grids) < 2:
         return None
     headline = f"{target // context}x in one step: needles found by length and depth"
+    before, after = (f"{statistics.fmean(row['score'] for row in grid):.1f} %" for grid in grids.values())
     words = (
         f"{len({row['depth'] for row in grids['the base']})} depths x "
-        f"{len({row['length'] for row in grids['the base']})} lengths; mean of {seeds[claim.arm]} seeds of training "
-        f"and of {seeds['base']} of prompts for the base. Dashed: the base's {context} tokens"
+        f"{len({row['length'] for row in grids['the base']})} lengths: {before} of needles found (seeds: {seeds[0]}), "
+        f"then {after} (seeds: {seeds[1]}). Dashed: the base's {context} tokens"
     )
     return heatmap_png(grids, dict(zip(grids, (context, target), strict=True)), headline, words)
 

@@ -153,7 +153,7 @@ def test_every_rope_is_the_one_named():
     ("old", "new", "said"),
     [
         ("trained = false", "train = false", "train is not known; it takes trained"),
-        ("steps = 32 ", 'steps = "32" ', "steps is '32'; give int."),
+        ("steps = 60 ", 'steps = "60" ', "steps is '60'; give int."),
         ("context = 256 ", "# ", "context is missing; state it."),
         ('rope = { kind = "ntk" }', 'rope = { knd = "ntk" }', "arms.ntk: rope has no knd"),
         ("schedule = [0.5, 1.0]", "schedule = [1.0, 0.5]", "arms.two_steps: schedule is [1.0, 0.5]; lengths ascend"),

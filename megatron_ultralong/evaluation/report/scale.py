@@ -6,6 +6,7 @@ in lightness as well as in hue, so that it also reads in grey and with a colour 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 INK, MUTED, GRID = "#1f2933", "#616e7c", "#e4e7eb"
@@ -67,7 +68,8 @@ def short_label(tokens: float) -> str:
 
 
 def spread_labels(lengths: Sequence[int], most: int) -> list[int]:
-    """Places of at most `most` of these, evenly spread, the first and the last among them."""
-    if len(lengths) <= most:
-        return list(range(len(lengths)))
-    return sorted({round(place * (len(lengths) - 1) / (most - 1)) for place in range(most)})
+    """Places of at most `most` of these, all the same distance apart, the last among them: of 40 lengths to a round one
+    every fifth is round too.
+    """
+    step = max(1, math.ceil((len(lengths) - 1) / max(1, most - 1)))
+    return list(range((len(lengths) - 1) % step, len(lengths), step))

@@ -41,6 +41,8 @@ def test_labels(tokens, label, short):
     assert (length_label(tokens), short_label(tokens)) == (label, short)
 
 
-def test_spread_labels_keeps_both_ends():
-    assert spread_labels(range(40), 5) == [0, 10, 20, 29, 39]
+def test_spread_labels_are_evenly_apart_and_keep_the_end():
+    assert spread_labels(range(40), 9) == [4, 9, 14, 19, 24, 29, 34, 39]
+    assert spread_labels(range(41), 5) == [0, 10, 20, 30, 40]
+    assert spread_labels([1], 5) == [0]
     assert spread_labels([1, 2], 5) == [0, 1]

@@ -206,7 +206,8 @@ def report(chosen: Chosen, *, output: Path | None = None) -> None:
         chosen: of one scale and seed: --scale x32 --seed 1.
         output: folder for the report; by default report_SCALE_SEED in the folder of all stages.
     """
-    state, runs = Work(chosen.work_folder), [run for run in chosen.runs if chosen.stands(run)]
+    state, order = Work(chosen.work_folder), list(chosen.experiment.arms)  # the base first: the others' reference
+    runs = sorted(filter(chosen.stands, chosen.runs), key=lambda run: order.index(run.arm))
     if len(kinds := {(run.scale, run.seed) for run in runs}) != 1:
         raise UserError(
             f"--scale and --seed leave finished runs of {len(kinds)} kinds; name one: --scale x32 --seed 1."

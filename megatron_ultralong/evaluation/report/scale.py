@@ -71,5 +71,5 @@ def spread_labels(lengths: Sequence[int], most: int) -> list[int]:
     """Places of at most `most` of these, all the same distance apart, the last among them: of 40 lengths to a round one
     every fifth is round too.
     """
-    step = max(1, math.ceil((len(lengths) - 1) / max(1, most - 1)))
+    step = max(1, math.ceil((len(lengths) - 1) / (most - 1)))
     return list(range((len(lengths) - 1) % step, len(lengths), step))

@@ -5,8 +5,10 @@
 #   TORCH=torch==2.13.0  what is installed when there is no torch yet. From PyPI on Linux x86-64 that is a CUDA
 #                        build of several GB; add the --index-url of PyTorch's CPU wheels for a small one
 #   QUICK=1              shortens quickstart: every stage, few steps
+#   JOBS=2               processes that run tests side by side, a file each; most tests keep one core busy
 
 PYTHON ?= python3
+export JOBS ?= 2
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 
@@ -28,7 +30,7 @@ ablation: $(READY)  ## one arm of examples/ablations in short form: shows that i
 	python examples/ablations/run.py run --quick --arm recipe --work build/ablation
 
 test: $(READY)  ## the whole test suite, but for what is slow or needs SLURM
-	python -m pytest -m "not slow and not slurm"
+	python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not slurm"
 
 test-newest: $(READY)  ## engine, layouts, checkpoints and conversion under the newest megatron-core (tests/newest.sh)
 	tests/newest.sh
@@ -37,8 +39,7 @@ test-s3: $(READY)  ## inputs from S3 as moto's server speaks it (tests/object_st
 	tests/object_store.sh
 
 rehearse: $(READY)  ## a step of every example for the cluster that it declares, on this machine
-	@python -m pytest -k "(small and llama) or single_gpu" tests/examples/test_rehearsals.py & first=$$!; \
-	python -m pytest -k "not ((small and llama) or single_gpu)" tests/examples/test_rehearsals.py && wait $$first
+	python -m pytest -n $(JOBS) --dist worksteal tests/examples/test_rehearsals.py
 
 test-slurm: $(READY)  ## the cluster's scripts on a real SLURM of two nodes (tests/slurm/cluster.sh install)
 	REQUIRE_SLURM=1 python -m pytest -m slurm tests/slurm $(PYTEST)

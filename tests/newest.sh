@@ -21,6 +21,6 @@ fi
 OTHER_MEGATRON_CORE=$folder python -m pytest tests/checkpoint/test_crossing.py
 export PYTHONPATH=$folder:$PWD
 python -W ignore -c "import megatron.core as core; assert core.__version__.startswith('$version'), core.__version__"
-python -m pytest -m "not slow and not slurm" tests/engine tests/training/test_layouts.py tests/checkpoint \
-  tests/training/test_resume.py tests/training/test_saving.py tests/training/test_offloaded_optimizer.py \
+python -m pytest -n "${JOBS:-2}" --dist loadfile -m "not slow and not slurm" tests/engine tests/training/test_layouts.py \
+  tests/checkpoint tests/training/test_resume.py tests/training/test_saving.py tests/training/test_offloaded_optimizer.py \
   tests/on_device/test_host_adam.py tests/convert/test_round_trip.py tests/convert/test_layouts.py

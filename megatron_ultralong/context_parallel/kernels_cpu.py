@@ -6,6 +6,8 @@ The kernel takes fp64, fp32, bf16 and fp16, any head dimension and grouped queri
   backward by keys, each band against the rows from its own start on, where the kernel's own causal mask fits;
 - a call costs some tens of microseconds, which is more than a document of a few tokens. Short documents of about one
   length are therefore computed as a batch, padded at their ends, where a causal mask keeps them from being seen.
+
+On a CPU without bf16 matrix instructions (`engine.cpu_products`) bf16 is computed as fp32, and rounded at the end.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from megatron_ultralong.engine import cpu_products
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -31,6 +35,9 @@ def forward(
     q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, causal: bool, scale: float, bounds: tuple[int, ...] | None
 ) -> tuple[Tensor, Tensor]:
     """See `kernels.forward`."""
+    if _is_widened(q_BLNH):
+        out, lse = forward(q_BLNH.float(), k_BLKH.float(), v_BLKH.float(), causal, scale, bounds)
+        return out.bfloat16(), lse
     banded = _BANDED if _may_be_banded(q_BLNH, causal) else range(0)
     if (bounds is None or len(bounds) == 2) and q_BLNH.shape[1] not in banded:
         return _plain(q_BLNH, k_BLKH, v_BLKH, causal, scale)
@@ -64,6 +71,10 @@ def backward(
     bounds: tuple[int, ...] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.backward`."""
+    if _is_widened(q_BLNH):
+        wide = (x.float() for x in (grad_BLNH, q_BLNH, k_BLKH, v_BLKH, out_BLNH))
+        dq, dk, dv = backward(*wide, lse_BLN, causal, scale, bounds)
+        return dq.bfloat16(), dk.bfloat16(), dv.bfloat16()
     inputs = (q_BLNH, k_BLKH, v_BLKH)
     banded = _BANDED_BACKWARD if _may_be_banded(q_BLNH, causal) else range(0)
     if (bounds is None or len(bounds) == 2) and q_BLNH.shape[1] not in banded:
@@ -107,6 +118,10 @@ def _plain_backward(
     gradients = _backward(*(x.transpose(1, 2) for x in (grad, q, k, v, out, lse)), 0.0, causal, scale=scale)
     dq, dk, dv = (x.transpose(1, 2) for x in gradients)
     return dq, dk, dv
+
+
+def _is_widened(q: Tensor) -> bool:
+    return q.dtype is torch.bfloat16 and not cpu_products.has_bf16()
 
 
 def _may_be_banded(q: Tensor, causal: bool) -> bool:

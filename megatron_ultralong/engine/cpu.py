@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from megatron_ultralong.engine import cpu_products
+
 logger = logging.getLogger(__name__)
 
 _CPU = torch.device("cpu")
@@ -98,6 +100,8 @@ def activate() -> None:
     logging.getLogger(mcore.megatron_random.__name__).addFilter(
         lambda record: "CPU RNG state changed" not in record.getMessage()
     )
+    if not cpu_products.has_bf16():
+        cpu_products.widen()
     _mode = _CudaMeansCpu()
     _mode.__enter__()
     logger.info("no GPU in use: megatron-core runs on the CPU, over gloo")

@@ -3,8 +3,8 @@
 oneDNN multiplies bf16 on x86 from AVX-512 on, and on Arm with its bf16 extension. On any other CPU (AVX2: most laptops)
 PyTorch has plain loops instead, which make 0.3 to 8 GFLOP/s of one core where fp32 makes 14 to 33
 (tests/benchmarks/bench_cpu_products.py). There, factors are widened, multiplied in fp32 and the product rounded to bf16
-once, which is what the instructions do too: the same to rounding. It costs fp32 copies of one product's tensors while it
-is made, and some 7 microseconds a product of any dtype.
+once, which is what the instructions do too: the same to rounding. It costs fp32 copies of one product's tensors while
+it is made, and some 7 microseconds a product of any dtype.
 
 aten's own kernels are replaced, so that products inside megatron-core and in backward are widened too.
 """

@@ -49,3 +49,21 @@ def test_plain_blocks_equal_whole_attention():
     found = kernels_plain.backward(grad.detach(), *(x.detach() for x in (q, k, v)), out, lse, True, 0.3, BOUNDS)
     for a, b in zip(found, (q.grad, k.grad, v.grad), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("bounds", [None, BOUNDS])
+def test_bf16_is_rounded_once_where_the_cpu_does_not_multiply_it(monkeypatch, bounds):
+    """Errors are bf16's rounding of the results (2^-8 of them), and of fp32's sums, which is far less."""
+    monkeypatch.setattr(kernels_cpu.cpu_products, "has_bf16", lambda: False)
+    q, k, v, grad = block(600, 600, torch.bfloat16)
+    exact = [x.double() for x in (q, k, v, grad)]
+    out, lse = kernels_cpu.forward(q, k, v, True, 0.3, bounds)
+    wanted = kernels_plain.forward(*exact[:3], True, 0.3, bounds)
+    assert (out.dtype, lse.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(out.double(), wanted[0], rtol=2**-8, atol=1e-5)
+    torch.testing.assert_close(lse.double(), wanted[1], rtol=1e-6, atol=1e-6)
+    ours = kernels_cpu.backward(grad, q, k, v, out, lse, True, 0.3, bounds)
+    plain = kernels_plain.backward(exact[3], *exact[:3], out.double(), lse.double(), True, 0.3, bounds)
+    for a, b in zip(ours, plain, strict=True):
+        assert a.dtype == torch.bfloat16
+        torch.testing.assert_close(a.double(), b, rtol=2**-8, atol=1e-4)

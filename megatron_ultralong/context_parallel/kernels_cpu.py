@@ -72,8 +72,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.backward`."""
     if _is_widened(q_BLNH):
-        wide = (x.float() for x in (grad_BLNH, q_BLNH, k_BLKH, v_BLKH, out_BLNH))
-        dq, dk, dv = backward(*wide, lse_BLN, causal, scale, bounds)
+        grad, q, k, v, out = (x.float() for x in (grad_BLNH, q_BLNH, k_BLKH, v_BLKH, out_BLNH))
+        dq, dk, dv = backward(grad, q, k, v, out, lse_BLN, causal, scale, bounds)
         return dq.bfloat16(), dk.bfloat16(), dv.bfloat16()
     inputs = (q_BLNH, k_BLKH, v_BLKH)
     banded = _BANDED_BACKWARD if _may_be_banded(q_BLNH, causal) else range(0)

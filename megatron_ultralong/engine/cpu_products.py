@@ -61,16 +61,20 @@ def widen() -> None:
     logger.info("This CPU has no bf16 matrix instructions: bf16 products are made in fp32.")
 
 
+def _is_slow(factor: Tensor) -> bool:
+    return factor.dtype is torch.bfloat16 and not has_bf16()
+
+
 def _new(product: Any, keys: Any, *tensors: Tensor, **options: Any) -> Tensor:
     """A product into a tensor of its own."""
-    widened = tensors[-1].dtype is torch.bfloat16
+    widened = _is_slow(tensors[-1])
     found: Tensor = product.call_boxed(keys, *(x.float() if widened else x for x in tensors), **options)
     return found.bfloat16() if widened else found
 
 
 def _written(product: Any, own: Any, keys: Any, *tensors: Tensor, **options: Any) -> Tensor:
     """A product into `out`, or into the first tensor."""
-    if tensors[-1].dtype is not torch.bfloat16:
+    if not _is_slow(tensors[-1]):
         found: Tensor = own.call_boxed(keys, *tensors, **options)
         return found
     target: Tensor = options.pop("out", tensors[0])

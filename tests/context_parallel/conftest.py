@@ -1,4 +1,4 @@
-"""The ranks that the tests of this room share."""
+"""The ranks that the tests of a file share."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import pytest
 from tests.context_parallel.ring_ranks import Ranks
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ranks() -> Iterator[Ranks]:
     with Ranks() as started:
         yield started

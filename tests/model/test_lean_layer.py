@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from megatron_ultralong.config.sections import ParallelConfig
-from megatron_ultralong.engine import device, fused, groups, mcore
+from megatron_ultralong.engine import cpu_products, device, fused, groups, mcore
 from megatron_ultralong.model.build import Fusions
 from megatron_ultralong.planning.flops import causal_pairs
 from megatron_ultralong.rehearsal.following import followed
@@ -148,6 +148,7 @@ def test_tiles_are_not_added_up_in_bf16(process: None) -> None:
 def test_the_most_that_is_held(process: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """In streams of [L, D]: input, attention's output, gradient, keys' and values' gradients (1, with half the heads),
     and of one of four groups queries, keys and values (1/2), as much and 1/4 for gradients, log-sum-exps (1/4)."""
+    monkeypatch.setattr(cpu_products, "has_bf16", lambda: True)  # fp32 copies, where it has none, are no formula's
     monkeypatch.setattr(lean_twins, "LENGTH", 2048)
     monkeypatch.setitem(lean_twins.FAMILIES, "llama", {**LLAMA, "num_hidden_layers": 1, "hidden_size": 64})
     held = {}
@@ -183,7 +184,8 @@ def compare(rank: int, store: str) -> None:
         wanted, exact = whole(model_of("qwen3", **plain), documents), block(model_of("qwen2", **plain), documents)
         for case in cases:
             found = whole(model_of("qwen3", **{**plain, **case}), documents)
-            assert torch.equal(found["loss"], wanted["loss"]), (sizes, case)
+            # Not always the same bytes: a BLAS may sum a product of 7 rows in another order than one of all rows.
+            torch.testing.assert_close(found["loss"], wanted["loss"], rtol=4 * 2**-24, atol=0, msg=str((sizes, case)))
             assert apart(found, wanted) < EXACT[torch.float32], (sizes, case)
             assert apart(block(model_of("qwen2", **{**plain, **case}), documents), exact) < EXACT[torch.float64]
         mcore.parallel_state.destroy_model_parallel()

@@ -236,7 +236,7 @@ class Reader:
         """The pieces that hold a layer: where they are stored, their offsets and sizes without the layer axis."""
         if (key, layer) in self.chunks:
             return self.chunks[key, layer]
-        found = self.chunks[key, layer] = []
+        found = []
         for chunk in self.tensors[key].chunks:
             offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
             index = MetadataIndex(key, chunk.offsets)
@@ -244,6 +244,7 @@ class Reader:
                 found.append((index, offsets, sizes))
             elif offsets[0] <= layer < offsets[0] + sizes[0]:
                 found.append((index, offsets[1:], sizes[1:]))
+        self.chunks[key, layer] = found  # whole: other threads look there
         return found
 
     def _read(

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole way on a laptop: a small Llama from 256 to 8,192 tokens of context, 32x, every stage the one a cluster runs.
 #
-#   bash examples/tiny_cpu/run.sh            under 12 minutes on two cores
+#   bash examples/tiny_cpu/run.sh            under 12 minutes on two cores with AVX-512; with AVX2 more
 #   QUICK=1 bash examples/tiny_cpu/run.sh    every stage, few and short steps: shows that it runs, not that it works
 #
 # Results: build/quickstart/results.json and build/quickstart/report.html.

@@ -100,8 +100,7 @@ def activate() -> None:
     logging.getLogger(mcore.megatron_random.__name__).addFilter(
         lambda record: "CPU RNG state changed" not in record.getMessage()
     )
-    if not cpu_products.has_bf16():
-        cpu_products.widen()
+    cpu_products.ensure_fast()
     _mode = _CudaMeansCpu()
     _mode.__enter__()
     logger.info("no GPU in use: megatron-core runs on the CPU, over gloo")

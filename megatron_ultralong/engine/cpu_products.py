@@ -38,6 +38,12 @@ def has_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def ensure_fast() -> None:
+    """`widen`, where this CPU does not multiply bf16."""
+    if not has_bf16():
+        widen()
+
+
 def widen() -> None:
     """Make every bf16 product of this process on its CPU in fp32 from now on. A second call does nothing."""
     global _library

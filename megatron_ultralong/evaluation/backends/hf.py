@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 
+from megatron_ultralong.engine import cpu_products
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.files import read_json
 
@@ -71,6 +72,8 @@ class LanguageModel:
     def __init__(self, info: ModelInfo, dtype: Dtype = "fp32") -> None:
         self.info = info
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cpu" and dtype == "bf16":
+            cpu_products.ensure_fast()
         self._model = _load(info.folder, _DTYPES[dtype]).to(self.device).eval()
         self._head = self._model.get_output_embeddings()
         words = inspect.signature(self._model.base_model.forward).parameters

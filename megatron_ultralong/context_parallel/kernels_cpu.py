@@ -35,7 +35,7 @@ def forward(
     q_BLNH: Tensor, k_BLKH: Tensor, v_BLKH: Tensor, causal: bool, scale: float, bounds: tuple[int, ...] | None
 ) -> tuple[Tensor, Tensor]:
     """See `kernels.forward`."""
-    if _is_widened(q_BLNH):
+    if cpu_products.is_slow(q_BLNH):
         out, lse = forward(q_BLNH.float(), k_BLKH.float(), v_BLKH.float(), causal, scale, bounds)
         return out.bfloat16(), lse
     banded = _BANDED if _may_be_banded(q_BLNH, causal) else range(0)
@@ -71,7 +71,7 @@ def backward(
     bounds: tuple[int, ...] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.backward`."""
-    if _is_widened(q_BLNH):
+    if cpu_products.is_slow(q_BLNH):
         grad, q, k, v, out = (x.float() for x in (grad_BLNH, q_BLNH, k_BLKH, v_BLKH, out_BLNH))
         dq, dk, dv = backward(grad, q, k, v, out, lse_BLN, causal, scale, bounds)
         return dq.bfloat16(), dk.bfloat16(), dv.bfloat16()
@@ -118,10 +118,6 @@ def _plain_backward(
     gradients = _backward(*(x.transpose(1, 2) for x in (grad, q, k, v, out, lse)), 0.0, causal, scale=scale)
     dq, dk, dv = (x.transpose(1, 2) for x in gradients)
     return dq, dk, dv
-
-
-def _is_widened(q: Tensor) -> bool:
-    return q.dtype is torch.bfloat16 and not cpu_products.has_bf16()
 
 
 def _may_be_banded(q: Tensor, causal: bool) -> bool:

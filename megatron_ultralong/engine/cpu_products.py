@@ -1,7 +1,7 @@
 """bf16 matrix products in fp32, on CPUs that have no instructions for them.
 
 oneDNN multiplies bf16 on x86 from AVX-512 on, and on Arm with its bf16 extension. On any other CPU (AVX2: most laptops)
-PyTorch has plain loops instead, which make 0.3 to 8 GFLOP/s of one core where fp32 makes 14 to 33
+PyTorch has plain loops instead, which make 0.3 to 22 GFLOP/s of one core where fp32 makes 39 to 75
 (tests/benchmarks/bench_cpu_products.py). There, factors are widened, multiplied in fp32 and the product rounded to bf16
 once, which is what the instructions do too: the same to rounding. It costs fp32 copies of one product's tensors while
 it is made, and some 7 microseconds a product of any dtype.
@@ -38,6 +38,11 @@ def has_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def is_slow(x: Tensor) -> bool:
+    """Whether products of such a tensor on this CPU are better made in fp32."""
+    return x.dtype is torch.bfloat16 and not has_bf16()
+
+
 def ensure_fast() -> None:
     """`widen`, where this CPU does not multiply bf16."""
     if not has_bf16():
@@ -51,7 +56,7 @@ def widen() -> None:
         return
     if not hasattr(torch.library, "get_kernel"):
         logger.warning(
-            "This CPU has no bf16 matrix instructions, and PyTorch %s multiplies by plain loops, 10 to 90 times slower "
+            "This CPU has no bf16 matrix instructions, and PyTorch %s multiplies by plain loops, 3 to 150 times slower "
             'than in fp32. Set train.precision to "fp32", or take PyTorch 2.9 or newer.', torch.__version__,
         )  # fmt: skip
         return
@@ -67,20 +72,16 @@ def widen() -> None:
     logger.info("This CPU has no bf16 matrix instructions: bf16 products are made in fp32.")
 
 
-def _is_slow(factor: Tensor) -> bool:
-    return factor.dtype is torch.bfloat16 and not has_bf16()
-
-
 def _new(product: Any, keys: Any, *tensors: Tensor, **options: Any) -> Tensor:
     """A product into a tensor of its own."""
-    widened = _is_slow(tensors[-1])
+    widened = is_slow(tensors[-1])
     found: Tensor = product.call_boxed(keys, *(x.float() if widened else x for x in tensors), **options)
     return found.bfloat16() if widened else found
 
 
 def _written(product: Any, own: Any, keys: Any, *tensors: Tensor, **options: Any) -> Tensor:
     """A product into `out`, or into the first tensor."""
-    if not _is_slow(tensors[-1]):
+    if not is_slow(tensors[-1]):
         found: Tensor = own.call_boxed(keys, *tensors, **options)
         return found
     target: Tensor = options.pop("out", tensors[0])

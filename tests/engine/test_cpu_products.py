@@ -15,6 +15,7 @@ from tests.engine.products import DTYPES, factors, products
 
 ROOT = Path(__file__).parents[2]
 Found = dict[torch.dtype, dict[str, Tensor]]
+replaces = pytest.mark.skipif(not hasattr(torch.library, "get_kernel"), reason="PyTorch before 2.9 replaces nothing")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
     return found
 
 
-@pytest.mark.skipif(not hasattr(torch.library, "get_kernel"), reason="PyTorch before 2.9")
+@replaces
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_widened_products_are_the_same_tensors(made: dict[str, Found], dtype: torch.dtype) -> None:
     """Shapes, strides and dtypes; of every dtype but bf16 also the bytes."""
@@ -41,7 +42,7 @@ def test_widened_products_are_the_same_tensors(made: dict[str, Found], dtype: to
             assert torch.equal(found, wanted), name
 
 
-@pytest.mark.skipif(not hasattr(torch.library, "get_kernel"), reason="PyTorch before 2.9")
+@replaces
 def test_a_widened_product_is_rounded_once(made: dict[str, Found]) -> None:
     """Its error is bf16's rounding of the result (2^-8 of it) and fp32's of the sums, k 2^-24 of the sum of sizes."""
     exact = products(*(x.double() for x in factors(torch.bfloat16)))
@@ -51,6 +52,7 @@ def test_a_widened_product_is_rounded_once(made: dict[str, Found]) -> None:
         assert ((found.double() - exact[name]).abs() <= bound).all(), name
 
 
+@replaces
 def test_products_of_megatron_core_on_this_cpu_are_fast_ones() -> None:
     """Where the CPU has bf16 instructions nothing is replaced; where it has none, products are made in fp32."""
     code = (
@@ -58,8 +60,6 @@ def test_products_of_megatron_core_on_this_cpu_are_fast_ones() -> None:
         "kernel = str(torch.library.get_kernel('aten::mm', 'CPU'))\n"
         "assert ('cpu_products' in kernel) is not cpu_products.has_bf16(), kernel"
     )
-    if not hasattr(torch.library, "get_kernel"):
-        pytest.skip("PyTorch before 2.9")
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 

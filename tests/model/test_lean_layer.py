@@ -184,8 +184,9 @@ def compare(rank: int, store: str) -> None:
         wanted, exact = whole(model_of("qwen3", **plain), documents), block(model_of("qwen2", **plain), documents)
         for case in cases:
             found = whole(model_of("qwen3", **{**plain, **case}), documents)
-            # Not always the same bytes: a BLAS may sum a product of 7 rows in another order than one of all rows.
-            torch.testing.assert_close(found["loss"], wanted["loss"], rtol=4 * 2**-24, atol=0, msg=str((sizes, case)))
+            # By MKL's AVX2 kernels a product of 7 rows is summed in another order than one of all rows.
+            few = 0 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 4 * 2**-24
+            torch.testing.assert_close(found["loss"], wanted["loss"], rtol=few, atol=0, msg=str((sizes, case)))
             assert apart(found, wanted) < EXACT[torch.float32], (sizes, case)
             assert apart(block(model_of("qwen2", **{**plain, **case}), documents), exact) < EXACT[torch.float64]
         mcore.parallel_state.destroy_model_parallel()

@@ -68,9 +68,9 @@ def test_everything_is_measured(output: Path) -> None:
     for row in found["steps"]:
         assert row["loss"] == pytest.approx(math.log(64 / row["tensor"]), abs=0.1)  # ids
         assert row["tokens_per_second"] == pytest.approx(row["tokens"] / row["seconds"])
-        if not cpu_products.has_bf16():
-            continue  # its fp32 copies are no formula's
         for part_of_it, planned in row["bytes_planned"].items():
+            if part_of_it in ("attention", "activations", "peak", "total") and not cpu_products.has_bf16():
+                continue  # fp32 copies of attention's tensors are in them, and are no formula's
             assert row["bytes"][part_of_it] == pytest.approx(planned, rel=0.15), part_of_it
     assert all(row["tokens"] == 128 and row["bound"] == "none beyond 128 is tried" for row in found["longest"])
 

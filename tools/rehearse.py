@@ -57,7 +57,7 @@ _DOCUMENT = (
 )
 _LAYERS = (
     "rehearse so many layers of each pipeline stage; what the others hold is then by planning/memory.py. Without it 2 "
-    "with parallel.head_groups, whose layers take thousands of operators, else all"
+    "with parallel.head_groups or mlp_chunk, whose layers take a great many operators, else all"
 )
 
 

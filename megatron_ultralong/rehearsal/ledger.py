@@ -20,6 +20,7 @@ from megatron_ultralong.training.measured_memory import Storages
 STANDING, KEPT, WORKING = "standing", "kept", "working"
 HOST, HOST_ADAM = "host memory", "Adam on the host"
 GATHERED, RING, SCHEDULE = "gather buffer of sequence parallelism", "ring buffers", "messages between stages"
+_DEVICE = torch.ops.prim.device.default
 PERSISTENT = (GATHERED,)
 """Parts that are made in a step and never freed."""
 
@@ -74,6 +75,11 @@ class Ledger(Storages):
         self.standing: dict[str, int] = {}
         self._fresh: list[int] = []
         self._ended = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DEVICE:  # half of what is dispatched, and makes nothing: answered here, as the fake tensor would
+            return torch.device("meta") if args[0].fake_mode.in_kernel_invocation else args[0].fake_device
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
     def begin(self) -> None:
         """Count the peak and the timeline from here."""

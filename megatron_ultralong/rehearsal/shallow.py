@@ -1,7 +1,8 @@
 """A rehearsal of a few layers of each pipeline stage, and what the others would add, by formula.
 
-A layer does what the one before it did, and lean layers take thousands of operators each, one tile after another. Left
-out are their weights and what they keep, which planning/memory.py gives: a rehearsal differs from it by 2 % or less.
+A layer does what the one before it did, and one that works tile by tile (a lean layer, an MLP in chunks) takes hundreds
+or thousands of operators. Left out are their weights and what they keep, which planning/memory.py gives: a rehearsal
+differs from it by 2 % or less.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from megatron_ultralong.config.stages import layers_of_stages
 from megatron_ultralong.families.defaults import completed
 from megatron_ultralong.planning.memory import predict
 
-OF_LEAN = 2
-"""Layers of a stage that are rehearsed with parallel.head_groups, unless more are asked for."""
+OF_TILED = 2
+"""Layers of a stage that are rehearsed with parallel.head_groups or mlp_chunk, unless more are asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +33,10 @@ class LeftOut:
 
 
 def shallow(config: RunConfig, hf_config: dict[str, Any], layers: int) -> tuple[RunConfig, dict[str, Any]]:
-    """The run with at most `layers` layers in each pipeline stage; 0: `OF_LEAN` of lean layers, else all."""
+    """The run with at most `layers` layers in each pipeline stage; 0: `OF_TILED` of tiled layers, else all."""
     hf_config, parallel = completed(hf_config), config.parallel
-    most = layers or (OF_LEAN if parallel.head_groups else hf_config["num_hidden_layers"])
+    tiled = parallel.head_groups or parallel.mlp_chunk
+    most = layers or (OF_TILED if tiled else hf_config["num_hidden_layers"])
     stages = [min(most, n) for n in layers_of_stages(parallel, hf_config["num_hidden_layers"])]
     ends = ("first_stage_layers", "last_stage_layers", "recompute_layers")
     parallel = dataclasses.replace(parallel, **{name: min(getattr(parallel, name), most) for name in ends})

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import logging
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -121,15 +121,15 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum({storage_of(x): x.untyped_storage().nbytes() for x in tensors}.values())
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Those in an operator's arguments or results."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _tensors(each)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Those among an operator's arguments or results, lists and mappings of them included."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+        elif isinstance(value, dict):
+            yield from _tensors(value.values())
 
 
 class _Gpu:
@@ -181,7 +181,7 @@ class Storages(TorchDispatchMode):
             if storage_of(tensor) not in self.known:
                 self._know(tensor.untyped_storage())  # made before: an operation that returns it again makes nothing
         result = func(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
+        for tensor in _tensors((result,)):
             if storage_of(tensor) not in self.known:
                 self._count(tensor.untyped_storage())
         return result

@@ -1,6 +1,6 @@
 """Every example's training step, rehearsed for the processes that it declares, at full length.
 
-At full depth too, but for lean layers, of which two are and planning/memory.py gives the others.
+At full depth too, but for layers that work tile by tile: two of them are, and planning/memory.py gives the others.
 
 `make rehearse` runs them; in `make test` they are slow, and a process that has run other tests holds more.
 """

@@ -250,6 +250,7 @@ def test_every_field_is_of_a_plain_kind() -> None:
     ("options", "ranks"),
     [
         ("--parallel.context 1 --parallel.head_groups 2 --parallel.recompute full --parallel.offload true", 1),
+        ("--parallel.context 1 --parallel.mlp_chunk 512 --parallel.recompute full --parallel.offload true", 1),
         ("--parallel.pipeline 2 --parallel.context 1 --parallel.recompute selective --parallel.recompute_layers 2", 2),
     ],
 )
@@ -266,9 +267,10 @@ def test_what_layers_that_were_left_out_would_hold_is_added(options: str, ranks:
     assert f"Of 4 layers {few.layers[1]} were rehearsed" in cost(few) and "--layers" not in cost(every)
 
 
-def test_of_lean_layers_two_are_rehearsed_unless_more_are_asked_for() -> None:
-    model, lean = {**LLAMA, "num_hidden_layers": 6}, config_of("--parallel.head_groups 2")
-    assert [shallow(lean, model, n)[1]["num_hidden_layers"] for n in (0, 3, 9)] == [2, 3, 6]
+def test_of_tiled_layers_two_are_rehearsed_unless_more_are_asked_for() -> None:
+    model = {**LLAMA, "num_hidden_layers": 6}
+    for tiled in (config_of("--parallel.head_groups 2"), config_of("--parallel.mlp_chunk 64")):
+        assert [shallow(tiled, model, n)[1]["num_hidden_layers"] for n in (0, 3, 9)] == [2, 3, 6]
     assert shallow(config_of(), model, 0)[1]["num_hidden_layers"] == 6
     uneven = config_of("--parallel.pipeline 2 --parallel.first_stage_layers 1")
     cut, few = shallow(uneven, model, 2)

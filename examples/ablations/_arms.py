@@ -206,6 +206,19 @@ def read_experiment(path: Path) -> Experiment:
     return found
 
 
+def refuse_no_model(base: str, where: str) -> None:
+    """Refuse a base that is no model's folder.
+
+    Raises:
+        UserError: it is none; `where` says what named it.
+    """
+    if not (base and (Path(base) / "config.json").exists()):
+        raise UserError(
+            f"{where} is {base or 'empty'}, where there is no config.json; name a model's folder from the repository's "
+            "root."
+        )
+
+
 def _value(kind: Any, given: Any, where: str) -> Any:
     """`given` as a `kind`, tables and lists all the way down."""
     origin, inside = typing.get_origin(kind), typing.get_args(kind)

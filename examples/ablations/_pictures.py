@@ -6,7 +6,6 @@ the other with the same documents, chats and prompts.
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import math
 import statistics
@@ -40,8 +39,8 @@ def draw_pictures(experiment: Experiment, results: Results, folder: Path) -> lis
             drawn[HEATMAP] = drawn.get(HEATMAP) or _heatmap(experiment, claim, results)
         elif (name := f"ablations_{claim.name[0]}.png") not in drawn:
             pair = (claim.name[0], claim.arm, claim.against)
-            alike = [c.measures for c in experiment.claims if (c.name[0], c.arm, c.against) == pair]
-            drawn[name] = _claim(experiment, dataclasses.replace(claim, measures=sum(alike, ())), results)
+            alike = [c for c in experiment.claims if (c.name[0], c.arm, c.against) == pair]
+            drawn[name] = _claims(experiment, alike, results)
     written = []
     for name, picture in drawn.items():
         if picture:
@@ -72,19 +71,20 @@ def _heatmap(experiment: Experiment, claim: Claim, results: Results) -> bytes | 
     return heatmap_png(grids, dict(zip(grids, (context, target), strict=True)), headline, words)
 
 
-def _claim(experiment: Experiment, claim: Claim, results: Results) -> bytes | None:
-    """At the longest scale needles by length and loss by position, then a panel of leads a measure, over all scales."""
+def _claims(experiment: Experiment, claims: Sequence[Claim], results: Results) -> bytes | None:
+    """Of a pair of arms: needles by length and loss by position at the longest scale, then leads, a panel a measure."""
+    claim, measured = claims[0], [(each, measure) for each in claims for measure in each.measures]
     scales = [scale for scale in claim.scales if by_seed(results, scale, claim.arm, claim.against)]
     if not scales:
         return None
     longest = max(scales, key=lambda scale: experiment.scales[scale].target)
-    columns = 2 + len(claim.measures)
+    columns = 2 + len(measured)
     figure = Figure(figsize=(3.1 * columns, 3.4), dpi=130, facecolor="white", layout="constrained")
     panels = figure.subplots(1, columns)
     _needles(panels[0], longest, dict.fromkeys(("base", claim.arm, claim.against)), results)
     _losses(panels[1], longest, claim, experiment.scales[longest].target, results)
-    for panel, measure in zip(panels[2:], claim.measures, strict=True):
-        _leads(panel, claim, measure, results)
+    for panel, (each, measure) in zip(panels[2:], measured, strict=True):
+        _leads(panel, each, measure, results)
     figure.suptitle(claim.name, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Software": None})
@@ -140,7 +140,7 @@ def _line(axes: Axes, seeds: Sequence[Mapping[int, float]], color: str, label: s
 
 
 def _leads(axes: Axes, claim: Claim, measure: str, results: Results) -> None:
-    """The claim's arm over the other, and over those beside it: a row a scale, a dot a seed."""
+    """The claim's arm over the other, and over those beside it: a row for each of its scales, a dot a seed."""
     rows = [
         (f"{scale} {other}", values, other)
         for scale in claim.scales for other in (claim.against, *claim.beside)

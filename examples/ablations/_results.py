@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from _arms import Experiment, Run
 from _stages import Stage
 
+from megatron_ultralong.engine.cpu_products import has_bf16
+from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.run_folder import read_run
 from megatron_ultralong.files import read_json, write_json
 from megatron_ultralong.provenance import git_commit, versions
@@ -109,6 +111,7 @@ def write_result(
             for stage, record in zip(listed, records, strict=True)
         },
         "versions": versions(),
+        "bf16_instructions": has_bf16(),
         "git_commit": git_commit(),
     })  # fmt: skip
     return measures
@@ -147,7 +150,17 @@ def read_results(folder: Path) -> Rows:
     Raises:
         UserError: a file is no result.
     """
-    return [
-        read_json(path, "a run's result", "delete it, and run.py run makes it again")
-        for path in sorted(folder.glob("*.json"))
-    ]
+    return [read_result(path) for path in sorted(folder.glob("*.json"))]
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A run's file.
+
+    Raises:
+        UserError: it is no result.
+    """
+    mend = "delete it, and run.py run makes it again"
+    found: dict[str, Any] = read_json(path, "a run's result", mend)
+    if found.get("format") != FORMAT or not {"arm", "scale", "seed", "measures", "stages"} <= found.keys():
+        raise UserError(f"{path}: not a run's result of format {FORMAT}; {mend}.")
+    return found

@@ -78,11 +78,14 @@ def verdict(claim: Claim, scale: str, measure: str, results: Sequence[dict[str, 
     """What the seeds that are there say of one measure of a claim."""
     values = leads(results, scale, claim.arm, claim.against, measure)
     row: dict[str, Any] = {"claim": claim.name, "scale": scale, "measure": measure, "above": claim.above}
+    row["pooled"] = claim.pooled
     row |= {"seeds": len(values), "verdict": OPEN, "values": values}
     if claim.pooled and values:
         worst = worst_length(results, scale, claim.arm)
-        said = AGREES if worst["score"] >= claim.above else DISAGREES
-        return row | {"mean": worst["score"], "verdict": said, "more": f"at {worst['length']:,} tokens, seeds together"}
+        said, needles = AGREES if worst["score"] >= claim.above else DISAGREES, worst["needles"]
+        low, high = wilson(worst["score"], needles)
+        row |= {"mean": worst["score"], "low": low, "high": high, "verdict": f"{said}, as found"}
+        return row | {"more": f"at {worst['length']:,} tokens, {needles} needles of all seeds"}
     if len(values) < 2:
         return row | {"more": "at least two seeds are needed"}
     found = interval(values)
@@ -102,12 +105,20 @@ def verdict(claim: Claim, scale: str, measure: str, results: Sequence[dict[str, 
 
 
 def worst_length(results: Sequence[Mapping[str, Any]], scale: str, arm: str) -> dict[str, Any]:
-    """{length, score}: of the lengths of an arm's needle grid, the worst in the mean of all seeds and depths."""
+    """{length, score, needles}: of the lengths of an arm's grid, the worst in all seeds' needles together."""
     columns: dict[int, list[float]] = {}
-    for row in mean_grid([result["needles"] for result in of_arm(results, scale, arm)]):
+    own = of_arm(results, scale, arm)
+    for row in mean_grid([result["needles"] for result in own]):
         columns.setdefault(row["length"], []).append(row["score"])
     score, length = min((statistics.fmean(scores), length) for length, scores in columns.items())
-    return {"length": length, "score": score}
+    return {"length": length, "score": score, "needles": sum(one["scores"][f"needles {length}"][1] for one in own)}
+
+
+def wilson(score: float, n: int) -> tuple[float, float]:
+    """95 % interval of a share of `n` in percent, by Wilson's score."""
+    z, p = 1.959964, score / 100
+    middle, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return tuple(100 * (middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))  # type: ignore[return-value]
 
 
 def leads(results: Sequence[Mapping[str, Any]], scale: str, arm: str, against: str, measure: str) -> list[float]:
@@ -159,7 +170,8 @@ def markdown(experiment: Experiment, results: Sequence[dict[str, Any]]) -> str:
         mean = f"{row['mean']:.3f}" if "mean" in row else "-"
         bounds = f"{mean} | {row['low']:.3f} to {row['high']:.3f}" if "low" in row else f"{mean} | -"
         words.append(
-            f"| {row['claim']} | {row['scale']} | {row['measure']} above {row['above']:g} | {bounds} | {row['seeds']} "
+            f"| {row['claim']} | {row['scale']} | {row['measure']} {'from' if row['pooled'] else 'above'} "
+            f"{row['above']:g} | {bounds} | {row['seeds']} "
             f"| {row['verdict']} | {row['more']} |"
         )
     ran = {result["scale"] for result in results}

@@ -22,17 +22,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from _arms import QUICK, Experiment, Run, read_experiment
+from _arms import QUICK, Experiment, Run, read_experiment, refuse_no_model
 from _base import base_stages
 from _pictures import draw_pictures
-from _results import MEASURES, read_results, write_result
+from _results import MEASURES, Rows, read_result, read_results, write_result
 from _stages import Stage, stages
 from _table import claims_table, core_hours, markdown
 from _work import ROOT, OutOfTimeError, StageFailedError, Work, left
 
 from megatron_ultralong.cli import run_commands
 from megatron_ultralong.errors import UserError, listing
-from megatron_ultralong.files import disk_errors_named, read_json, writable, write_json
+from megatron_ultralong.files import disk_errors_named, writable, write_json
 
 logger = logging.getLogger("ablations")
 HERE = Path("examples/ablations")
@@ -62,11 +62,7 @@ class Chosen:
         """What arms.toml says, with bases that are there."""
         found = read_experiment(self.plan)
         for name, scale in found.scales.items():
-            if not (Path(scale.base) / "config.json").exists():
-                raise UserError(
-                    f"{self.plan}: scales.{name}: base is {scale.base}, where there is no config.json; name a model's "
-                    "folder from the repository's root."
-                )
+            refuse_no_model(scale.base, f"{self.plan}: scales.{name}: base")
         if unknown := [m for claim in found.claims for m in claim.measures if m not in MEASURES]:
             raise UserError(f"{self.plan}: {unknown[0]} is no measure; claims take {listing(MEASURES, 20)}.")
         return found
@@ -100,11 +96,24 @@ class Chosen:
         path = self.result(run)
         if not path.exists():
             return False
-        return list(read_json(path, "a run's result", "delete it")["stages"]) == [s.folder for s in self.stages(run)]
+        return list(read_result(path)["stages"]) == [s.folder for s in self.stages(run)]
+
+    @property
+    def found(self) -> Rows:
+        """Results of the runs that were chosen."""
+        if not self.results_folder.is_dir():
+            raise UserError(f"--results is {self.results_folder}, where there is no folder; run.py run makes it.")
+        names, found = {run.name for run in self.runs}, read_results(self.results_folder)
+        chosen = [one for one in found if Run(one["scale"], one["arm"], one["seed"]).name in names]
+        if len(chosen) < len(found):
+            logger.warning("%d of %d results are of other runs than were chosen", len(found) - len(chosen), len(found))
+        return chosen
 
 
 def show_plan(chosen: Chosen, *, commands: bool = False) -> None:
     """Print the plan: runs in their order, what they are expected to take, and what is done.
+
+    What runs share is counted once, in the first row that needs it; of what is left, in the first that still does.
 
     Args:
         chosen: which runs.
@@ -163,7 +172,7 @@ def go_on(chosen: Chosen, *, hours: float = 0.0) -> None:
         raise UserError(f"{listing(failed)}: failed; mend what is said above and give the command again.")
 
 
-def _refuse_unwritable(folders: Mapping[str, Path], hours: float) -> None:
+def _refuse_unwritable(folders: Mapping[str, Path], hours: float = 0.0) -> None:
     """What a command that writes checks first."""
     if not 0 <= hours < float("inf"):
         raise UserError(f"--hours is {hours:g}; give 0 or more.")
@@ -173,24 +182,25 @@ def _refuse_unwritable(folders: Mapping[str, Path], hours: float) -> None:
 
 
 def show_table(chosen: Chosen, *, form: Literal["markdown", "json"] = "markdown") -> None:
-    """Print means, 95 % intervals by Student's t over seeds, and the verdict on each claim, of all results.
+    """Print means, 95 % intervals by Student's t over seeds, and the verdict on each claim.
 
     Args:
-        chosen: where the results are.
+        chosen: which runs' results.
         form: markdown, as docs/ablations.md has it, or JSON.
     """
-    experiment, found = chosen.experiment, read_results(chosen.results_folder)
+    experiment, found = chosen.experiment, chosen.found
     print(markdown(experiment, found) if form == "markdown" else json.dumps(_said(experiment, found), indent=2))
 
 
 def pictures(chosen: Chosen, *, output: Path = Path("docs")) -> None:
-    """Draw heatmap.png and, for each claim of one arm against another, ablations_LETTER.png from all results.
+    """Draw heatmap.png and, for each claim of one arm against another, ablations_LETTER.png.
 
     Args:
-        chosen: where the results are.
+        chosen: which runs' results.
         output: folder of the pictures.
     """
-    for path in draw_pictures(chosen.experiment, read_results(chosen.results_folder), output):
+    _refuse_unwritable({"--output": output})
+    for path in draw_pictures(chosen.experiment, chosen.found, output):
         print(path)
 
 
@@ -218,7 +228,8 @@ def report(chosen: Chosen, *, output: Path | None = None) -> None:
             folder = state.folder / stage.folder / "run"
             if not folder.is_dir() and stage.name in ("answers", "perplexity"):
                 raise UserError(
-                    f"{folder}: it is gone, and the result of {run.name} alone is left; delete that and run."
+                    f"{folder} is gone, and the result of {run.name} alone is left; delete {chosen.result(run)}, and "
+                    f"run.py run --scale {run.scale} --arm {run.arm} --seed {run.seed} makes both again."
                 )
             if stage.name in ("answers", "perplexity"):
                 words.append(f"{run.arm}={folder}")
@@ -226,7 +237,7 @@ def report(chosen: Chosen, *, output: Path | None = None) -> None:
                 metrics.append(f"{run.arm} {stage.folder[-4:]}={folder / 'metrics.jsonl'}")
     folder = output or state.folder / f"report_{runs[0].scale}_{runs[0].seed}"
     extra = folder.with_suffix(".json")
-    write_json(extra, _said(chosen.experiment, read_results(chosen.results_folder)))
+    write_json(extra, _said(chosen.experiment, read_results(chosen.results_folder)))  # of all seeds
     command = [sys.executable, "tools/evaluate.py", "compare", *words, "--extra", str(extra), "--output", str(folder)]
     os.chdir(ROOT)
     os.execv(sys.executable, [*command, *(["--metrics", *metrics] if metrics else [])])
@@ -255,6 +266,7 @@ def train_base(
     """
     if steps < 1:
         raise UserError(f"--steps is {steps}; give at least 1.")
+    refuse_no_model(base, "--base")
     _refuse_unwritable({"--work": work, "--output": output}, hours)
     state = Work(work, hours)
     listed = base_stages(read_experiment(plan), base, steps, seed, output)

@@ -27,6 +27,7 @@ from _stages import Stage, stages
 from _table import AGREES, DISAGREES, NO_RESULTS, OPEN, interval, markdown, seeds_to_tell, t_quantile, verdict
 from _work import StageFailedError, Work
 from make_arm_data import MAKERS
+from run import Chosen, pictures, show_table, train_base
 
 from megatron_ultralong.data.tokenizer.chat import ChatTokenizer
 from megatron_ultralong.errors import UserError
@@ -238,6 +239,7 @@ def test_pictures_are_of_what_seeds_have_in_common(tmp_path: Path) -> None:
     results = [
         result(arm, seed, long=50.0 + seed, loss_long=2.0, needles_worst_length=45.0)
         | {"scale": scale, "needles": {"4096": "100 90", "8192": f"80 {10 * seed}"}, "perplexity": spans}
+        | {"scores": {"needles 4096": [95.0, 20], "needles 8192": [40.0 + 5 * seed, 20]}}
         for scale, arm, seeds in (("x32", "recipe", (1, 2)), ("x32", "ntk", (2, 3)), ("x32_grid", "best", (1, 2)))
         for seed in seeds
     ]
@@ -253,7 +255,30 @@ def test_pictures_are_of_what_seeds_have_in_common(tmp_path: Path) -> None:
     for above, said in ((47.5, AGREES), (47.6, DISAGREES)):
         claim = Claim("a", "best", ("needles_worst_length",), above, ("x32_grid",), pooled=True)
         row = verdict(claim, "x32_grid", claim.measures[0], results)
-        assert (row["mean"], row["verdict"], row["more"]) == (47.5, said, "at 8,192 tokens, seeds together")
+        assert (row["mean"], row["verdict"]) == (47.5, f"{said}, as found")
+        assert row["more"] == "at 8,192 tokens, 40 needles of all seeds"
+        for bound, sign in ((row["low"], 1), (row["high"], -1)):  # what was found is 1.96 errors of the bound from it
+            assert 47.5 - bound == pytest.approx(sign * 1.959964 * np.sqrt(bound * (100 - bound) / 40))
+
+
+def test_the_table_is_of_the_runs_that_were_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, one in (("a", result("ntk", 1, long=1.0)), ("b", result("ntk", 2, long=2.0))):
+        (tmp_path / f"{name}.json").write_text(json.dumps(one | {"format": 1}))
+    show_table(Chosen(results=tmp_path, scale=("x32",), arm=("ntk",), seed=(2,)))
+    assert "| ntk | 2.0 | 1 |" in capsys.readouterr().out
+
+
+def test_what_is_no_result_no_model_or_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    for command, said in (
+        (lambda: show_table(Chosen(results=tmp_path)), "a.json: not a run's result of format 1; delete it"),
+        (lambda: show_table(Chosen(results=tmp_path / "none")), "none, where there is no folder; run.py run makes it"),
+        (lambda: show_table(Chosen(seed=(99,))), "--seed 99 is not in the plan; it has 1, 2"),
+        (lambda: pictures(Chosen(), output=tmp_path / "a.json"), "--output is .*a.json, where nothing can be written"),
+        (lambda: train_base(base="", output=tmp_path), "--base is empty, where there is no config.json"),
+    ):
+        with pytest.raises(UserError, match=said):
+            command()
 
 
 def test_figures_are_means_over_lengths_and_tasks():

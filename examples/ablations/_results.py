@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 from _arms import Experiment, Run
 from _stages import Stage
 
-from megatron_ultralong.engine.cpu_products import has_bf16
 from megatron_ultralong.errors import UserError
 from megatron_ultralong.evaluation.run_folder import read_run
 from megatron_ultralong.files import read_json, write_json
@@ -85,6 +84,8 @@ def write_result(
     path: Path, experiment: Experiment, run: Run, work: Path, listed: Sequence[Stage], records: Sequence[dict[str, Any]]
 ) -> dict[str, float]:
     """Gather a finished run's figures from the folders of its stages, write them, and return its measures."""
+    from megatron_ultralong.engine.cpu_products import has_bf16  # two seconds of PyTorch, for what ends a run alone
+
     folders = {stage.name: work / stage.folder / "run" for stage in listed}
     answers, perplexity = read_run(folders["answers"]), read_run(folders["perplexity"])
     scale = experiment.scales[run.scale]

@@ -28,6 +28,7 @@ _OWN = ("train", "tune", "export", "answers", "perplexity")  # stages that one m
 _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
          2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042)
 # fmt: on
+_Z975 = 1.959964  # of the normal distribution
 NO_RESULTS = "No results yet: `python examples/ablations/run.py run` makes them."
 
 
@@ -54,7 +55,7 @@ def t_quantile(freedom: int) -> float:
     """The 97.5th percentile of Student's t; beyond 30 degrees of freedom the first terms of its expansion."""
     if freedom <= len(_T975):
         return _T975[freedom - 1]
-    z = 1.959964
+    z = _Z975
     return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
@@ -78,8 +79,7 @@ def verdict(claim: Claim, scale: str, measure: str, results: Sequence[dict[str, 
     """What the seeds that are there say of one measure of a claim."""
     values = leads(results, scale, claim.arm, claim.against, measure)
     row: dict[str, Any] = {"claim": claim.name, "scale": scale, "measure": measure, "above": claim.above}
-    row["pooled"] = claim.pooled
-    row |= {"seeds": len(values), "verdict": OPEN, "values": values}
+    row |= {"pooled": claim.pooled, "seeds": len(values), "verdict": OPEN, "values": values}
     if claim.pooled and values:
         worst = worst_length(results, scale, claim.arm)
         said, needles = AGREES if worst["score"] >= claim.above else DISAGREES, worst["needles"]
@@ -116,7 +116,7 @@ def worst_length(results: Sequence[Mapping[str, Any]], scale: str, arm: str) -> 
 
 def wilson(score: float, n: int) -> tuple[float, float]:
     """95 % interval of a share of `n` in percent, by Wilson's score."""
-    z, p = 1.959964, score / 100
+    z, p = _Z975, score / 100
     middle, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     return tuple(100 * (middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))  # type: ignore[return-value]
 
@@ -171,8 +171,7 @@ def markdown(experiment: Experiment, results: Sequence[dict[str, Any]]) -> str:
         bounds = f"{mean} | {row['low']:.3f} to {row['high']:.3f}" if "low" in row else f"{mean} | -"
         words.append(
             f"| {row['claim']} | {row['scale']} | {row['measure']} {'from' if row['pooled'] else 'above'} "
-            f"{row['above']:g} | {bounds} | {row['seeds']} "
-            f"| {row['verdict']} | {row['more']} |"
+            f"{row['above']:g} | {bounds} | {row['seeds']} | {row['verdict']} | {row['more']} |"
         )
     ran = {result["scale"] for result in results}
     if missing := [scale for scale in dict.fromkeys(block.scale for block in experiment.plan) if scale not in ran]:

@@ -103,8 +103,8 @@ class Chosen:
         """Results of the runs that were chosen."""
         if not self.results_folder.is_dir():
             raise UserError(f"--results is {self.results_folder}, where there is no folder; run.py run makes it.")
-        names, found = {run.name for run in self.runs}, read_results(self.results_folder)
-        chosen = [one for one in found if Run(one["scale"], one["arm"], one["seed"]).name in names]
+        found = read_results(self.results_folder)
+        chosen = [one for one in found if Run(one["scale"], one["arm"], one["seed"]) in self.runs]
         if len(chosen) < len(found):
             logger.warning("%d of %d results are of other runs than were chosen", len(found) - len(chosen), len(found))
         return chosen

@@ -20,9 +20,9 @@ from megatron_ultralong.training.measured_memory import Storages
 STANDING, KEPT, WORKING = "standing", "kept", "working"
 HOST, HOST_ADAM = "host memory", "Adam on the host"
 GATHERED, RING, SCHEDULE = "gather buffer of sequence parallelism", "ring buffers", "messages between stages"
-_DEVICE = torch.ops.prim.device.default
 PERSISTENT = (GATHERED,)
 """Parts that are made in a step and never freed."""
+_DEVICE = torch.ops.prim.device.default
 
 
 @dataclasses.dataclass
